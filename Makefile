@@ -1,0 +1,50 @@
+# Two commands are all that a newcomer needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   ?= out/distill_digits
+
+.PHONY: help demo test lint unit parity bench golden clean
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+$(STAMP): constraints.txt pyproject.toml
+	@echo "==> Setting up $(VENV) with everything that constraints.txt pins (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else f"loss-balancers needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Run: make PYTHON=python3.11 ...")'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## distil a real model in PyTorch and in JAX with the same balancer, and show that they agree
+	@echo "==> Distilling the digits classifier in both frameworks"
+	@$(BIN)/python examples/distill_digits.py --out $(DEMO)
+	@echo "==> Running the golden vectors on every lane of this machine"
+	@$(BIN)/loss-balancers parity
+
+test: lint unit ## lint, types and every test
+
+lint: $(STAMP) ## ruff and pyright
+	@echo "==> ruff and pyright"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+unit: $(STAMP) ## every test
+	@echo "==> Running every test"
+	@$(BIN)/python -m pytest -n 2 --dist loadscope
+
+parity: $(STAMP) ## the golden vectors on every lane of this machine
+	@$(BIN)/loss-balancers parity
+
+bench: $(STAMP) ## forward and backward against ModelOpt's balancer
+	@$(BIN)/python benchmarks/against_modelopt.py
+
+golden: $(STAMP) ## write the golden vectors again, from the exact reference
+	@$(BIN)/python -m loss_balancers.spec.golden
+
+clean: ## remove the environment and what was made
+	rm -rf $(VENV) out dist

@@ -1,0 +1,96 @@
+"""The interface of all balancers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from loss_balancers import spec
+from loss_balancers.jax.functional import check_losses
+
+
+class DistillationLossBalancer(nnx.Module):
+    """Turns the losses of a distillation step into the one loss that is trained on.
+
+    Subclass it to write a balancer of your own: implement ``__call__``, and let :meth:`canonical` handle names, order,
+    checks and the student's reduction. The interface is that of ``modelopt.torch.distill.loss_balancers``.
+
+    State:
+        None of its own. No variables; ``nnx.state()`` is empty.
+
+    Raises:
+        TypeError: Instantiated itself, or a subclass without ``__call__``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from loss_balancers.jax import DistillationLossBalancer, functional
+        >>> class MeanLossBalancer(DistillationLossBalancer):
+        ...     def __call__(self, loss):
+        ...         losses = self.canonical(loss)
+        ...         return functional.weighted_sum(list(losses.values()), [1 / len(losses)] * len(losses))
+        >>> MeanLossBalancer()({"student_loss": jnp.float32(1.0), "MSELoss_0": jnp.float32(2.0)})
+        Array(1.5, dtype=float32)
+    """
+
+    def __init__(self) -> None:
+        self._student_loss_reduction_fn: Callable[[Any], Array] | None = None
+
+    def set_student_loss_reduction_fn(self, student_loss_reduction_fn: Callable[[Any], Array] | None) -> None:
+        """Sets what is applied to the student loss, and to nothing else, before balancing.
+
+        Args:
+            student_loss_reduction_fn: From the student loss, whatever it is, to an array shaped like the KD losses. None removes it.
+
+        Raises:
+            TypeError: It is neither callable nor None.
+        """
+        spec.check_reduction_fn(student_loss_reduction_fn)
+        self._student_loss_reduction_fn = student_loss_reduction_fn
+
+    @abstractmethod
+    def __call__(self, loss: Mapping[str, Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
+
+    def canonical(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+        """The losses as a balancer wants them: checked, the student's reduced, in canonical order, the student last.
+
+        KD losses come by ascending ``idx`` if all names end in a distinct ``_{idx}``, else by name. ``loss`` is not changed.
+
+        Args:
+            loss: The mapping that ``__call__`` was given.
+
+        Returns:
+            A new dict from name to loss.
+
+        Raises:
+            TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point array.
+            ValueError: There is no KD loss, or shapes differ.
+        """
+        spec.check_mapping(loss)
+        names = spec.canonical_order(tuple(loss))
+        losses = {name: loss[name] for name in names}
+        if self._student_loss_reduction_fn is not None and spec.STUDENT_LOSS_KEY in losses:
+            losses[spec.STUDENT_LOSS_KEY] = self._student_loss_reduction_fn(losses[spec.STUDENT_LOSS_KEY])
+        return check_losses(losses)
+
+
+class WarnedOnce:
+    """Whether an instance has warned, kept out of what JAX compares.
+
+    All are equal and hash alike: two balancers with equal weights share a compilation, and to set the flag while tracing
+    asks for no second trace. `nnx.split` and `nnx.merge` hand on the object itself, so a copy made for a trace shares it.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WarnedOnce)
+
+    def __hash__(self) -> int:
+        return hash(WarnedOnce)

@@ -1,0 +1,110 @@
+"""The one numeric primitive, for those who write their own balancers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from loss_balancers import spec
+from loss_balancers.jax.rounding import compute_dtype, keep, narrow, widen
+from loss_balancers.spec import errors
+
+FORMATS = {jnp.dtype(fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
+
+
+def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[float], *, dtype: Any = None) -> Float[Array, "*shape"]:
+    """The weighted sum of losses, with the same bits in both frameworks, eager or compiled.
+
+    Use it to write a balancer of your own; :class:`~loss_balancers.jax.StaticLossBalancer` is this and a weight per name.
+    With w_i rounded to the compute format: ``p_i = keep(RN(w_i * x_i))``, ``s = RN(RN(p_0 + p_1) + ...)`` in the order given,
+    result ``RN(keep(s))``. ``keep`` is +0 at and below the smallest normal number.
+
+    Args:
+        terms: At least one array, all of one shape.
+        weights: As many finite numbers, on the host. They are constants: no gradient reaches them.
+        dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
+
+    Shape:
+        Each term ``(*shape)``, often ``()``; the result too.
+
+    Dtype:
+        bfloat16, float16, float32, float64. Computed in float64 if a term or ``dtype`` is float64, else in float32.
+
+    Returns:
+        The sum. Its gradient to a term is ``keep(RN(w_i * g))`` in the term's dtype, to any order, forward and reverse.
+
+    Raises:
+        TypeError: A term is no floating-point array, a weight no real number, or ``dtype`` not supported.
+        ValueError: No terms, not as many weights, a weight that is not finite, or shapes that differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from loss_balancers.jax.functional import weighted_sum
+        >>> weighted_sum([jnp.float32(2.0), jnp.float32(4.0)], [0.25, 0.75])
+        Array(3.5, dtype=float32)
+
+    Reference:
+        docs/spec/2-arithmetic.md, A1 to A8.
+    """
+    checked = spec.finite_weights(weights, len(terms))
+    terms = list(check_losses({f"terms[{i}]": x for i, x in enumerate(terms)}).values())
+    if dtype is not None and jnp.dtype(dtype) not in FORMATS:
+        raise errors.dtype_not_supported(str(jnp.dtype(dtype)))
+    return sum_terms(terms, checked, dtype)
+
+
+def check_losses(losses: dict[str, Any]) -> dict[str, Array]:
+    """The losses as JAX arrays. Refuses what is no floating-point array, and shapes that differ (spec E5, E6)."""
+    # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.
+    arrays = {name: jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for name, x in losses.items()}
+    first = next(iter(arrays.values()))
+    for x in arrays.values():
+        if not (isinstance(x, Array) and x.dtype in FORMATS and x.shape == first.shape):
+            raise spec.bad_losses({name: _describe(loss) for name, loss in arrays.items()})
+    return arrays
+
+
+def _describe(loss: object) -> spec.LossInfo:
+    if not isinstance(loss, Array):
+        return spec.LossInfo(type(loss).__name__, is_loss=False)
+    kind = f"an array of {loss.dtype}"
+    return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape))
+
+
+def sum_terms(terms: Sequence[Array], weights: tuple[float, ...], dtype: Any = None) -> Array:
+    """`weighted_sum` without its checks."""
+    dtypes = [x.dtype for x in terms]
+    dtype = dtype or common_dtype(dtypes)
+    compute = compute_dtype(dtype, *dtypes)
+    return _total(terms, _rounded(weights, FORMATS[compute]), compute, jnp.dtype(dtype))
+
+
+def common_dtype(dtypes: Sequence[Any]) -> Any:
+    """The dtype of the aggregate of losses of these dtypes (spec A2)."""
+    if all(dtype == dtypes[0] for dtype in dtypes):
+        return dtypes[0]
+    return compute_dtype(*dtypes)
+
+
+@lru_cache(maxsize=1024)
+def _rounded(weights: tuple[float, ...], compute: str) -> tuple[float, ...]:
+    return tuple(spec.round_weight(weight, compute) for weight in weights)
+
+
+# Jitted, so that an eager call is one dispatch; inlined into the graph of a caller that is jitted itself.
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _total(terms: Sequence[Array], weights: tuple[float, ...], compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
+    """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7)."""
+    # One scalar operation a term, not a stack: on TPU that compiles to a plain chain, without lane rotations.
+    products = [keep(widen(x, compute) * compute.type(w)) for w, x in zip(weights, terms, strict=True)]
+    s = products[0]
+    for p in products[1:]:
+        s = s + p
+    return narrow(keep(s), dtype)

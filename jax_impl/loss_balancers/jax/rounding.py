@@ -1,0 +1,98 @@
+"""Widening to the compute format, `keep`, and rounding to a narrow format: the steps between two float operations.
+
+All three are one primitive, `round`, declared linear: its tangent is itself on the tangent, its transpose itself on the
+cotangent, back to the dtype it came from. So the weighted sum, written in plain operations, is differentiated into
+the spec's gradient, and the derivative of `keep` (zero at a zero loss) appears nowhere. `jax.custom_jvp` cannot say this: its
+tangent must be made of operations that JAX can transpose, and a select on the tangent is none.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+TINY = {np.dtype(np.float32): np.finfo(np.float32).tiny, np.dtype(np.float64): np.finfo(np.float64).tiny}
+
+
+def compute_dtype(*dtypes: Any) -> np.dtype[Any]:
+    """float64 if any of the dtypes is, else float32 (spec A1)."""
+    return np.dtype(np.float64) if np.dtype(np.float64) in dtypes else np.dtype(np.float32)
+
+
+def keep(x: Array) -> Array:
+    """+0 where ``|x|`` is at most the smallest normal, else ``x`` (spec A4): flush to zero, and rounding barrier.
+
+    The barrier is the select: no compiler may contract a multiply and an add through it.
+    """
+    return _bind(x, x.dtype)
+
+
+def widen(x: Array, dtype: np.dtype[Any]) -> Array:
+    """``x`` flushed (float16 in float32, where none of its values is subnormal), then exactly in the compute format (spec A3)."""
+    return _bind(x, dtype)
+
+
+def narrow(x: Array, dtype: np.dtype[Any]) -> Array:
+    """``x`` rounded to ``dtype`` (spec A7): through float32, flushed there, unless it stays in float64."""
+    return _bind(x, dtype)
+
+
+def _bind(x: Array, dtype: Any) -> Array:
+    return cast(Array, round_p.bind(x, dtype=np.dtype(dtype)))
+
+
+def _round(x: Array, *, dtype: np.dtype[Any]) -> Array:
+    """What the primitive computes: a conversion between formats, flushed on the way. Written out as in the torch twin."""
+    if x.dtype not in TINY:
+        x = _representable(x.astype(np.float32), x.dtype)
+    x = _flush(x)
+    if dtype in (np.float64, x.dtype):
+        return x.astype(dtype)
+    if x.dtype == np.float64:
+        x = _flush(x.astype(np.float32))
+    return x if dtype == np.float32 else _representable(x, dtype).astype(dtype)
+
+
+def _flush(x: Array) -> Array:
+    return jnp.where(jnp.abs(x) <= TINY[x.dtype], jnp.zeros((), x.dtype), x)
+
+
+def _representable(x: Array, dtype: np.dtype[Any]) -> Array:
+    """float32 ``x`` rounded to a value of bfloat16 or float16, still as float32.
+
+    XLA may elide a conversion and the one back (`xla_allow_excess_precision`), so that a jitted function would read, hand
+    on and differentiate values that the narrow format does not hold. What is already representable it cannot change.
+    """
+    if dtype == jnp.bfloat16:
+        return lax.reduce_precision(x, 8, 7)
+    # Not reduce_precision: it flushes subnormal float16 (JAX 0.10).
+    rounded = _drop_bits(lax.bitcast_convert_type(x, np.int32), 13)
+    rounded = jnp.where(jnp.abs(x) < 2.0**-14, lax.round(x * 2.0**24, lax.RoundingMethod.TO_NEAREST_EVEN) * 2.0**-24, rounded)
+    rounded = jnp.where(jnp.abs(x) >= 65520.0, x * jnp.inf, rounded)
+    return jnp.where(x == x, rounded, x)  # NaN stays  # noqa: PLR0124
+
+
+def _drop_bits(bits: Array, count: int) -> Array:
+    """Rounds float32 bits to nearest even, ``count`` bits shorter; a carry into the exponent is what it should be."""
+    half = (1 << (count - 1)) - 1
+    return lax.bitcast_convert_type((bits + half + ((bits >> count) & 1)) & -(1 << count), np.float32)
+
+
+def _transpose(ct: Any, x: Any, *, dtype: np.dtype[Any]) -> list[Any]:
+    del dtype
+    return [_bind(ct, x.aval.dtype)]
+
+
+round_p = Primitive("loss_balancers_round")
+round_p.def_impl(partial(jax.jit, static_argnames="dtype")(_round))
+round_p.def_abstract_eval(lambda x, *, dtype: x.update(dtype=dtype, weak_type=False))
+mlir.register_lowering(round_p, mlir.lower_fun(_round, multiple_results=False))
+ad.deflinear2(round_p, _transpose)
+batching.defvectorized(round_p)

@@ -1,0 +1,110 @@
+"""`StaticLossBalancer`: fixed weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax import Array
+from jaxtyping import Float
+
+from loss_balancers import spec
+from loss_balancers.jax.base import DistillationLossBalancer, WarnedOnce
+from loss_balancers.jax.functional import common_dtype, sum_terms
+from loss_balancers.jax.rounding import compute_dtype
+
+
+class StaticLossBalancer(DistillationLossBalancer):
+    """Balances KD losses and student loss with fixed weights.
+
+    The first choice where the scales of the losses are known. With a number w: ``w * sum(KD losses) + (1 - w) * student``. With
+    a weight per KD loss: ``sum(w_i * KD_i) + (1 - sum(w)) * student``.
+
+    Args:
+        kd_loss_weight: A number; a sequence, one weight per KD loss in canonical order (ascending ``idx``); or a mapping from
+            name to weight, which may name ``student_loss`` if all then sum to 1. Each weight is in [0, 1] and their sum at
+            most 1. Default 0.5, as in ModelOpt.
+
+    Shape:
+        Losses of any one shape ``(*shape)``, scalars mostly; the aggregate has it too.
+
+    Dtype:
+        bfloat16, float16, float32, float64 and mixtures; the aggregate has their common type. Computed in float32, in float64
+        if a loss is float64.
+
+    State:
+        None. No variables; ``nnx.state()`` is empty. The weights are static: balancers with equal weights share a compilation.
+
+    Raises:
+        TypeError: A weight is no real number, or ``kd_loss_weight`` none of the three forms. At a call: see `canonical`.
+        ValueError: A weight or their sum is out of bounds, or there is none. At a call: weights and KD losses do not match.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from loss_balancers.jax import StaticLossBalancer
+        >>> balancer = StaticLossBalancer([0.25, 0.5])
+        >>> balancer({"student_loss": jnp.float32(4.0), "KLDivLoss_1": jnp.float32(2.0), "MSELoss_0": jnp.float32(8.0)})
+        Array(4., dtype=float32)
+
+    Reference:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, section 2 (a weighted
+        average of two objectives); the interface is that of NVIDIA ModelOpt, ``modelopt.torch.distill.loss_balancers``.
+
+    Deviations:
+        From ModelOpt: any number of KD losses with one weight, weights by name, no negative weights, canonical order instead of
+        the dict's, errors in words, a warning at the first call that drops the student's weight and not at construction.
+    """
+
+    def __init__(self, kd_loss_weight: float | Sequence[float] | Mapping[str, float] = 0.5) -> None:
+        super().__init__()
+        self._settings = spec.StaticLossBalancerSettings(kd_loss_weight)
+        self._warned = WarnedOnce()
+
+    @property
+    def kd_loss_weight(self) -> Any:
+        """The weights as given, a copy."""
+        return self._settings.as_given
+
+    @property
+    def student_loss_weight(self) -> float:
+        """The weight of the student loss: what the KD weights leave of 1."""
+        return self._settings.student_loss_weight
+
+    def __call__(self, loss: Mapping[str, Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
+        losses = self.canonical(loss)
+        plan = self._plan(tuple(losses))
+        if plan.dropped:
+            self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
+        terms = list(losses.values())
+        weights = plan.weights
+        dtype = common_dtype([x.dtype for x in terms])
+        if plan.kd_summed_first:
+            kd = plan.kd_count
+            kd_sum = sum_terms(terms[:kd], (1.0,) * kd, compute_dtype(dtype))
+            terms = [kd_sum, *terms[kd:]]
+            weights = weights[kd - 1 :]
+        return sum_terms(terms, weights, dtype)
+
+    def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
+        """The weight that ``__call__`` would apply to each loss, in canonical order. Changes no state.
+
+        Raises:
+            TypeError: ``loss`` is no mapping, or a name no string.
+            ValueError: There is no KD loss, or weights and KD losses do not match.
+        """
+        spec.check_mapping(loss)
+        plan = self._plan(spec.canonical_order(tuple(loss)))
+        return dict(zip(plan.names, plan.weights, strict=True))
+
+    def __repr__(self) -> str:
+        return f"StaticLossBalancer(kd_loss_weight={self.kd_loss_weight})"
+
+    def _plan(self, names: tuple[str, ...]) -> spec.Plan:
+        return spec.static_plan(self._settings, names)
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned.done:
+            self._warned.done = True
+            warnings.warn(message, UserWarning, stacklevel=4)

@@ -1,0 +1,64 @@
+"""The checks of a call that need no framework."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loss_balancers.spec import errors
+
+
+def check_mapping(loss: Any) -> None:
+    """Refuses losses that are no mapping (spec E1).
+
+    Raises:
+        TypeError: ``loss`` is none.
+    """
+    if not isinstance(loss, Mapping):
+        raise errors.not_a_mapping(type(loss).__name__)
+
+
+def real_number(value: Any, where: str) -> float:
+    """``value`` as a float.
+
+    Raises:
+        TypeError: it is no real number; a bool is none.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
+        raise errors.weight_type(where, value)
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond float64: out of every bound
+        return math.copysign(math.inf, value)
+
+
+def finite_weights(weights: Sequence[Any], terms: int) -> tuple[float, ...]:
+    """The weights of ``functional.weighted_sum`` as floats (spec E9).
+
+    Raises:
+        TypeError: a weight is no real number.
+        ValueError: there are no terms, not as many weights as terms, or a weight is not finite.
+    """
+    if terms == 0:
+        raise errors.no_terms()
+    if len(weights) != terms:
+        raise errors.terms_and_weights(terms, len(weights))
+    checked = tuple(real_number(weight, f"weights[{i}]") for i, weight in enumerate(weights))
+    for i, weight in enumerate(checked):
+        if not math.isfinite(weight):
+            raise errors.weight_not_finite(f"weights[{i}]", weights[i])
+    return checked
+
+
+def check_reduction_fn(fn: Any) -> None:
+    """Refuses a student loss reduction that is neither callable nor None.
+
+    Raises:
+        TypeError: ``fn`` is neither.
+    """
+    if fn is not None and not callable(fn):
+        raise errors.reduction_fn_type(fn)

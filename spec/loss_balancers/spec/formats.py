@@ -1,0 +1,85 @@
+"""The four floating-point formats, and exact rounding into each of them.
+
+A value of any of the formats is held as a Python ``float``: float64 represents every one of them exactly. Rounding takes
+an exact ``Fraction`` and is written out in integers, so that it depends on no library's and no processor's idea of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Literal, NamedTuple, cast
+
+FormatName = Literal["bf16", "f16", "f32", "f64"]
+
+
+class Format(NamedTuple):
+    """A binary floating-point format: ``precision`` significant bits, exponents ``min_exponent`` to ``max_exponent``."""
+
+    name: FormatName
+    dtype: str
+    precision: int
+    min_exponent: int
+    max_exponent: int
+
+    @property
+    def tiny(self) -> float:
+        """The smallest positive normal number."""
+        return math.ldexp(1.0, self.min_exponent)
+
+
+FORMATS: dict[FormatName, Format] = {
+    "bf16": Format("bf16", "bfloat16", 8, -126, 127),
+    "f16": Format("f16", "float16", 11, -14, 15),
+    "f32": Format("f32", "float32", 24, -126, 127),
+    "f64": Format("f64", "float64", 53, -1022, 1023),
+}
+
+#: dtype name, as NumPy, torch and JAX spell it, to format name.
+FORMAT_OF_DTYPE: dict[str, FormatName] = {f.dtype: f.name for f in FORMATS.values()}
+
+
+def compute_format(formats: Iterable[str]) -> FormatName:
+    """The format that losses of these formats are balanced in: f64 if any of them is, else f32 (spec A1)."""
+    return "f64" if "f64" in set(formats) else "f32"
+
+
+def result_format(formats: Iterable[str]) -> FormatName:
+    """The format of the aggregate: the common type of the losses; bf16 with f16 gives f32 (spec A2)."""
+    distinct = set(formats)
+    if len(distinct) == 1:
+        return cast(FormatName, distinct.pop())
+    return compute_format(distinct)
+
+
+def round_to(value: Fraction, name: str) -> float:
+    """``value`` rounded to nearest, ties to even, with gradual underflow and overflow to infinity (IEEE 754)."""
+    fmt = FORMATS[cast(FormatName, name)]
+    magnitude = abs(value)
+    if magnitude == 0:
+        return 0.0
+    exponent = _floor_log2(magnitude)
+    # The spacing of the format's numbers around value; below the normal range it stops shrinking.
+    ulp_exponent = max(exponent, fmt.min_exponent) - (fmt.precision - 1)
+    count = round(magnitude * Fraction(2) ** -ulp_exponent)  # Python rounds a Fraction half to even
+    if count * Fraction(2) ** ulp_exponent >= Fraction(2) ** (fmt.max_exponent + 1):
+        rounded = math.inf
+    else:
+        rounded = math.ldexp(count, ulp_exponent)
+    return -rounded if value < 0 else rounded
+
+
+def _floor_log2(value: Fraction) -> int:
+    estimate = value.numerator.bit_length() - value.denominator.bit_length()
+    return estimate if Fraction(2) ** estimate <= value else estimate - 1
+
+
+def flush(value: float, name: str) -> float:
+    """``keep`` of the spec (A4): +0 where ``|value|`` is at most the smallest normal of the format, else ``value``."""
+    return 0.0 if abs(value) <= FORMATS[cast(FormatName, name)].tiny else value
+
+
+def round_weight(weight: float, name: str) -> float:
+    """A weight as the arithmetic uses it: rounded to the compute format and flushed (spec A3)."""
+    return flush(round_to(Fraction(weight), name), name)

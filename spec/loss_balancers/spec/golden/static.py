@@ -1,0 +1,142 @@
+"""Draws the inputs of the golden vectors of `StaticLossBalancer` and has the exact reference answer them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from fractions import Fraction
+from typing import Any
+
+from loss_balancers.spec.formats import FORMATS, result_format, round_to
+from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
+from loss_balancers.spec.static import StaticLossBalancerSettings, static_plan, static_reference
+
+SEED = 20_240_601
+FORMAT_SETS = {
+    "bf16": ["bf16"],
+    "f16": ["f16"],
+    "f32": ["f32"],
+    "f64": ["f64"],
+    "mixed": ["f32", "bf16"],
+    "mixed-narrow": ["bf16", "f16"],
+    "mixed-wide": ["f64", "f32", "bf16", "f16"],
+}
+KINDS = ("MSELoss", "KLDivLoss", "CosineEmbeddingLoss", "LogitsDistillationLoss")
+
+
+def static_vectors() -> str:
+    """The whole file as text, the same on every machine."""
+    rng = random.Random(SEED)
+    groups = [
+        _group(rng, f"{form}-{label}", settings, names, label, formats)
+        for label, formats in FORMAT_SETS.items()
+        for form, settings, names in _forms(rng)
+        if not label.startswith("mixed-") or form in ("number-3", "sequence-2", "sequence-12")
+    ]
+    return json.dumps({"schema": 1, "balancer": "StaticLossBalancer", "groups": groups}, indent=0) + "\n"
+
+
+def _forms(rng: random.Random) -> list[tuple[str, Any, list[str]]]:
+    student = [STUDENT_LOSS_KEY]
+    many = [rng.randrange(1, 1000) for _ in range(13)]
+    return [
+        ("number-1", 0.3, [*_indexed(1), *student]),
+        ("number-1-alone", 1.0, _indexed(1)),
+        ("number-3", 0.6, [*_indexed(3), *student]),
+        ("number-8-dropped", 0.5, _indexed(8)),
+        ("sequence-2", [0.5, 0.25], [*_indexed(2), *student]),
+        ("sequence-2-dropped", [0.7, 0.2], _indexed(2)),
+        (
+            "mapping-3",
+            {"soft targets": 0.1, "Attention": 0.25, "hidden": 0.35},
+            ["hidden", "soft targets", "Attention", *student],
+        ),
+        ("mapping-student", {"KL_3": 0.45, "MSE_11": 0.05, STUDENT_LOSS_KEY: 0.5}, ["MSE_11", "KL_3", *student]),
+        ("sequence-12", [weight / sum(many) for weight in many[:12]], [*_indexed(12), *student]),
+        ("sequence-40", [1 / 41] * 40, [*_indexed(40), *student]),
+    ]
+
+
+def _indexed(count: int) -> list[str]:
+    return [f"{KINDS[i % len(KINDS)]}_{i}" for i in range(count)]
+
+
+def _group(
+    rng: random.Random, group_id: str, kd_loss_weight: Any, names: list[str], label: str, format_set: list[str]
+) -> dict[str, Any]:
+    formats = {name: format_set[i % len(format_set)] for i, name in enumerate(names)}
+    given = rng.sample(names, len(names))  # the order that the caller's dict has
+    settings = StaticLossBalancerSettings(kd_loss_weight)
+    result = result_format(formats.values())
+    plan = static_plan(settings, canonical_order(tuple(names)))
+    vectors = []
+    for values in _rows(rng, names, formats):
+        cotangent = _cotangent(rng, len(vectors), result)
+        losses = {name: (formats[name], values[name]) for name in given}
+        aggregate, gradients = static_reference(settings, losses, cotangent)
+        vectors.append(
+            {
+                "losses": {name: values[name].hex() for name in given},
+                "cotangent": cotangent.hex(),
+                "aggregate": aggregate.hex(),
+                "gradients": {name: gradient.hex() for name, gradient in gradients.items()},
+            }
+        )
+    return {
+        "id": group_id,
+        "settings": {"kd_loss_weight": kd_loss_weight},
+        "label": label.split("-", maxsplit=1)[0],
+        "formats": {name: formats[name] for name in given},
+        "result": result,
+        "weights": {name: weight.hex() for name, weight in zip(plan.names, plan.weights, strict=True)},
+        "vectors": vectors,
+    }
+
+
+def _cotangent(rng: random.Random, index: int, result: str) -> float:
+    """1 as `backward()` has it, a loss scale, one whose products underflow, and draws."""
+    special = (1.0, 1024.0, FORMATS[result].tiny * 2, -1.0)  # type: ignore[index]
+    return special[index] if index < len(special) else _draw(rng, result, -6, 6)
+
+
+def _rows(rng: random.Random, names: list[str], formats: dict[str, str]) -> list[dict[str, float]]:
+    """Every hard input once, then draws."""
+
+    def all_of(make: Any) -> dict[str, float]:
+        return {name: make(FORMATS[formats[name]], i) for i, name in enumerate(names)}  # type: ignore[index]
+
+    def one(value: float) -> dict[str, float]:
+        row = all_of(lambda fmt, i: _draw(rng, fmt.name, -2, 2))
+        row[rng.choice(names)] = value
+        return row
+
+    def fit(value: Fraction | float, fmt: Any) -> float:
+        return round_to(Fraction(value), fmt.name)
+
+    rows = [
+        all_of(lambda fmt, i: 0.0),
+        all_of(lambda fmt, i: -0.0),
+        one(math.inf),
+        one(math.nan),
+        all_of(lambda fmt, i: math.inf if i % 2 else -math.inf),  # inf - inf
+        all_of(lambda fmt, i: fit(Fraction(fmt.tiny) * (i % 7 + 1) * Fraction(3, 4), fmt)),  # products below and above tiny
+        all_of(lambda fmt, i: fit(Fraction(fmt.tiny) * Fraction(i % 5 + 1, 8), fmt)),  # subnormal losses
+        all_of(lambda fmt, i: fit(Fraction(fmt.tiny) * 2 * (1 + (i % 2) * Fraction(2) ** (1 - fmt.precision)), fmt)),
+        all_of(lambda fmt, i: _largest(fmt)),  # overflow in the sum, or at the final rounding
+        all_of(lambda fmt, i: fit(1 + (i % 2) * Fraction(2) ** (1 - fmt.precision), fmt)),  # ties
+        all_of(lambda fmt, i: fit(2 if i == 0 else Fraction(2) ** (1 - fmt.precision) * (2 * i - 1), fmt)),  # ties in the sum
+        all_of(lambda fmt, i: _draw(rng, fmt.name, 0, 0) * (-1) ** i),  # cancellation
+    ]
+    rows += [all_of(lambda fmt, i: _draw(rng, fmt.name, -3, 3)) for _ in range(4)]
+    rows += [all_of(lambda fmt, i: _draw(rng, fmt.name, -14, 14) * rng.choice((1, -1))) for _ in range(2)]
+    return rows
+
+
+def _draw(rng: random.Random, fmt: str, low: int, high: int) -> float:
+    """A positive number of the format with a random significand and an exponent from ``low`` to ``high``."""
+    return round_to((1 + Fraction(rng.getrandbits(53), 2**53)) * Fraction(2) ** rng.randint(low, high), fmt)
+
+
+def _largest(fmt: Any) -> float:
+    return math.ldexp(2 - 2.0 ** (1 - fmt.precision), fmt.max_exponent)

@@ -1,0 +1,229 @@
+"""`StaticLossBalancer`: its settings, the plan of a call, and the reference step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from loss_balancers.spec import arithmetic, errors
+from loss_balancers.spec.checks import check_mapping, real_number
+from loss_balancers.spec.formats import compute_format, result_format
+from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
+
+#: How far a sum of weights may be from 1 and still count as 1 (float64 sums of decimal weights seldom hit it exactly).
+SUM_TOLERANCE = 1e-9
+
+KDLossWeight = float | Sequence[float] | Mapping[str, float]
+
+
+class Plan(NamedTuple):
+    """What a call applies: ``weights`` to the losses named ``names``, in canonical order, the student last.
+
+    ``kd_summed_first`` says that the KD losses share one weight and are added before it is applied. ``dropped`` is
+    the weight of a student loss that is not there, else 0.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    kd_summed_first: bool
+    dropped: float
+
+    @property
+    def kd_count(self) -> int:
+        return len(self.names) - (STUDENT_LOSS_KEY in self.names)
+
+
+@dataclass(frozen=True)
+class StaticLossBalancerSettings:
+    """The validated settings of `StaticLossBalancer` (spec W1 to W6). Hashable; round-trips through JSON.
+
+    Args:
+        kd_loss_weight: A number, a sequence of numbers, or a mapping from loss name to number; each in [0, 1], in sum
+            at most 1. Held as float, tuple, or tuple of (name, weight) in canonical order.
+
+    Raises:
+        TypeError: A weight is no real number, or `kd_loss_weight` none of the three forms.
+        ValueError: A weight or the sum is out of bounds, or there is no weight.
+    """
+
+    kd_loss_weight: Any = 0.5
+    #: Makes "as given" out of what is held: float, list, tuple or dict.
+    _form: type = field(init=False, repr=False, compare=False, default=float)
+
+    def __post_init__(self) -> None:
+        given = self.kd_loss_weight
+        if isinstance(given, Mapping):
+            held, form = _checked_mapping(given), dict
+        elif isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
+            held, form = _checked_sequence(given), tuple if isinstance(given, tuple) else list
+        else:
+            held, form = _checked_number(given), float
+        object.__setattr__(self, "kd_loss_weight", held)
+        object.__setattr__(self, "_form", form)
+
+    @property
+    def as_given(self) -> Any:
+        """`kd_loss_weight` in the form it was given in, a copy: float, list, tuple or dict."""
+        return self._form(self.kd_loss_weight)
+
+    @property
+    def student_loss_weight(self) -> float:
+        """The weight of the student loss: the named one, else 1 minus the left-to-right float64 sum, 0 within 1e-9 (W4)."""
+        if self._form is dict and STUDENT_LOSS_KEY in dict(self.kd_loss_weight):
+            return dict(self.kd_loss_weight)[STUDENT_LOSS_KEY]
+        rest = 1.0 - _sum(self._kd_weights)
+        return 0.0 if abs(rest) <= SUM_TOLERANCE else rest
+
+    @property
+    def _kd_weights(self) -> tuple[float, ...]:
+        """The KD weights in canonical order; the one number where the KD losses share it."""
+        held = self.kd_loss_weight
+        if self._form is float:
+            return (held,)
+        if self._form is dict:
+            return tuple(weight for name, weight in held if name != STUDENT_LOSS_KEY)
+        return held
+
+    @property
+    def _kd_names(self) -> tuple[str, ...] | None:
+        """The KD names that the weights are for, None where they are not named."""
+        return kd_names(tuple(dict(self.kd_loss_weight))) if self._form is dict else None
+
+    def to_json(self) -> str:
+        """The settings as a JSON object."""
+        return json.dumps({"kd_loss_weight": self.as_given})
+
+    @classmethod
+    def from_json(cls, text: str) -> StaticLossBalancerSettings:
+        """The settings that :meth:`to_json` wrote.
+
+        Raises:
+            TypeError: As at construction.
+            ValueError: As at construction, or the text is no such JSON object.
+        """
+        try:
+            settings = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise errors.not_json("StaticLossBalancer", str(error)) from None
+        if not isinstance(settings, dict) or list(settings) != ["kd_loss_weight"]:
+            received = list(settings) if isinstance(settings, dict) else [type(settings).__name__]
+            raise errors.unknown_setting("StaticLossBalancer", received, ["kd_loss_weight"])
+        return cls(settings["kd_loss_weight"])
+
+
+def _sum(weights: Sequence[float]) -> float:
+    total = 0.0
+    for weight in weights:  # left to right in float64, as ModelOpt sums them; not math.fsum
+        total += weight
+    return total
+
+
+def _checked_number(given: Any) -> float:
+    try:
+        weight = real_number(given, "kd_loss_weight")
+    except TypeError:
+        raise errors.kd_loss_weight_type(given) from None
+    return _in_bounds(weight, "kd_loss_weight", given)
+
+
+def _checked_sequence(given: Sequence[Any]) -> tuple[float, ...]:
+    weights = tuple(
+        _in_bounds(real_number(weight, f"kd_loss_weight[{i}]"), f"kd_loss_weight[{i}]", weight) for i, weight in enumerate(given)
+    )
+    if not weights:
+        raise errors.no_weights(given)
+    if _sum(weights) > 1.0 + SUM_TOLERANCE:
+        raise errors.weights_sum(given, _sum(weights))
+    return weights
+
+
+def _checked_mapping(given: Mapping[Any, Any]) -> tuple[tuple[str, float], ...]:
+    for name in given:
+        if not isinstance(name, str):
+            raise errors.weight_name_type(name)
+    if all(name == STUDENT_LOSS_KEY for name in given):
+        raise errors.no_weights(dict(given))
+    names = canonical_order(tuple(given))
+    named = tuple(
+        (name, _in_bounds(real_number(given[name], f"kd_loss_weight[{name!r}]"), f"kd_loss_weight[{name!r}]", given[name]))
+        for name in names
+    )
+    total = _sum([weight for _, weight in named])
+    if STUDENT_LOSS_KEY in names and abs(total - 1.0) > SUM_TOLERANCE:
+        raise errors.weights_sum_with_student(dict(given), total)
+    if total > 1.0 + SUM_TOLERANCE:
+        raise errors.weights_sum(dict(given), total)
+    return named
+
+
+def _in_bounds(weight: float, where: str, given: Any) -> float:
+    if not (math.isfinite(weight) and 0.0 <= weight <= 1.0):
+        raise errors.weight_bounds(where, given)
+    return weight
+
+
+@lru_cache(maxsize=1024)
+def static_plan(settings: StaticLossBalancerSettings, names: tuple[str, ...]) -> Plan:
+    """What a call with losses of these names applies; worked out once per set of names.
+
+    Args:
+        settings: The balancer's settings.
+        names: The names of the losses in canonical order.
+
+    Raises:
+        ValueError: Count or names do not match, or a sequence of weights meets names without distinct idx (W5).
+    """
+    kd = kd_names(names)
+    weights = settings._kd_weights
+    named = settings._kd_names
+    shared = isinstance(settings.kd_loss_weight, float)
+    if shared:
+        weights = weights * len(kd)
+    elif named is not None:
+        if named != kd:
+            raise errors.names_mismatch(named, kd)
+    else:
+        if len(weights) != len(kd):
+            raise errors.count_mismatch(weights, kd)
+        if len(kd) > 1 and not has_distinct_idx(kd):
+            raise errors.ambiguous_order(kd)
+    student = settings.student_loss_weight
+    if STUDENT_LOSS_KEY in names:
+        return Plan(names, (*weights, student), shared and len(kd) > 1, 0.0)
+    return Plan(names, weights, shared and len(kd) > 1, student)
+
+
+def static_reference(
+    settings: StaticLossBalancerSettings, losses: Mapping[str, tuple[str, float]], cotangent: float = 1.0
+) -> tuple[float, dict[str, float]]:
+    """The exact aggregate of scalar losses, and the gradient to each (spec A4 to A8).
+
+    Args:
+        settings: The balancer's settings.
+        losses: Name to (format, value).
+        cotangent: The gradient of what follows to the aggregate, in the aggregate's format.
+
+    Returns:
+        The aggregate in the common format of the losses, and name to gradient in canonical order.
+    """
+    check_mapping(losses)
+    plan = static_plan(settings, canonical_order(tuple(losses)))
+    formats = [losses[name][0] for name in plan.names]
+    values = [losses[name][1] for name in plan.names]
+    weights = plan.weights
+    result, compute = result_format(formats), compute_format(formats)
+    if not plan.kd_summed_first:
+        aggregate = arithmetic.weighted_sum(values, formats, weights)
+        return aggregate, dict(zip(plan.names, arithmetic.weighted_sum_gradient(cotangent, formats, weights), strict=True))
+    kd = plan.kd_count
+    ones = (1.0,) * kd
+    kd_sum = arithmetic.weighted_sum(values[:kd], formats[:kd], ones, compute)
+    outer_formats, outer_weights = [compute, *formats[kd:]], weights[kd - 1 :]
+    aggregate = arithmetic.weighted_sum([kd_sum, *values[kd:]], outer_formats, outer_weights, result)
+    outer = arithmetic.weighted_sum_gradient(cotangent, outer_formats, outer_weights, result)
+    inner = arithmetic.weighted_sum_gradient(outer[0], formats[:kd], ones, compute)
+    return aggregate, dict(zip(plan.names, [*inner, *outer[1:]], strict=True))

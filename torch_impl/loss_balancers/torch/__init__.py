@@ -1,0 +1,15 @@
+"""Loss balancers for PyTorch: the twins of `loss_balancers.jax`, with the same bits."""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    from loss_balancers.spec import missing_framework
+
+    raise ImportError(missing_framework("torch", "PyTorch", "torch")) from error
+
+from loss_balancers.spec import STUDENT_LOSS_KEY
+from loss_balancers.torch import functional
+from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.static import StaticLossBalancer
+
+__all__ = ["STUDENT_LOSS_KEY", "DistillationLossBalancer", "StaticLossBalancer", "functional"]

@@ -1,0 +1,81 @@
+"""The interface of all balancers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loss_balancers import spec
+from loss_balancers.torch.functional import check_losses
+from loss_balancers.torch.host import host_constant
+
+canonical_order = host_constant(spec.canonical_order.__wrapped__)
+
+
+class DistillationLossBalancer(nn.Module, ABC):
+    """Turns the losses of a distillation step into the one loss that is trained on.
+
+    Subclass it to write a balancer of your own: implement ``forward``, and let :meth:`canonical` handle names, order,
+    checks and the student's reduction. The interface is that of ``modelopt.torch.distill.loss_balancers``.
+
+    State:
+        None of its own. No parameters; ``state_dict()`` is empty.
+
+    Raises:
+        TypeError: Instantiated itself, or a subclass without ``forward``.
+
+    Example:
+        >>> import torch
+        >>> from loss_balancers.torch import DistillationLossBalancer, functional
+        >>> class MeanLossBalancer(DistillationLossBalancer):
+        ...     def forward(self, loss):
+        ...         losses = self.canonical(loss)
+        ...         return functional.weighted_sum(list(losses.values()), [1 / len(losses)] * len(losses))
+        >>> MeanLossBalancer()({"student_loss": torch.tensor(1.0), "MSELoss_0": torch.tensor(2.0)})
+        tensor(1.5000)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._student_loss_reduction_fn: Callable[[Any], Tensor] | None = None
+
+    def set_student_loss_reduction_fn(self, student_loss_reduction_fn: Callable[[Any], Tensor] | None) -> None:
+        """Sets what is applied to the student loss, and to nothing else, before balancing.
+
+        Args:
+            student_loss_reduction_fn: From the student loss, whatever it is, to a tensor shaped like the KD losses. None removes it.
+
+        Raises:
+            TypeError: It is neither callable nor None.
+        """
+        spec.check_reduction_fn(student_loss_reduction_fn)
+        self._student_loss_reduction_fn = student_loss_reduction_fn
+
+    @abstractmethod
+    def forward(self, loss: Mapping[str, Float[Tensor, "*shape"]]) -> Float[Tensor, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
+
+    def canonical(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The losses as a balancer wants them: checked, the student's reduced, in canonical order, the student last.
+
+        KD losses come by ascending ``idx`` if all names end in a distinct ``_{idx}``, else by name. ``loss`` is not changed.
+
+        Args:
+            loss: The mapping that ``forward`` was given.
+
+        Returns:
+            A new dict from name to loss.
+
+        Raises:
+            TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point tensor.
+            ValueError: There is no KD loss, or shapes or devices differ.
+        """
+        spec.check_mapping(loss)
+        losses = {name: loss[name] for name in canonical_order(tuple(loss))}
+        if self._student_loss_reduction_fn is not None and spec.STUDENT_LOSS_KEY in losses:
+            losses[spec.STUDENT_LOSS_KEY] = self._student_loss_reduction_fn(losses[spec.STUDENT_LOSS_KEY])
+        return check_losses(losses)

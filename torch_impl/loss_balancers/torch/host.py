@@ -1,0 +1,45 @@
+"""What is worked out on the host, and must cost a training step nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def host_constant(fn: Callable[P, R]) -> Callable[P, R]:
+    """Works ``fn`` out once for each set of (hashable) arguments; under `torch.compile` the result is a constant of the graph.
+
+    Dynamo would trace through an `lru_cache`, with a warning, and refuses much of the host's code.
+    """
+    cached = lru_cache(maxsize=1024)(fn)
+
+    @torch.compiler.assume_constant_result
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return cached(*args, **kwargs)
+        except (TypeError, ValueError):
+            return None
+
+    @wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.compiler.is_compiling():
+            return cached(*args, **kwargs)
+        result = traced(*args, **kwargs)
+        if result is None:
+            return fn(*args, **kwargs)  # raises, where Dynamo can see it
+        return result
+
+    return call
+
+
+@torch.compiler.assume_constant_result
+def warn_while_tracing(message: str) -> None:
+    """A warning that Dynamo gives while it traces, and that leaves nothing in the graph."""
+    warnings.warn(message, UserWarning, stacklevel=2)
