@@ -33,7 +33,7 @@ def real_number(value: Any, where: str) -> float:
     try:
         return float(value)
     except OverflowError:  # an int beyond float64: out of every bound
-        return math.copysign(math.inf, value)
+        return math.inf if abs(value) == value else -math.inf
 
 
 def finite_weights(weights: Sequence[Any], terms: int) -> tuple[float, ...]:
@@ -50,7 +50,7 @@ def finite_weights(weights: Sequence[Any], terms: int) -> tuple[float, ...]:
     checked = tuple(real_number(weight, f"weights[{i}]") for i, weight in enumerate(weights))
     for i, weight in enumerate(checked):
         if not math.isfinite(weight):
-            raise errors.weight_not_finite(f"weights[{i}]", weights[i])
+            raise errors.weight_not_finite(f"weights[{i}]", weight)
     return checked
 
 

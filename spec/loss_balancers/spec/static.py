@@ -161,7 +161,9 @@ def _checked_mapping(given: Mapping[Any, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _in_bounds(weight: float, where: str, given: Any) -> float:
-    if not (math.isfinite(weight) and 0.0 <= weight <= 1.0):
+    if not math.isfinite(weight):
+        raise errors.weight_bounds(where, weight)  # not what was given: an int beyond float64 may be too long for a text
+    if not 0.0 <= weight <= 1.0:
         raise errors.weight_bounds(where, given)
     return weight
 
