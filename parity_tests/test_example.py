@@ -1,0 +1,98 @@
+"""The demo runs and its balancers agree; and its comparison reports balancers that do not."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "distill_digits.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("distill_digits", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["distill_digits"] = module  # its dataclass and its NamedTuple look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def _torch_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_example_runs_and_its_balancers_agree(tmp_path):
+    out = tmp_path / "figures" / "digits"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLE, "--out", out, "--epochs", "2"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "160"},
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "0 of 20" in run.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "results.json"]  # no half-written file beside them
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((out / "results.json").read_text())
+    assert results["steps"] == 10
+    assert results["aggregates_compared"] == 20
+    assert results["aggregates_that_differ"] == 0
+    assert len(results["training_loss"]["torch"]) == len(results["training_loss"]["jax"]) == 10
+    # The same weights, batches and losses: what remains is rounding, TF32's where JAX finds a GPU.
+    np.testing.assert_allclose(results["training_loss"]["torch"], results["training_loss"]["jax"], rtol=1e-2)
+
+
+@pytest.mark.usefixtures("_torch_threads")
+def test_the_example_fails_where_a_weight_is_one_ulp_off(example, tmp_path, monkeypatch, capsys):
+    balancer = example.JaxStaticLossBalancer
+    one_ulp_more = float(np.nextafter(np.float32(0.4), np.float32(1)))
+    monkeypatch.setattr(example, "JaxStaticLossBalancer", lambda weights: balancer([one_ulp_more, *weights[1:]]))
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(typer.Exit) as exit_info:
+        example.main(out=tmp_path, epochs=1, seed=0)
+    assert exit_info.value.exit_code == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert 0 < results["aggregates_that_differ"] <= results["aggregates_compared"]
+    assert "The balancers differ at step " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("losses_of", ["torch", "jax"])
+def test_a_difference_of_one_ulp_is_reported(example, losses_of):
+    x = np.array(1.5, np.float32)
+    comparison = example.Comparison(7, losses_of, x, np.nextafter(x, np.float32(2)))
+    assert not comparison.same_bits
+    assert str(comparison) == (
+        f"step 7, on the losses of {losses_of}: 0x1.8000000000000p+0 (float32) in torch, 0x1.8000020000000p+0 (float32) in jax"
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        pytest.param(np.array(1.5, np.float32), np.array(1.5, np.float32), True, id="equal"),
+        pytest.param(np.array(np.nan, np.float32), np.array(np.nan, np.float32), True, id="the same NaN"),
+        pytest.param(np.array(np.nan, np.float32), -np.array(np.nan, np.float32), False, id="another NaN"),
+        pytest.param(np.array(0.0, np.float32), np.array(-0.0, np.float32), False, id="signed zeros"),
+        pytest.param(np.array(1.5, np.float32), np.array(1.5, np.float64), False, id="float64"),
+        pytest.param(np.array(1.5), np.array(1.5), False, id="float64 twice"),
+        pytest.param(np.array([1.5], np.float32), np.array(1.5, np.float32), False, id="another shape"),
+    ],
+)
+def test_only_the_same_bits_are_the_same(example, a, b, same):
+    assert example.Comparison(0, "torch", np.asarray(a), np.asarray(b)).same_bits is same
