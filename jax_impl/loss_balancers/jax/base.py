@@ -44,7 +44,7 @@ class DistillationLossBalancer(nnx.Module):
         """Sets what is applied to the student loss, and to nothing else, before balancing.
 
         Args:
-            student_loss_reduction_fn: From the student loss, whatever it is, to an array shaped like the KD losses. None removes it.
+            student_loss_reduction_fn: From the student loss, whatever that is, to an array of the KD losses' shape. None removes it.
 
         Raises:
             TypeError: It is neither callable nor None.
@@ -53,7 +53,7 @@ class DistillationLossBalancer(nnx.Module):
         self._student_loss_reduction_fn = student_loss_reduction_fn
 
     @abstractmethod
-    def __call__(self, loss: Mapping[str, Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
+    def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
 
     def canonical(self, loss: Mapping[str, Any]) -> dict[str, Array]:

@@ -41,7 +41,8 @@ def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[floa
         The sum. Its gradient to a term is ``keep(RN(w_i * g))`` in the term's dtype, to any order, forward and reverse.
 
     Raises:
-        TypeError: A term is no floating-point array, a weight no real number, or ``dtype`` not supported.
+        TypeError: A term is no floating-point array, a weight no real number, ``dtype`` not supported, or float64 while
+            ``jax_enable_x64`` is off.
         ValueError: No terms, not as many weights, a weight that is not finite, or shapes that differ.
 
     Example:
@@ -57,6 +58,8 @@ def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[floa
     terms = list(check_losses({f"terms[{i}]": x for i, x in enumerate(terms)}).values())
     if dtype is not None and jnp.dtype(dtype) not in FORMATS:
         raise errors.dtype_not_supported(str(jnp.dtype(dtype)))
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise errors.float64_is_off()
     return sum_terms(terms, checked, dtype)
 
 

@@ -71,7 +71,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         """The weight of the student loss: what the KD weights leave of 1."""
         return self._settings.student_loss_weight
 
-    def __call__(self, loss: Mapping[str, Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
+    def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
         losses = self.canonical(loss)
         plan = self._plan(tuple(losses))
@@ -107,4 +107,4 @@ class StaticLossBalancer(DistillationLossBalancer):
     def _warn_once(self, message: str) -> None:
         if not self._warned.done:
             self._warned.done = True
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warnings.warn(message, UserWarning, stacklevel=3)

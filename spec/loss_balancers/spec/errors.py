@@ -188,6 +188,13 @@ def dtype_not_supported(received: str) -> TypeError:
     return TypeError(f"`dtype` must be {ACCEPTED}. Received {received}. Leave it out for the common type of the terms.")
 
 
+def float64_is_off() -> TypeError:
+    return TypeError(
+        "`dtype` is float64, which JAX has switched off. Switch it on with `jax.config.update('jax_enable_x64', True)`, or leave "
+        "`dtype` out."
+    )
+
+
 # --- packaging ------------------------------------------------------------------------------------------------------
 
 

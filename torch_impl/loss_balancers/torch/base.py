@@ -47,7 +47,7 @@ class DistillationLossBalancer(nn.Module, ABC):
         """Sets what is applied to the student loss, and to nothing else, before balancing.
 
         Args:
-            student_loss_reduction_fn: From the student loss, whatever it is, to a tensor shaped like the KD losses. None removes it.
+            student_loss_reduction_fn: From the student loss, whatever that is, to a tensor of the KD losses' shape. None removes it.
 
         Raises:
             TypeError: It is neither callable nor None.
@@ -56,7 +56,7 @@ class DistillationLossBalancer(nn.Module, ABC):
         self._student_loss_reduction_fn = student_loss_reduction_fn
 
     @abstractmethod
-    def forward(self, loss: Mapping[str, Float[Tensor, "*shape"]]) -> Float[Tensor, "*shape"]:
+    def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
 
     def canonical(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         """The weight of the student loss: what the KD weights leave of 1."""
         return self._settings.student_loss_weight
 
-    def forward(self, loss: Mapping[str, Float[Tensor, "*shape"]]) -> Float[Tensor, "*shape"]:
+    def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
         losses = self.canonical(loss)
         plan = static_plan(self._settings, tuple(losses))
@@ -111,4 +111,4 @@ class StaticLossBalancer(DistillationLossBalancer):
             warn_while_tracing(message)  # once per compilation: to note it on self would compile again
         elif not self._warned:
             self._warned = True
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warnings.warn(message, UserWarning, stacklevel=5)  # past two frames of nn.Module

@@ -1,0 +1,120 @@
+"""Comparison as bits: of numbers in a format, and of arrays of either framework."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any, Literal
+
+import numpy as np
+
+_PACK = {"f16": ("<e", "<H"), "f32": ("<f", "<I"), "f64": ("<d", "<Q")}
+_WIDTH = {"bf16": 16, "f16": 16, "f32": 32, "f64": 64}
+_FORMAT_OF_DTYPE = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
+
+
+def to_bits(value: float, fmt: str) -> int:
+    """The bits of a value that the format represents.
+
+    Raises:
+        ValueError: The format does not represent the value.
+    """
+    if fmt == "bf16":
+        bits = to_bits(value, "f32")
+        if bits & 0xFFFF and not math.isnan(value):
+            raise ValueError(f"{value.hex()} is no bf16 value")
+        return bits >> 16 | (0x40 if math.isnan(value) else 0)
+    float_code, int_code = _PACK[fmt]
+    bits = struct.unpack(int_code, struct.pack(float_code, value))[0]
+    if not math.isnan(value) and from_bits(bits, fmt) != value:
+        raise ValueError(f"{value.hex()} is no {fmt} value")
+    return bits
+
+
+def from_bits(bits: int, fmt: str) -> float:
+    """The value that the bits stand for."""
+    if fmt == "bf16":
+        return from_bits(bits << 16, "f32")
+    float_code, int_code = _PACK[fmt]
+    return struct.unpack(float_code, struct.pack(int_code, bits))[0]
+
+
+def ulp_distance(a: int, b: int, fmt: str) -> int | None:
+    """How many numbers of the format lie from ``a`` to ``b`` (both bits); None where one of them is NaN. -0 to +0 is 1."""
+    if math.isnan(from_bits(a, fmt)) or math.isnan(from_bits(b, fmt)):
+        return None
+    return abs(_ordered(a, fmt) - _ordered(b, fmt))
+
+
+def _ordered(bits: int, fmt: str) -> int:
+    sign = 1 << (_WIDTH[fmt] - 1)
+    return bits if bits < sign else sign - 1 - bits  # -0 comes right below +0
+
+
+def same(a: int, b: int, fmt: str) -> bool:
+    """Whether two results agree: equal bits, or both NaN (which NaN it is, is the hardware's business)."""
+    return a == b or (math.isnan(from_bits(a, fmt)) and math.isnan(from_bits(b, fmt)))
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """An array of either framework as NumPy has it, the dtype and the bytes unchanged."""
+    if hasattr(x, "detach"):  # torch
+        x = x.detach().cpu()
+        if str(x.dtype) == "torch.bfloat16":
+            import ml_dtypes
+            import torch
+
+            return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return x.numpy()
+    return np.asarray(x)
+
+
+def array_bits(x: Any) -> np.ndarray:
+    """The bits of every element, as unsigned integers."""
+    array = np.ascontiguousarray(as_numpy(x)).reshape(np.shape(x))
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def assert_same_bits(actual: Any, expected: Any, *, nan: Literal["bits", "class"] = "bits") -> None:
+    """Asserts that two arrays have one dtype, one shape and the same bytes.
+
+    Stricter than `numpy.testing.assert_array_equal`, which takes -0 for 0 and float32 for float64.
+
+    Args:
+        actual: An array of torch, JAX or NumPy.
+        expected: Another, of any of them.
+        nan: "bits": a NaN equals only the NaN with its bits. "class": any NaN equals any.
+
+    Raises:
+        AssertionError: They differ; the message has the first index, both values in hex and their distance in ulp.
+    """
+    a, b = as_numpy(actual), as_numpy(expected)
+    if a.dtype != b.dtype:
+        raise AssertionError(f"dtypes differ: {a.dtype} is not {b.dtype}")
+    if a.shape != b.shape:
+        raise AssertionError(f"shapes differ: {a.shape} is not {b.shape}")
+    differ = array_bits(actual) != array_bits(expected)
+    if nan == "class":
+        differ &= ~(np.isnan(a) & np.isnan(b))
+    if not differ.any():
+        return
+    index = tuple(int(i) for i in np.argwhere(differ)[0])
+    if a.dtype.name not in _FORMAT_OF_DTYPE:
+        raise AssertionError(
+            f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {a[index]} is not {b[index]}"
+        )
+    fmt = _FORMAT_OF_DTYPE[a.dtype.name]
+    bits_a, bits_b = int(array_bits(actual)[index]), int(array_bits(expected)[index])
+    raise AssertionError(f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {describe(bits_a, bits_b, fmt)}")
+
+
+def describe(actual: int, expected: int, fmt: str) -> str:
+    """A difference in words: both values in hex, and how far apart they are."""
+    ulp = ulp_distance(actual, expected, fmt)
+    distance = "NaN against a number or another NaN" if ulp is None else f"{ulp} ulp"
+    return f"{_hex(actual, fmt)} is not {_hex(expected, fmt)} ({fmt}, {distance})"
+
+
+def _hex(bits: int, fmt: str) -> str:
+    value = from_bits(bits, fmt)
+    return f"nan:{bits:#x}" if math.isnan(value) else value.hex()

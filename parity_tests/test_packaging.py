@@ -1,0 +1,98 @@
+"""The wheel: what is in it, and what imports where a framework is missing."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROBE = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, {site!r})
+{code}
+"""
+TORCH, JAX = {"torch"}, {"jax", "jaxlib", "flax", "optax"}
+KIT = {"typer"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree, built and unpacked into an empty folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def _run(site: Path, code: str, missing: set[str]) -> subprocess.CompletedProcess[str]:
+    """Runs code with the wheel alone on the path of the project, and without the missing packages."""
+    script = PROBE.format(missing=sorted(missing), site=str(site), code=code)
+    # -I and the filter: nothing of the checkout is importable, so that the wheel must hold it all.
+    script = f"import sys; sys.path = [p for p in sys.path if {str(ROOT)!r} not in p or '.venv' in p]\n" + script
+    script = script.replace(
+        "import importlib.abc, sys", "import importlib.abc, sys\nsys.path = [p for p in sys.path if '_impl' not in p]", 1
+    )
+    return subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
+    names = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
+    parts = {name.split("/")[1] for name in names if name.startswith("loss_balancers/")}
+    assert parts == {"spec", "torch", "jax", "parity"}
+    assert {f"loss_balancers/{part}/py.typed" for part in parts} <= names
+    assert "loss_balancers/spec/golden/static.json" in names
+    assert "loss_balancers/__init__.py" not in names  # a native namespace package
+    assert not [name for name in names if "test" in name]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"loss_balancers"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "works", "fails", "extra"),
+    [
+        (JAX | KIT, "torch", "jax", "loss-balancers[jax]"),
+        (TORCH | KIT, "jax", "torch", "loss-balancers[torch]"),
+        (TORCH | JAX | KIT, "spec", "torch", "loss-balancers[torch]"),
+        (TORCH | JAX | KIT, "spec", "jax", "loss-balancers[jax]"),
+    ],
+    ids=["torch-alone", "jax-alone", "neither-wants-torch", "neither-wants-jax"],
+)
+def test_each_part_imports_alone_and_names_the_extra_of_the_others(site: Path, missing, works, fails, extra) -> None:
+    good = _run(site, f"import loss_balancers.{works} as m; print(m.__file__)", missing)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith(str(site))
+    bad = _run(site, f"import loss_balancers.{fails}", missing)
+    assert bad.returncode != 0
+    assert "ImportError" in bad.stderr
+    assert f"pip install '{extra}'" in bad.stderr
+
+
+def test_the_command_line_names_its_extra(site: Path) -> None:
+    result = _run(site, "from loss_balancers.parity.cli import main; main()", KIT)
+    assert result.returncode == 1
+    assert "pip install 'loss-balancers[parity]'" in result.stderr
+
+
+@pytest.mark.parametrize(("part", "foreign"), [("torch", JAX), ("jax", TORCH), ("spec", TORCH | JAX)])
+def test_no_part_imports_the_other_framework(site: Path, part: str, foreign: set[str]) -> None:
+    result = _run(site, f"import loss_balancers.{part}, sys; print(sorted({foreign!r} & set(sys.modules)))", set())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_probe_can_fail(site: Path) -> None:
+    result = _run(site, "import loss_balancers.torch, sys; print(sorted({'torch'} & set(sys.modules)))", set())
+    assert result.stdout.strip() == "['torch']"

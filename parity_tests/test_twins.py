@@ -1,0 +1,77 @@
+"""The twins have the same names, signatures, defaults, attributes, files and documentation."""
+
+import inspect
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+import torch
+
+import loss_balancers.jax
+import loss_balancers.torch
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ["DistillationLossBalancer", "StaticLossBalancer"]
+
+
+def test_same_public_names() -> None:
+    assert loss_balancers.torch.__all__ == loss_balancers.jax.__all__
+    for module in (loss_balancers.torch, loss_balancers.jax):
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def _parameters(fn) -> list[tuple[str, object, object]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(fn).parameters.values()]
+
+
+def test_same_signature_and_defaults_of_the_function() -> None:
+    ours, theirs = loss_balancers.torch.functional.weighted_sum, loss_balancers.jax.functional.weighted_sum
+    assert _parameters(ours) == _parameters(theirs)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_same_methods_signatures_and_defaults(name: str) -> None:
+    ours, theirs = getattr(loss_balancers.torch, name), getattr(loss_balancers.jax, name)
+    public = lambda cls: {m for c in cls.__mro__ if c.__module__.startswith("loss_balancers") for m in vars(c) if m[0] != "_"}  # noqa: E731
+    assert public(ours) - {"forward", "extra_repr"} == public(theirs)
+    for method in (public(ours) & public(theirs)) | {"__init__"}:
+        if callable(getattr(ours, method)):
+            assert _parameters(getattr(ours, method)) == _parameters(getattr(theirs, method))
+    assert _parameters(ours.forward) == _parameters(theirs.__call__)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_docstrings_say_the_same(name: str) -> None:
+    """Word for word, apart from the frameworks' own words and the examples."""
+    texts = []
+    for module in (loss_balancers.torch, loss_balancers.jax):
+        text = inspect.getdoc(getattr(module, name)) or ""
+        text = re.sub(r"(?s)Example:\n.*?(?=\n\w+:\n|\Z)", "", text)
+        texts.append(re.sub(r"(?s)State:\n.*?(?=\n\w+:\n|\Z)", "", text).replace("__call__", "forward"))
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 200
+
+
+def test_same_attributes() -> None:
+    for given in (0.25, [0.5, 0.25], (0.5, 0.25), {"KL": 0.5, "student_loss": 0.5}):
+        ours, theirs = loss_balancers.torch.StaticLossBalancer(given), loss_balancers.jax.StaticLossBalancer(given)
+        assert ours.kd_loss_weight == theirs.kd_loss_weight == given
+        assert type(ours.kd_loss_weight) is type(theirs.kd_loss_weight) is type(given)
+        assert ours.student_loss_weight == theirs.student_loss_weight
+        assert repr(ours) == repr(theirs)
+
+
+def test_same_weights_in_canonical_order() -> None:
+    names = ["MSELoss_0", "KLDivLoss_1", "MSELoss_10", "student_loss", "MSELoss_2"]
+    ours = loss_balancers.torch.StaticLossBalancer([0.1, 0.2, 0.3, 0.15]).weights({name: torch.tensor(1.0) for name in names})
+    theirs = loss_balancers.jax.StaticLossBalancer([0.1, 0.2, 0.3, 0.15]).weights({name: jnp.float32(1.0) for name in names})
+    assert list(ours) == ["MSELoss_0", "KLDivLoss_1", "MSELoss_2", "MSELoss_10", "student_loss"]
+    assert list(ours.items()) == list(theirs.items())
+
+
+def test_each_file_has_its_twin() -> None:
+    files = {part: {f.name for f in (ROOT / f"{part}_impl/loss_balancers/{part}").glob("*.py")} for part in ("torch", "jax")}
+    # torch spells out what one JAX primitive is (autograd.py), and keeps the host's work from Dynamo (host.py).
+    assert files["torch"] - files["jax"] == {"autograd.py", "host.py"}
+    assert files["jax"] <= files["torch"]
