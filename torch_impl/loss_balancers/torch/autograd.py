@@ -51,7 +51,10 @@ def spread(weights: Weights, dtypes: Dtypes, g: Tensor) -> tuple[Tensor, ...]:
 
 class _Total(Function):
     @staticmethod
-    def forward(ctx: Any, weights: Weights, dtypes: Dtypes, *terms: Tensor) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        # Not `weights, dtypes, *terms`: where nothing requires grad, Dynamo counts parameters against arguments to find out
+        # whether there is a `ctx`, and with two terms would find none (PyTorch 2.13).
+        weights, dtypes, *terms = inputs
         ctx.weights, ctx.dtypes = weights, dtypes
         return total(weights, dtypes, terms)
 

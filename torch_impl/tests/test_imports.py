@@ -1,0 +1,23 @@
+"""`loss_balancers.torch` brings in PyTorch and not JAX, and says which extra is missing without it."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(("extra", "loaded"), [("", "False"), ("import jax", "True")], ids=["alone", "the-probe-can-fail"])
+def test_does_not_load_jax(extra, loaded):
+    result = run(f"import loss_balancers.torch, sys\n{extra}\nprint('jax' in sys.modules or 'flax' in sys.modules)")
+    assert result.stderr == ""
+    assert result.stdout.strip() == loaded
+
+
+def test_names_the_extra_without_pytorch():
+    result = run("import sys\nsys.modules['torch'] = None\nimport loss_balancers.spec\nimport loss_balancers.torch")
+    assert "ImportError: `loss_balancers.torch` needs PyTorch" in result.stderr
+    assert "pip install 'loss-balancers[torch]'" in result.stderr
