@@ -44,7 +44,7 @@ class DistillationLossBalancer(nnx.Module):
         """Sets what is applied to the student loss, and to nothing else, before balancing.
 
         Args:
-            student_loss_reduction_fn: From the student loss, whatever that is, to an array of the KD losses' shape. None removes it.
+            student_loss_reduction_fn: From the student loss, whatever it is, to an array of the KD losses' shape. None removes it.
 
         Raises:
             TypeError: It is neither callable nor None.

@@ -64,7 +64,7 @@ def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[floa
 
 
 def check_losses(losses: dict[str, Any]) -> dict[str, Array]:
-    """The losses as JAX arrays. Refuses what is no floating-point array, and shapes that differ (spec E5, E6)."""
+    """The losses as JAX arrays. Refuses what is no floating-point array, and shapes that differ (spec E4, E5)."""
     # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.
     arrays = {name: jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for name, x in losses.items()}
     first = next(iter(arrays.values()))

@@ -37,7 +37,7 @@ def real_number(value: Any, where: str) -> float:
 
 
 def finite_weights(weights: Sequence[Any], terms: int) -> tuple[float, ...]:
-    """The weights of ``functional.weighted_sum`` as floats (spec E9).
+    """The weights of ``functional.weighted_sum`` as floats (spec E8).
 
     Raises:
         TypeError: a weight is no real number.

@@ -142,7 +142,7 @@ def ambiguous_order(names: Sequence[str]) -> ValueError:
 
 
 def bad_losses(infos: Mapping[str, LossInfo]) -> Exception:
-    """The first rule that these losses break: type, then shape, then device (spec E5 to E7)."""
+    """The first rule that these losses break: type, then shape, then device (spec E4 to E6)."""
     for name, info in infos.items():
         if not info.is_loss:
             return TypeError(

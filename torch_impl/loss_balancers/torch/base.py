@@ -47,7 +47,7 @@ class DistillationLossBalancer(nn.Module, ABC):
         """Sets what is applied to the student loss, and to nothing else, before balancing.
 
         Args:
-            student_loss_reduction_fn: From the student loss, whatever that is, to a tensor of the KD losses' shape. None removes it.
+            student_loss_reduction_fn: From the student loss, whatever it is, to a tensor of the KD losses' shape. None removes it.
 
         Raises:
             TypeError: It is neither callable nor None.

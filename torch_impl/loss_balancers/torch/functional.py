@@ -73,7 +73,7 @@ def weighted_sum(
 
 
 def check_losses(losses: dict[str, Any]) -> dict[str, Tensor]:
-    """The losses as they are. Refuses what is no floating-point tensor, and shapes or devices that differ (spec E5 to E7)."""
+    """The losses as they are. Refuses what is no floating-point tensor, and shapes or devices that differ (spec E4 to E6)."""
     first = next(iter(losses.values()))
     shape, device = getattr(first, "shape", None), getattr(first, "device", None)
     for x in losses.values():

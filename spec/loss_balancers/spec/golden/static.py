@@ -8,7 +8,7 @@ import random
 from fractions import Fraction
 from typing import Any
 
-from loss_balancers.spec.formats import FORMATS, result_format, round_to
+from loss_balancers.spec.formats import FORMATS, compute_format, result_format, round_to, round_weight
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_plan, static_reference
 
@@ -88,7 +88,8 @@ def _group(
     result = result_format(formats.values())
     plan = static_plan(settings, canonical_order(tuple(names)))
     vectors = []
-    for values in _rows(rng, names, formats):
+    weights = dict(zip(plan.names, plan.weights, strict=True))
+    for values in [*_rows(rng, names, formats), _just_below_tiny(weights, formats)]:
         cotangent = _cotangent(rng, len(vectors), result)
         losses = {name: (formats[name], values[name]) for name in given}
         aggregate, gradients = static_reference(settings, losses, cotangent)
@@ -106,7 +107,7 @@ def _group(
         "label": label.split("-", maxsplit=1)[0],
         "formats": {name: formats[name] for name in given},
         "result": result,
-        "weights": {name: weight.hex() for name, weight in zip(plan.names, plan.weights, strict=True)},
+        "weights": {name: weight.hex() for name, weight in weights.items()},
         "vectors": vectors,
     }
 
@@ -148,6 +149,27 @@ def _rows(rng: random.Random, names: list[str], formats: dict[str, str]) -> list
     rows += [all_of(lambda fmt, i: _draw(rng, fmt.name, -3, 3)) for _ in range(4)]
     rows += [all_of(lambda fmt, i: _draw(rng, fmt.name, -14, 14) * rng.choice((1, -1))) for _ in range(2)]
     return rows
+
+
+def _just_below_tiny(weights: dict[str, float], formats: dict[str, str]) -> dict[str, float]:
+    """Losses whose exact product with their weight is below the smallest normal number, and rounds up to it.
+
+    Whether such a product underflows is where processors disagree (spec A4). Where a format has no such loss: twice tiny.
+    """
+    compute = compute_format(formats.values())
+    return {name: _rounding_up(weight, formats[name], compute) for name, weight in weights.items()}
+
+
+def _rounding_up(weight: float, fmt: str, compute: str) -> float:
+    tiny, w = Fraction(FORMATS[compute].tiny), Fraction(round_weight(weight, compute))  # type: ignore[index]
+    if w > 0:
+        middle = tiny / w
+        ulp = Fraction(2) ** (1 - FORMATS[fmt].precision) * middle  # type: ignore[index]
+        for steps in range(-4, 5):
+            loss = round_to(middle + steps * ulp / 2, fmt)
+            if Fraction(loss) * w < tiny and round_to(Fraction(loss) * w, compute) == tiny:
+                return loss
+    return round_to(2 * tiny, fmt)
 
 
 def _draw(rng: random.Random, fmt: str, low: int, high: int) -> float:
