@@ -93,7 +93,7 @@ def test_without_a_student_the_reduction_is_not_called():
     assert_same_bits(balancer(scalars(M_0=1.0)), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("fn", [3, "mean", [torch.mean]], ids=repr)
+@pytest.mark.parametrize("fn", [3, "mean", [torch.mean]], ids=["number", "string", "list"])
 def test_a_reduction_is_callable(fn):
     with pytest.raises(TypeError, match="`student_loss_reduction_fn` must be callable, or None to remove it"):
         StaticLossBalancer().set_student_loss_reduction_fn(fn)

@@ -101,6 +101,9 @@ class StaticLossBalancer(DistillationLossBalancer):
     def __repr__(self) -> str:
         return f"StaticLossBalancer(kd_loss_weight={self.kd_loss_weight})"
 
+    def __str__(self) -> str:
+        return repr(self)  # nnx's own shows no static attribute
+
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         return spec.static_plan(self._settings, names)
 

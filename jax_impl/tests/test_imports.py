@@ -1,0 +1,45 @@
+"""`loss_balancers.jax` brings in JAX and not PyTorch, leaves JAX's flags alone, and says which extra is missing without it."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(("extra", "loaded"), [("", "False"), ("import torch", "True")], ids=["alone", "the-probe-can-fail"])
+def test_does_not_load_torch(extra, loaded):
+    result = run(f"import loss_balancers.jax, sys\n{extra}\nprint('torch' in sys.modules)")
+    assert result.stderr == ""
+    assert result.stdout.strip() == loaded
+
+
+@pytest.mark.parametrize("framework", ["jax", "flax"])
+def test_names_the_extra_without_the_framework(framework):
+    result = run(f"import sys\nsys.modules['{framework}'] = None\nimport loss_balancers.spec\nimport loss_balancers.jax")
+    assert "ImportError: `loss_balancers.jax` needs JAX and Flax" in result.stderr
+    assert "pip install 'loss-balancers[jax]'" in result.stderr
+
+
+FLAGS = """
+import os
+import jax, flax
+flags = dict(jax.config.values)
+environment = dict(os.environ)
+import loss_balancers.jax
+{extra}
+print([name for name, value in jax.config.values.items() if flags[name] != value], dict(os.environ) == environment)
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "changed"),
+    [("", "[] True"), ("jax.config.update('jax_enable_x64', True)", "['jax_enable_x64'] True")],
+    ids=["alone", "the-probe-can-fail"],
+)
+def test_leaves_the_flags_alone(extra, changed):
+    result = run(FLAGS.format(extra=extra))
+    assert result.stdout.strip() == changed, result.stderr
