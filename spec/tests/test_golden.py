@@ -111,7 +111,6 @@ SCANS = {
     "student": lambda g, v: "student_loss" in v.losses,
     "no-student": lambda g, v: "student_loss" not in v.losses,
     "one-loss": lambda g, v: len(v.losses) == 1,
-    "forty-kd-losses": lambda g, v: len([name for name in v.losses if name != "student_loss"]) == 40,
     "number": lambda g, v: isinstance(g.settings["kd_loss_weight"], float),
     "sequence": lambda g, v: isinstance(g.settings["kd_loss_weight"], list),
     "mapping": lambda g, v: isinstance(g.settings["kd_loss_weight"], dict),
@@ -133,6 +132,10 @@ def test_hard_inputs_in_every_format(scan, label):
 def test_half_precision_overflows_at_the_final_rounding():
     # No sum of 41 float16 overflows in float32, so infinity from finite losses is the final rounding's.
     assert [v for g, v in VECTORS if g.result == "f16" and finite(v) and v.aggregate == math.inf]
+
+
+def test_from_one_to_forty_losses():
+    assert {1, 2, 40} <= {len([name for name in v.losses if name != "student_loss"]) for _, v in VECTORS}
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
