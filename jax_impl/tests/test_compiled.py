@@ -49,8 +49,10 @@ def test_losses_computed_inside_the_graph(embedded_jit):
     dtypes = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.bfloat16)
 
     def model(a, b):
-        raw = dict(zip(NAMES, ((a * b), (a - b) * 0.1, a * a, b * 1.5), strict=True))
-        losses = {name: (x * 1.1).astype(dtype) for (name, x), dtype in zip(raw.items(), dtypes, strict=True)}
+        losses = {}
+        for i, (name, dtype) in enumerate(zip(NAMES, dtypes, strict=True)):
+            x, y = a.astype(dtype), b.astype(dtype)
+            losses[name] = (x * y + x) * (0.3 + i)
         return (jax.jit(balancer) if embedded_jit else balancer)(losses), losses
 
     a, b = (jax.random.normal(jax.random.key(i), (4000,)) for i in range(2))
