@@ -67,7 +67,7 @@ def test_wrong_usage_is_exit_status_2(arguments: list[str], words: str) -> None:
 def test_a_lane_that_is_absent_is_an_error_and_no_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     import loss_balancers.parity.lanes as module
 
-    lanes = [lane._replace(absent="no C++ compiler") for lane in module.find_lanes()]
+    lanes = [lane._replace(why_absent=lambda: "no C++ compiler") for lane in module.find_lanes()]
     monkeypatch.setattr(module, "find_lanes", lambda: lanes)
     result = _run(*QUICK)
     assert result.exit_code == 2

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     import typer
+    from rich import box
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
@@ -45,42 +46,38 @@ def parity(
     Exit status 0 if every result is bit-identical to the exact reference, 1 on any difference, 2 on wrong usage.
     """
     from loss_balancers.parity.lanes import find_lanes
-    from loss_balancers.parity.run import run_lane
+    from loss_balancers.parity.run import run_lanes
     from loss_balancers.spec import load_golden
 
-    known = find_lanes()
-    chosen = _chosen(known, lane)
+    chosen, absent = _chosen(find_lanes(), lane)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         _usage(f"--json: the folder {json_file.absolute().parent} does not exist. Create it first.")
     groups = load_golden()
-    total = sum(len(group.vectors) for group in groups)
-    rows: dict[str, list[Cell]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total * len(chosen))
-        for each in chosen:
-            progress.update(task, description=each.name)
-            rows[each.name] = run_lane(each, groups, advance=lambda count: progress.advance(task, count))
+        task = progress.add_task(f"{len(chosen)} lanes, vectors", total=sum(len(group.vectors) for group in groups) * len(chosen))
+        rows = run_lanes(chosen, groups, lambda cell: progress.advance(task, cell.vectors))
     _print(rows)
     if lane is None:
-        for each in known:
-            if each.absent:
-                console.print(f"absent: {each.name} ({each.absent})")
+        for name, reason in absent.items():
+            console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
     if json_file is not None:
         _write(json_file, _as_json(rows))
     raise typer.Exit(0 if all(cell.identical == cell.vectors for row in rows.values() for cell in row) else 1)
 
 
-def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> list[Lane]:
-    if not names:
-        return [lane for lane in known if lane.absent is None]
+def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The lanes to run, and the reason for each that is absent. One that was asked for must not be absent."""
     by_name = {lane.name: lane for lane in known}
-    for name in names:
+    for name in names or ():
         if name not in by_name:
             _usage(f"--lane: there is no lane {name!r} on this machine. The lanes are {', '.join(by_name)}.")
-        if by_name[name].absent:
-            _usage(f"--lane: {name} cannot run on this machine: {by_name[name].absent}")
-    return [by_name[name] for name in dict.fromkeys(names)]
+    asked = list(dict.fromkeys(names or by_name))
+    absent = {name: reason for name in asked if (reason := by_name[name].why_absent()) is not None}
+    for name in names or ():
+        if name in absent:
+            _usage(f"--lane: {name} cannot run on this machine: {absent[name]}")
+    return [name for name in asked if name not in absent], absent
 
 
 def _usage(message: str) -> None:
@@ -91,7 +88,11 @@ def _usage(message: str) -> None:
 def _print(rows: dict[str, list[Cell]]) -> None:
     from loss_balancers.parity.lanes import LABELS
 
-    table = Table(title="StaticLossBalancer: golden vectors bit-identical to the exact reference\n(aggregate and gradients)")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title="StaticLossBalancer: golden vectors bit-identical to the exact reference\n(aggregate and gradients)",
+    )
     table.add_column("lane", no_wrap=True)
     for label in LABELS:
         table.add_column(label, justify="right", no_wrap=True)

@@ -22,15 +22,15 @@ class Result(NamedTuple):
 class Lane(NamedTuple):
     """One way to run a balancer.
 
-    ``run`` takes groups of one label and yields, for each vector index, the results of all groups; ``absent`` says why
-    it cannot be run on this host, None if it can.
+    ``run`` takes groups of one label and yields, for each vector index, the results of all groups. ``why_absent`` says why the
+    lane cannot be run on this host, None if it can; it may take a while to find out.
     """
 
     framework: str
     device: str
     mode: str
     run: Callable[[Sequence[Group]], Iterator[list[Result]]]
-    absent: str | None = None
+    why_absent: Callable[[], str | None] = lambda: None
 
     @property
     def name(self) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
-from loss_balancers.parity.lanes import LABELS, Lane, Result
+from loss_balancers.parity.lanes import LABELS, Lane, Result, find_lanes
 from loss_balancers.spec import Group, Vector
 
 
@@ -40,21 +42,49 @@ class Cell(NamedTuple):
     worst: Difference | None
 
 
-def run_lane(
-    lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS, *, advance: Callable[[int], None] = lambda count: None
-) -> list[Cell]:
-    """One row of the matrix.
+def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS) -> list[Cell]:
+    """One row of the matrix, in this process.
 
     Args:
         lane: The lane, present on this host.
         groups: Golden vectors.
         labels: The columns to run.
-        advance: Called with the number of vectors done since the last call.
     """
-    return [_cell(lane, label, [group for group in groups if group.label == label], advance) for label in labels]
+    return [_cell(lane, label, [group for group in groups if group.label == label]) for label in labels]
 
 
-def _cell(lane: Lane, label: str, groups: Sequence[Group], advance: Callable[[int], None]) -> Cell:
+def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]) -> dict[str, list[Cell]]:
+    """Rows of the matrix, by lane name, a cell at a time in two worker processes: most of the time goes to the compilers.
+
+    Args:
+        names: Lanes that are present on this host.
+        groups: Golden vectors.
+        advance: Called with each cell as it is done.
+    """
+    # The compiled lanes first: they take longest.
+    cells = sorted(((name, label) for name in names for label in LABELS), key=lambda cell: not cell[0].endswith("compiled"))
+    done: dict[tuple[str, str], Cell] = {}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        futures = {
+            pool.submit(_run_cell, name, label, [group for group in groups if group.label == label]): (name, label)
+            for name, label in cells
+        }
+        try:
+            for future in as_completed(futures):
+                done[futures[future]] = future.result()
+                advance(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: [done[name, label] for label in LABELS] for name in names}
+
+
+def _run_cell(name: str, label: str, groups: Sequence[Group]) -> Cell:
+    lane = next(lane for lane in find_lanes() if lane.name == name)
+    return _cell(lane, label, groups)
+
+
+def _cell(lane: Lane, label: str, groups: Sequence[Group]) -> Cell:
     vectors, identical = 0, 0
     first: Difference | None = None
     worst: Difference | None = None
@@ -66,7 +96,6 @@ def _cell(lane: Lane, label: str, groups: Sequence[Group], advance: Callable[[in
             for difference in differences:
                 first = first or difference
                 worst = difference if worst is None or _badness(difference) > _badness(worst) else worst
-        advance(len(groups))
     expected = sum(len(group.vectors) for group in groups)
     if vectors != expected:
         raise RuntimeError(f"The lane {lane.name} gave {vectors} results for {expected} vectors.")

@@ -22,9 +22,12 @@ Losses = dict[str, Tensor]
 def torch_lanes() -> list[Lane]:
     """Eager and compiled, on each device."""
     return [
-        Lane("torch", device, mode, partial(_run, device, mode), absent=_no_compiler(device) if mode == "compiled" else None)
+        lane
         for device in _devices()
-        for mode in ("eager", "compiled")
+        for lane in (
+            Lane("torch", device, "eager", partial(_run, device, "eager")),
+            Lane("torch", device, "compiled", partial(_run, device, "compiled"), partial(_no_compiler, device)),
+        )
     ]
 
 

@@ -32,12 +32,12 @@ FORMS_OF = {
         "sequence-2-dropped",
         "mapping-3",
         "mapping-student",
-        "sequence-12",
+        "sequence-5",
     ),
-    "mixed-narrow": ("number-3", "sequence-2", "sequence-12"),
-    "mixed-wide": ("number-3", "sequence-2", "sequence-12"),
+    "mixed-narrow": ("number-3", "sequence-2", "sequence-5"),
+    "mixed-wide": ("number-3", "sequence-2", "sequence-5"),
 }
-FORMS_OF["f64"] = FORMS_OF["bf16"] = (*FORMS_OF[""], "number-8-dropped")
+FORMS_OF["f64"] = (*FORMS_OF[""], "number-8-dropped", "sequence-12")
 FORMS_OF["f32"] = (*FORMS_OF["f64"], "sequence-40")
 KINDS = ("MSELoss", "KLDivLoss", "CosineEmbeddingLoss", "LogitsDistillationLoss")
 
@@ -70,6 +70,7 @@ def _forms(rng: random.Random) -> list[tuple[str, Any, list[str]]]:
             ["hidden", "soft targets", "Attention", *student],
         ),
         ("mapping-student", {"KL_3": 0.45, "MSE_11": 0.05, STUDENT_LOSS_KEY: 0.5}, ["MSE_11", "KL_3", *student]),
+        ("sequence-5", [0.05, 0.3, 0.1, 0.2, 0.15], [*_indexed(5), *student]),
         ("sequence-12", [weight / sum(many) for weight in many[:12]], [*_indexed(12), *student]),
         ("sequence-40", [1 / 41] * 40, [*_indexed(40), *student]),
     ]
