@@ -2,10 +2,13 @@
 
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from loss_balancers.spec import golden_hash, load_golden
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,3 +46,13 @@ def test_links_between_documents_lead_somewhere() -> None:
             if "://" not in target and not (file.parent / target).exists():
                 broken.append(f"{file.relative_to(ROOT)}: {target}")
     assert not broken
+
+
+def test_the_printed_matrix_is_of_these_vectors() -> None:
+    """The matrix in the README and the certificate in the evidence are of the vectors as they are now, and all identical."""
+    evidence = json.loads((ROOT / "docs/evidence/cpu-linux-x86_64.json").read_text("utf-8"))
+    assert evidence["vectors"] == {"StaticLossBalancer": golden_hash()}
+    total = sum(cell["vectors"] for row in evidence["matrix"].values() for cell in row.values())
+    assert total == sum(cell["identical"] for row in evidence["matrix"].values() for cell in row.values())
+    assert total == len(evidence["matrix"]) * sum(len(group.vectors) for group in load_golden())
+    assert f"{len(evidence['matrix'])} lanes, {total}/{total} bit-identical" in (ROOT / "README.md").read_text("utf-8")
