@@ -35,7 +35,7 @@ lint: $(STAMP) ## ruff and pyright
 
 unit: $(STAMP) ## every test
 	@echo "==> Running every test"
-	@$(BIN)/python -m pytest -n 2 --dist loadscope
+	@$(BIN)/python -m pytest -n 2
 
 parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity

@@ -42,7 +42,8 @@ def _no_compiler(device: str) -> str | None:
     try:
         torch.compile(lambda x: x * 2 + 1, fullgraph=True)(torch.zeros(2, device=device))
     except Exception as error:  # whatever the compiler chain raises is the reason
-        return f"torch.compile fails on {device}: {str(error).strip().splitlines()[0]}"
+        # The first line names the backend, the second what it missed.
+        return f"torch.compile fails on {device}: {' '.join(str(error).strip().splitlines()[:2])}"
     return None
 
 
