@@ -1,0 +1,133 @@
+"""The command line of the audit: ``python -m loss_balancers.parity.audit --target cuda:sm_90``."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loss_balancers.parity.audit.cases import Case, all_cases
+from loss_balancers.parity.audit.run import Verdict, audit
+from loss_balancers.parity.audit.targets import TARGETS, UnavailableError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FINDINGS, USAGE_ERROR = 1, 2
+CELLS = {
+    "as specified": "[green]as spec",
+    "findings": "[red]FINDING",
+    "not established": "[red]NOT EST.",
+    "found": "[green]found",
+    "missed": "[red]MISSED",
+}
+#: The width of a column: the longest cell and its frame.
+COLUMN = 15
+Matrix = dict[str, dict[str, Verdict]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the audit: 0 if all is as specified and every planted fault found, 1 if not, 2 if a target cannot be compiled for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loss_balancers.parity.audit",
+        description="Compiles every JAX balancer for devices that are not present and compares the operations with the spec's.",
+    )
+    parser.add_argument("--target", action="append", metavar="TARGET", help=f"one of {', '.join(TARGETS)}; may be given again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write verdicts, findings and versions to this file")
+    given = parser.parse_args(arguments)
+    if not given.target:
+        parser.error(f"--target is needed. The targets are {', '.join(TARGETS)}.")
+    for name in given.target:
+        if name not in TARGETS:
+            parser.error(f"there is no target {name!r}. The targets are {', '.join(TARGETS)}.")
+    if given.json is not None and not given.json.absolute().parent.is_dir():
+        parser.error(f"--json: the folder {given.json.absolute().parent} does not exist. Create it first.")
+    cases = all_cases()
+    matrix: Matrix = {}
+    versions: dict[str, dict[str, str]] = {}
+    for name in dict.fromkeys(given.target):
+        print(f"compiling {len(cases)} cases for {name}", file=sys.stderr)
+        try:
+            matrix[name], versions[name] = audit(TARGETS[name], cases)
+        except UnavailableError as error:
+            print(f"loss-balancers: {error}", file=sys.stderr)
+            return USAGE_ERROR
+    _print(matrix, cases)
+    if given.json is not None:
+        given.json.write_text(json.dumps(_as_json(matrix, versions), indent=2) + "\n", "utf-8")
+    return 0 if all(verdict.passed for row in matrix.values() for verdict in row.values()) else FINDINGS
+
+
+def _print(matrix: Matrix, cases: Sequence[Case]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    widest = max(len(case.name) for case in cases)
+    # As many targets beside one another as fit, so that no cell is cut. A pipe has no width.
+    beside = max(1, (console.width - widest - 4) // COLUMN) if console.is_terminal else len(matrix)
+    names = list(matrix)
+    for start in range(0, len(names), beside):
+        some = names[start : start + beside]
+        table = _table({name: matrix[name] for name in some}, cases)
+        (console if console.is_terminal else Console(width=widest + 4 + COLUMN * beside)).print(table)
+    console.print("In brackets: how many multiplications and additions the results depend on.", style="dim")
+    for name, row in matrix.items():
+        for case in cases:
+            verdict = row[case.name]
+            if verdict.reason:
+                console.print(f"{name}, {case.name}: NOT ESTABLISHED: {verdict.reason}", style="red", markup=False, soft_wrap=True)
+            shown = (
+                [finding for finding in verdict.findings if finding.kind in case.planted][:1]
+                if verdict.passed
+                else verdict.findings
+            )
+            for finding in shown:
+                style = "dim" if verdict.passed else "red"
+                console.print(f"{name}, {case.name}: {finding}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(matrix: Matrix, cases: Sequence[Case]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Compiled code against the spec")
+    table.add_column("case", no_wrap=True)
+    for name in matrix:
+        table.add_column(name, justify="right", no_wrap=True)
+    for case in cases:
+        verdicts = [row[case.name] for row in matrix.values()]
+        table.add_row(case.name, *(CELLS[each.status] + (f" ({each.operations})" if each.operations else "") for each in verdicts))
+    return table
+
+
+def _as_json(matrix: Matrix, versions: dict[str, dict[str, str]]) -> dict[str, Any]:
+    try:
+        library = version("loss-balancers")
+    except PackageNotFoundError:
+        library = "unknown"
+    return {
+        "schema": 1,
+        "library": library,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": versions,
+        "matrix": {
+            target: {
+                case: {
+                    "status": verdict.status,
+                    "operations": verdict.operations,
+                    "reason": verdict.reason,
+                    "findings": [finding._asdict() for finding in verdict.findings],
+                }
+                for case, verdict in row.items()
+            }
+            for target, row in matrix.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

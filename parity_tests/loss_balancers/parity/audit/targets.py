@@ -1,0 +1,190 @@
+"""The targets: how each is compiled for in a process of its own, and how its dump is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from loss_balancers.parity.audit import cpu, ptx, tpu
+from loss_balancers.parity.audit.cases import Case
+from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OTHER_OPERATION, Finding
+from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError
+
+TIMEOUT = 1200
+
+#: From a case and the folder of its dump to its results, and findings that the DAG does not show.
+Reader = Callable[[Case, Path, Dag], tuple[list[Node], list[Finding]]]
+
+
+class UnavailableError(Exception):
+    """The compiler for a target is not installed, or fails before it compiles anything."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device that need not be present.
+
+    Args:
+        name: ``platform:model``, or ``cpu``.
+        options: For the compiling process: topology, target description.
+        packages: The distributions it needs, beyond JAX.
+        extra: The extra that brings them.
+        read: Reads a dump.
+        environment: Variables for the compiling process; ``{dump}`` is the folder for dumps.
+    """
+
+    name: str
+    options: dict[str, Any]
+    packages: tuple[str, ...]
+    extra: str
+    read: Reader
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def compile(self, cases: Sequence[Case], folder: Path) -> dict[str, str]:
+        """Compiles all cases in a process of its own, dumps in ``folder``; returns the versions of what compiled them.
+
+        Raises:
+            UnavailableError: A package is missing, or the process fails.
+        """
+        versions = {package: self._version(package) for package in ("jax", "jaxlib", *self.packages)}
+        dump = folder / "dump"
+        request = {"options": self.options, "dump": str(dump), "folder": str(folder), "cases": [case.slug for case in cases]}
+        variables = {name: value.replace("{dump}", str(dump)) for name, value in self.environment.items()}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "loss_balancers.parity.audit.worker"],
+                input=json.dumps(request),
+                env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
+                text=True,
+                capture_output=True,
+                check=True,
+                timeout=TIMEOUT,
+            )
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+            hint = f" Run `pip install 'loss-balancers[{self.extra}]'`." if re.search("libdevice|ptxas|nvlink", last) else ""
+            raise UnavailableError(f"{self.name}: the compiling process failed: {last}{hint}") from None
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(f"{self.name}: the compiling process took more than {TIMEOUT} s.") from None
+        return versions | json.loads(done.stdout.splitlines()[-1])
+
+    def _version(self, package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            raise UnavailableError(
+                f"{self.name} needs {package}, which is not installed. Run `pip install 'loss-balancers[{self.extra}]'`, in an "
+                "environment of its own."
+            ) from None
+
+
+def _text(folder: Path, pattern: str) -> str:
+    """All files whose name matches, as one text."""
+    files = sorted(file for file in folder.iterdir() if re.search(pattern, file.name))
+    if not files:
+        raise NotEstablishedError(f"the compiler left no file that matches {pattern!r}")
+    return "\n".join(file.read_text("utf-8") for file in files)
+
+
+def _read_cuda(architecture: str) -> Reader:
+    def read(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
+        hlo = (folder / "optimised.hlo").read_text("utf-8")
+        return ptx.read_module(hlo, _text(folder, rf"\.jit_{case.slug}\..*\.ptx$"), architecture, dag), []
+
+    return read
+
+
+def _read_tpu(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
+    return tpu.read_program(_text(folder, r"-TLP-\d+-final_bundles\.txt$"), case.results, dag), []
+
+
+def _read_cpu(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
+    ir = _text(folder, rf"\.jit_{case.slug}\..*\.ir-with-opt\.ll$")
+    objects = sorted(str(file) for file in folder.glob(f"*.jit_{case.slug}.*.o"))
+    try:
+        disassembly = subprocess.run(["objdump", "-d", *objects], text=True, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NotEstablishedError(f"the object code cannot be disassembled; install binutils ({error})") from None
+    module = cpu.read_module((folder / "optimised.hlo").read_text("utf-8"), ir, disassembly, dag)
+    kinds = {"fma": FUSED_MULTIPLY_ADD, "rcp": OTHER_OPERATION}
+    return module.results, [Finding(kinds[kind], "no such instruction", "object code", line) for kind, line in module.forbidden]
+
+
+def _tpu(model: str, topology: str) -> Target:
+    return Target(
+        f"tpu:{model}",
+        {"platform": "tpu", "topology_name": topology},
+        ("libtpu",),
+        "audit-tpu",
+        _read_tpu,
+        {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no device that two processes could contend for
+            "LIBTPU_INIT_ARGS": "--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
+        },
+    )
+
+
+#: What XLA wants to know of a GPU that is not there. None of it but the capability reaches the code of a scalar.
+DESCRIPTION = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared}
+  threads_per_core_limit: 2048
+  core_count: {cores}
+  fpus_per_core: {fpus}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 2000000000000
+  l2_cache_size: 41943040
+  clock_rate_ghz: 1.5
+  device_memory_size: 84942979072
+  shared_memory_per_block_optin: {optin}
+  cuda_compute_capability {{ major: {major} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 12 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{device}"
+"""
+
+
+def _cuda(major: int, device: str, cores: int, fpus: int, shared: int, optin: int) -> Target:
+    config = DESCRIPTION.format(major=major, device=device, cores=cores, fpus=fpus, shared=shared, optin=optin)
+    return Target(
+        f"cuda:sm_{major}0",
+        {"platform": "cuda", "topology_name": f"sm_{major}0", "target_config": config, "topology": "1x1x1"},
+        ("jax-cuda13-plugin", "jax-cuda13-pjrt"),
+        "audit-cuda",
+        _read_cuda(f"sm_{major}0"),
+        {"XLA_FLAGS": "--xla_dump_to={dump}"},
+    )
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        _tpu("v4", "v4:2x2x1"),
+        _tpu("v5e", "v5e:2x2"),
+        _tpu("v5p", "v5p:2x2x1"),
+        _tpu("v6e", "v6e:2x2"),
+        _tpu("tpu7x", "tpu7x:2x2x1"),
+        _cuda(8, "NVIDIA A100-SXM4-80GB", 108, 64, 167936, 166912),
+        _cuda(9, "NVIDIA H100 80GB HBM3", 132, 128, 233472, 232448),
+        _cuda(10, "NVIDIA B200", 148, 128, 233472, 232448),
+        Target("cpu", {}, (), "jax", _read_cpu, {"XLA_FLAGS": "--xla_dump_to={dump}"}),
+    )
+}
