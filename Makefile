@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= out/distill_digits
 
-.PHONY: help demo test lint unit parity bench golden clean
+TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cpu
+
+.PHONY: help demo test lint unit parity audit bench golden clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -40,6 +42,16 @@ unit: $(STAMP) ## every test
 parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity
 
+audit: .venv-audit/.installed ## what compilers emit for 5 TPUs, 3 GPUs and the CPU, against the spec (Linux x86-64)
+	@.venv-audit/bin/loss-balancers audit $(foreach target,$(TARGETS),--target $(target))
+
+.venv-audit/.installed: constraints.txt pyproject.toml
+	@echo "==> Setting up .venv-audit with the compilers for TPU and CUDA"
+	@rm -rf .venv-audit
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit-tpu,audit-cuda]'
+	@touch .venv-audit/.installed
+
 bench: $(STAMP) ## forward and backward against ModelOpt's balancer
 	@$(BIN)/python benchmarks/against_modelopt.py
 
@@ -47,4 +59,4 @@ golden: $(STAMP) ## write the golden vectors again, from the exact reference
 	@$(BIN)/python -m loss_balancers.spec.golden
 
 clean: ## remove the environment and what was made
-	rm -rf $(VENV) out dist
+	rm -rf $(VENV) .venv-audit out dist

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -31,11 +29,6 @@ console = Console()
 USAGE_ERROR = 2
 
 
-@app.callback()
-def _root() -> None:
-    """Keeps `parity` a subcommand while it is the only one."""
-
-
 @app.command()
 def parity(
     lane: Annotated[list[str] | None, typer.Option(help="Run this lane only, such as torch-cpu-eager. May be given again.")] = None,
@@ -45,6 +38,7 @@ def parity(
 
     Exit status 0 if every result is bit-identical to the exact reference, 1 on any difference, 2 on wrong usage.
     """
+    from loss_balancers.parity.files import write_json
     from loss_balancers.parity.lanes import find_lanes
     from loss_balancers.parity.run import run_lanes
     from loss_balancers.spec import load_golden
@@ -62,8 +56,23 @@ def parity(
         for name, reason in absent.items():
             console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
     if json_file is not None:
-        _write(json_file, _as_json(rows))
+        write_json(json_file, _as_json(rows))
     raise typer.Exit(0 if all(cell.identical == cell.vectors for row in rows.values() for cell in row) else 1)
+
+
+@app.command()
+def audit(
+    target: Annotated[list[str], typer.Option(help="A target, such as tpu:v6e, cuda:sm_90 or cpu. May be given again.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write verdicts to this file as JSON.", dir_okay=False)] = None,
+) -> None:
+    """Compiles the JAX balancers for devices that are not here, and compares what the compiler emitted with the spec.
+
+    Exit status 0 if all is as specified and every planted fault is found, 1 if not, 2 if a target cannot be compiled for.
+    """
+    from loss_balancers.parity.audit.__main__ import main as run_audit
+
+    arguments = [word for name in target for word in ("--target", name)]
+    raise typer.Exit(run_audit([*arguments, *(("--json", str(json_file)) if json_file is not None else ())]))
 
 
 def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
@@ -140,15 +149,6 @@ def _as_json(rows: dict[str, list[Cell]]) -> dict[str, Any]:
             for name, cells in rows.items()
         },
     }
-
-
-def _write(file: Path, data: dict[str, Any]) -> None:
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def main() -> None:

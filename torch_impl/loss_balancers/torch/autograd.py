@@ -11,122 +11,144 @@ a `jvp`, and calls `setup_context` forms wrongly where nothing requires grad; Py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, hardshrink
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_dynamo_compiling
 
-from loss_balancers.torch.rounding import Dtypes, keep, narrow, widen
-
-#: Weights in the compute format: a vector on the terms' device, or one multiplier a term.
-Weights = Tensor | tuple[Tensor, ...] | tuple[float, ...]
+from loss_balancers.torch.rounding import narrow, widen
 
 
-def total(weights: Weights, dtypes: Dtypes, terms: Sequence[Tensor]) -> Tensor:
+class LinearMap(NamedTuple):
+    """One weighted sum, all but its terms."""
+
+    #: In the compute format: a vector on the terms' device, or one multiplier a term.
+    weights: Tensor | tuple[Tensor, ...] | tuple[float, ...]
+    #: The dtypes of the terms, of the result, and of the arithmetic between them.
+    terms: tuple[torch.dtype, ...]
+    result: torch.dtype
+    compute: torch.dtype
+    #: Whether all three are one, so that there is nothing to convert.
+    plain: bool
+    #: The smallest normal number of the compute format: `keep` is ``hardshrink(x, tiny)``, written out for its speed.
+    tiny: float
+    #: Where one kernel adds in order: a zero vector of length 1 and, for each term, its index.
+    adder: tuple[Tensor, Tensor] | None = None
+
+
+def total(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
     """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7)."""
-    if not isinstance(weights, Tensor):
-        products = [keep(widen(x, dtypes.compute) * w) for w, x in zip(weights, terms, strict=True)]
-    elif dtypes.uniform:
-        # One kernel for all products instead of one each: two to three times faster at 64 losses.
-        products = keep(widen(torch.stack(tuple(terms)), dtypes.compute) * weights).unbind(0)
+    if not linear.plain:
+        # Each by itself, not their stack: autocast refuses to stack float16 where it is set to bfloat16, and the reverse.
+        terms = [widen(x, linear.compute) for x in terms]
+    if isinstance(linear.weights, Tensor):
+        products = hardshrink(torch.stack(terms) * linear.weights, linear.tiny)  # type: ignore[reportArgumentType]
     else:
-        products = keep(torch.stack([widen(x, dtypes.compute) for x in terms]) * weights).unbind(0)
-    s = products[0]
-    for p in products[1:]:
-        s = s + p
-    return narrow(keep(s), dtypes.result)
+        products = [hardshrink(x * w, linear.tiny) for w, x in zip(linear.weights, terms, strict=True)]
+    if linear.adder is None:
+        s = products[0]
+        for p in products[1:]:
+            s = s + p
+    else:
+        zero, index = linear.adder  # a product is never -0, so that 0 + p_0 is p_0
+        s = zero.index_add(0, index, products).squeeze()  # type: ignore[reportArgumentType]
+    s = hardshrink(s, linear.tiny)
+    return s if linear.plain else narrow(s, linear.result)
 
 
-def spread(weights: Weights, dtypes: Dtypes, g: Tensor) -> tuple[Tensor, ...]:
+def spread(linear: LinearMap, g: Tensor) -> Sequence[Tensor]:
     """keep(RN(w_i g)) in the dtype of each term (spec A8)."""
-    g = widen(g, dtypes.compute)
-    if not isinstance(weights, Tensor):
-        return tuple([narrow(keep(g * w), dtype) for w, dtype in zip(weights, dtypes.terms, strict=True)])
-    products = keep(g * weights)
-    if dtypes.uniform:
-        return narrow(products, dtypes.result).unbind(0)
-    return tuple([narrow(p, dtype) for p, dtype in zip(products.unbind(0), dtypes.terms, strict=True)])
+    if not linear.plain:
+        g = widen(g, linear.compute)
+    if isinstance(linear.weights, Tensor):
+        products: Sequence[Tensor] = hardshrink(g * linear.weights, linear.tiny).unbind(0)
+    else:
+        products = [hardshrink(g * w, linear.tiny) for w in linear.weights]
+    if linear.plain:
+        return products
+    return [narrow(p, dtype) for p, dtype in zip(products, linear.terms, strict=True)]
 
 
 class _Total(Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        # Not `weights, dtypes, *terms`: where nothing requires grad, Dynamo counts parameters against arguments to find out
-        # whether there is a `ctx`, and with two terms would find none (PyTorch 2.13).
-        weights, dtypes, *terms = inputs
-        ctx.weights, ctx.dtypes = weights, dtypes
-        return total(weights, dtypes, terms)
+    def forward(*inputs: Any) -> Tensor:
+        # Not `ctx, linear, *terms`: where nothing requires grad, Dynamo counts parameters against arguments to find out whether
+        # there is a `ctx`, and with two terms would find none (PyTorch 2.13).
+        ctx, linear, *terms = inputs
+        ctx.linear = linear
+        return total(linear, terms)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
         if torch.is_grad_enabled():  # create_graph=True
-            return None, None, *_Spread.apply(ctx.weights, ctx.dtypes, g)
-        return None, None, *spread(ctx.weights, ctx.dtypes, g)
+            return None, *_Spread.apply(ctx.linear, g)
+        return None, *spread(ctx.linear, g)
 
 
 class _Spread(Function):
     @staticmethod
-    def forward(ctx: Any, weights: Weights, dtypes: Dtypes, g: Tensor) -> tuple[Tensor, ...]:
-        ctx.weights, ctx.dtypes = weights, dtypes
-        return spread(weights, dtypes, g)
+    def forward(ctx: Any, linear: LinearMap, g: Tensor) -> tuple[Tensor, ...]:
+        ctx.linear = linear
+        return tuple(spread(linear, g))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, None, _Total.apply(ctx.weights, ctx.dtypes, *grad_outputs)
+        return None, _Total.apply(ctx.linear, *grad_outputs)
 
 
 class _TransformableTotal(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weights: Weights, dtypes: Dtypes, *terms: Tensor) -> Tensor:
-        return total(weights, dtypes, terms)
+    def forward(linear: LinearMap, *terms: Tensor) -> Tensor:
+        return total(linear, terms)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.weights, ctx.dtypes, *_ = inputs
+        ctx.linear, *_ = inputs
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
-        return None, None, *_TransformableSpread.apply(ctx.weights, ctx.dtypes, g)
+        return None, *_TransformableSpread.apply(ctx.linear, g)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return _TransformableTotal.apply(ctx.weights, ctx.dtypes, *grad_inputs[2:])
+        return _TransformableTotal.apply(ctx.linear, *grad_inputs[1:])
 
 
 class _TransformableSpread(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weights: Weights, dtypes: Dtypes, g: Tensor) -> tuple[Tensor, ...]:
-        return spread(weights, dtypes, g)
+    def forward(linear: LinearMap, g: Tensor) -> tuple[Tensor, ...]:
+        return tuple(spread(linear, g))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.weights, ctx.dtypes, _ = inputs
+        ctx.linear, _ = inputs
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, None, _TransformableTotal.apply(ctx.weights, ctx.dtypes, *grad_outputs)
+        return None, _TransformableTotal.apply(ctx.linear, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return _TransformableSpread.apply(ctx.weights, ctx.dtypes, grad_inputs[2])
+        return _TransformableSpread.apply(ctx.linear, grad_inputs[1])
 
 
 # `Function.apply` without its Python part, which serves `torch.func` alone and takes 4 us, as much as two kernels.
 _eager_total = super(Function, _Total).apply  # type: ignore[reportAttributeAccessIssue]
 
 
-def apply_total(weights: Weights, dtypes: Dtypes, terms: Sequence[Tensor]) -> Tensor:
+def apply_total(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
     """`total`, differentiable in whatever way is asked for."""
-    if torch.compiler.is_compiling():
+    if is_dynamo_compiling():
         # Dynamo refuses one tensor passed twice; the clones vanish in the compiled code.
-        return _Total.apply(weights, dtypes, *[x.clone() for x in terms])
+        return _Total.apply(linear, *[x.clone() for x in terms])
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TransformableTotal.apply(weights, dtypes, *terms)
-    return _eager_total(weights, dtypes, *terms)
+        return _TransformableTotal.apply(linear, *terms)
+    return _eager_total(linear, *terms)

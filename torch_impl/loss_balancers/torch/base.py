@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loss_balancers import spec
-from loss_balancers.torch.functional import check_losses
+from loss_balancers.torch.functional import check_terms
 from loss_balancers.torch.host import host_constant
 
 canonical_order = host_constant(spec.canonical_order.__wrapped__)
@@ -74,8 +74,16 @@ class DistillationLossBalancer(nn.Module, ABC):
             TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point tensor.
             ValueError: There is no KD loss, or shapes or devices differ.
         """
-        spec.check_mapping(loss)
-        losses = {name: loss[name] for name in canonical_order(tuple(loss))}
-        if self._student_loss_reduction_fn is not None and spec.STUDENT_LOSS_KEY in losses:
-            losses[spec.STUDENT_LOSS_KEY] = self._student_loss_reduction_fn(losses[spec.STUDENT_LOSS_KEY])
-        return check_losses(losses)
+        names, terms = self._ordered(loss)
+        return dict(zip(names, terms, strict=True))
+
+    def _ordered(self, loss: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Tensor]]:
+        """`canonical`, as names and losses."""
+        if type(loss) is not dict:  # which needs no look at the abstract base class
+            spec.check_mapping(loss)
+        names = canonical_order(tuple(loss))
+        terms = list(map(loss.__getitem__, names))
+        if self._student_loss_reduction_fn is not None and names[-1] == spec.STUDENT_LOSS_KEY:
+            terms[-1] = self._student_loss_reduction_fn(terms[-1])
+        check_terms(names, terms)
+        return names, terms

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from loss_balancers import spec
 from loss_balancers.spec import errors
-from loss_balancers.torch.autograd import Weights, apply_total
+from loss_balancers.torch.autograd import LinearMap, apply_total
 from loss_balancers.torch.host import host_constant
-from loss_balancers.torch.rounding import Dtypes, dtypes_of
+from loss_balancers.torch.rounding import TINY, compute_dtype
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
-#: From how many scalar terms on they are multiplied as one vector.
+#: From how many scalar terms on they are multiplied as one vector, in one kernel instead of one a term.
 _STACK_FROM = 4
 
 
@@ -58,28 +60,26 @@ def weighted_sum(
     Reference:
         docs/spec/2-arithmetic.md, A1 to A8.
     """
+    terms = list(terms)
     checked = spec.finite_weights(weights, len(terms))
-    terms = list(check_losses({f"terms[{i}]": x for i, x in enumerate(terms)}).values())
+    check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and dtype not in FORMATS:
         raise errors.dtype_not_supported(str(dtype).removeprefix("torch."))
-    dtypes = dtypes_of_terms(terms, dtype)
     if max(abs(weight) for weight in checked) <= 1.0:
-        return sum_terms(terms, checked, dtypes)
+        return sum_terms(terms, checked, dtype)
     # A larger weight can lift a subnormal term, or cotangent, out of the reach of the product's flush: flush both first. A
     # weighted sum with the one weight 1 is `keep`.
-    flushed = [sum_terms([x], (1.0,), dtypes_of_terms([x], dtypes.compute)) for x in terms]
-    total = sum_terms(flushed, checked, dtypes_of_terms(flushed, dtypes.compute))
-    return sum_terms([total], (1.0,), dtypes_of_terms([total], dtypes.result))
+    linear = linear_map(checked, tuple(x.dtype for x in terms), dtype)
+    flushed = [sum_terms([x], (1.0,), linear.compute) for x in terms]
+    return sum_terms([sum_terms(flushed, checked)], (1.0,), linear.result)
 
 
-def check_losses(losses: dict[str, Any]) -> dict[str, Tensor]:
-    """The losses as they are. Refuses what is no floating-point tensor, and shapes or devices that differ (spec E4 to E6)."""
-    first = next(iter(losses.values()))
-    shape, device = getattr(first, "shape", None), getattr(first, "device", None)
-    for x in losses.values():
+def check_terms(names: Sequence[str], terms: Sequence[Any]) -> None:
+    """Refuses what is no floating-point tensor, and shapes or devices that differ (spec E4 to E6)."""
+    shape, device = getattr(terms[0], "shape", None), getattr(terms[0], "device", None)
+    for x in terms:
         if not (isinstance(x, Tensor) and x.dtype in FORMATS and x.shape == shape and x.device == device):
-            raise spec.bad_losses({name: _describe(loss) for name, loss in losses.items()})
-    return losses
+            raise spec.bad_losses({name: _describe(loss) for name, loss in zip(names, terms, strict=True)})
 
 
 def _describe(loss: object) -> spec.LossInfo:
@@ -89,35 +89,46 @@ def _describe(loss: object) -> spec.LossInfo:
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape), str(loss.device))
 
 
-def sum_terms(terms: Sequence[Tensor], weights: tuple[float, ...], dtypes: Dtypes) -> Tensor:
+def sum_terms(terms: Sequence[Tensor], weights: tuple[float, ...], dtype: torch.dtype | None = None) -> Tensor:
     """`weighted_sum` without its checks, for weights of at most 1."""
-    return apply_total(_multipliers(weights, dtypes.compute, terms), dtypes, terms)
-
-
-def dtypes_of_terms(terms: Sequence[Tensor], dtype: torch.dtype | None = None) -> Dtypes:
-    """The dtypes of a sum of these terms."""
-    return dtypes_of(tuple([x.dtype for x in terms]), dtype)
-
-
-def _multipliers(weights: tuple[float, ...], compute: torch.dtype, terms: Sequence[Tensor]) -> Weights:
-    """The rounded weights in the form that is fastest here; the same values in all."""
-    if torch.compiler.is_compiling():
-        return _rounded(weights, FORMATS[compute])
+    dtypes = tuple([x.dtype for x in terms])
+    if is_dynamo_compiling():
+        return apply_total(linear_map(weights, dtypes, dtype), terms)
     x = terms[0]
-    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
-        return _rounded(weights, FORMATS[compute])  # fake or distributed tensors do not mix with plain ones
-    vector, scalars = _on_device(weights, compute, x.device)
-    return vector if len(terms) >= _STACK_FROM and x.ndim == 0 else scalars
+    if type(x) is Tensor or type(x) is Parameter:
+        return apply_total(_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), terms)
+    return apply_total(linear_map(weights, dtypes, dtype), terms)  # fake or distributed tensors do not mix with plain ones
+
+
+def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """The dtype of the aggregate of losses of these dtypes (spec A2)."""
+    if all(dtype == dtypes[0] for dtype in dtypes):
+        return dtypes[0]
+    return compute_dtype(*dtypes)
 
 
 @host_constant
-def _rounded(weights: tuple[float, ...], compute: str) -> tuple[float, ...]:
-    return tuple(spec.round_weight(weight, compute) for weight in weights)
+def linear_map(weights: tuple[float, ...], terms: tuple[torch.dtype, ...], result: torch.dtype | None = None) -> LinearMap:
+    """The weighted sum of terms of these dtypes; the result's is their common one unless given (spec A1 to A3)."""
+    result = result or common_dtype(terms)
+    compute = compute_dtype(result, *terms)
+    rounded = tuple(spec.round_weight(weight, FORMATS[compute]) for weight in weights)
+    return LinearMap(rounded, terms, result, compute, {*terms, result} == {compute}, TINY[compute])
 
 
 @lru_cache(maxsize=1024)
-def _on_device(weights: tuple[float, ...], compute: torch.dtype, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The rounded weights on the device, copied once for each device and format."""
+def _on_device(
+    weights: tuple[float, ...], terms: tuple[torch.dtype, ...], result: torch.dtype | None, device: torch.device, scalars: bool
+) -> LinearMap:
+    """`linear_map` with its weights on the device, copied once, in the form that is fastest there; the same values in all."""
+    linear = linear_map(weights, terms, result)
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
-        vector = torch.tensor(_rounded(weights, FORMATS[compute]), dtype=compute, device=device)
-        return vector, vector.unbind(0)
+        vector = torch.tensor(linear.weights, dtype=linear.compute, device=device)
+        if not scalars or len(terms) < _STACK_FROM:
+            return linear._replace(weights=vector.unbind(0))
+        if device.type != "cpu":
+            return linear._replace(weights=vector)
+        # "In the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
+        # backward of 17 losses take 104 us instead of 129, of 65 losses 261 instead of 371.
+        adder = torch.zeros(1, dtype=linear.compute), torch.zeros(len(terms), dtype=torch.int64)
+        return linear._replace(weights=vector, adder=adder)

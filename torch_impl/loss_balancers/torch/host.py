@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
 
-def host_constant(fn: Callable[P, R]) -> Callable[P, R]:
+def host_constant(fn: Callable[[*Ts], R]) -> Callable[[*Ts], R]:
     """Works ``fn`` out once for each set of (hashable) arguments; under `torch.compile` the result is a constant of the graph.
 
     Dynamo would trace through an `lru_cache`, with a warning, and refuses much of the host's code.
@@ -21,19 +22,19 @@ def host_constant(fn: Callable[P, R]) -> Callable[P, R]:
     cached = lru_cache(maxsize=1024)(fn)
 
     @torch.compiler.assume_constant_result
-    def traced(*args: P.args, **kwargs: P.kwargs) -> R | None:
+    def traced(*args: *Ts) -> R | None:
         try:
-            return cached(*args, **kwargs)
+            return cached(*args)
         except (TypeError, ValueError):
             return None
 
     @wraps(fn)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.compiler.is_compiling():
-            return cached(*args, **kwargs)
-        result = traced(*args, **kwargs)
+    def call(*args: *Ts) -> R:
+        if not is_dynamo_compiling():
+            return cached(*args)
+        result = traced(*args)
         if result is None:
-            return fn(*args, **kwargs)  # raises, where Dynamo can see it
+            return fn(*args)  # raises, where Dynamo can see it
         return result
 
     return call

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, hardshrink
-
-from loss_balancers.torch.host import host_constant
 
 TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
 
 
-class Dtypes(NamedTuple):
-    """The dtypes of one weighted sum: of the terms, of the result, of the arithmetic between them."""
-
-    terms: tuple[torch.dtype, ...]
-    result: torch.dtype
-    compute: torch.dtype
-    #: Whether all terms and the result have one dtype.
-    uniform: bool
-
-
-@host_constant
-def dtypes_of(terms: tuple[torch.dtype, ...], result: torch.dtype | None = None) -> Dtypes:
-    """The dtypes of a sum of such terms; the result's is their common one unless given (spec A1, A2)."""
-    compute = torch.float64 if torch.float64 in (*terms, result) else torch.float32
-    if result is None:
-        result = terms[0] if len(set(terms)) == 1 else compute
-    return Dtypes(terms, result, compute, set(terms) == {result})
+def compute_dtype(*dtypes: torch.dtype | None) -> torch.dtype:
+    """The compute format of a sum of such terms and such a result (spec A1)."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def keep(x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loss_balancers.parity.audit.cases import Case, all_cases
 from loss_balancers.parity.audit.run import Verdict, audit
 from loss_balancers.parity.audit.targets import TARGETS, UnavailableError
+from loss_balancers.parity.files import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return USAGE_ERROR
     _print(matrix, cases)
     if given.json is not None:
-        given.json.write_text(json.dumps(_as_json(matrix, versions), indent=2) + "\n", "utf-8")
+        write_json(given.json, _as_json(matrix, versions))
     return 0 if all(verdict.passed for row in matrix.values() for verdict in row.values()) else FINDINGS
 
 
