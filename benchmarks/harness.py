@@ -2,7 +2,8 @@
 
 Absolute times drift with whatever else the machine does; a ratio does not, if both sides are timed a moment apart. So a
 *round* times each side in turn, the order reversed from round to round, and what counts is the median over the rounds of the
-ratio within a round.
+ratio within a round. Each side's turn opens with calls that do not count: whoever comes second finds the caches full of the
+other's code, and takes some thirty calls to be as fast as it was.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def compare(peer: Call, ours: Call, *, rounds: int, seconds: float = 0.005) -> C
         rounds: How many rounds count; a tenth as many come before, uncounted.
         seconds: How long one side of a round takes, about. Short, so that both sides of a round meet the same machine.
     """
-    calls = max(1, round(seconds / _time(peer, 20)))
+    calls = max(1, round(seconds / _time(peer, 40)))
     enabled = gc.isenabled()
     gc.disable()  # a collection would fall on one side of a round
     try:
@@ -62,6 +63,8 @@ def compare(peer: Call, ours: Call, *, rounds: int, seconds: float = 0.005) -> C
 
 
 def _time(call: Call, calls: int) -> float:
+    for _ in range(calls // 2):
+        call()
     start = perf_counter()
     for _ in range(calls):
         call()

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, hardshrink
 from torch.autograd import Function, forward_ad
-from torch.compiler import is_dynamo_compiling
 
 from loss_balancers.torch.rounding import narrow, widen
 
@@ -144,11 +143,14 @@ class _TransformableSpread(Function):
 _eager_total = super(Function, _Total).apply  # type: ignore[reportAttributeAccessIssue]
 
 
-def apply_total(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
+def total_in_eager(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
     """`total`, differentiable in whatever way is asked for."""
-    if is_dynamo_compiling():
-        # Dynamo refuses one tensor passed twice; the clones vanish in the compiled code.
-        return _Total.apply(linear, *[x.clone() for x in terms])
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _TransformableTotal.apply(linear, *terms)
     return _eager_total(linear, *terms)
+
+
+def total_in_graph(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
+    """`total`, as the compiler can trace it."""
+    # Dynamo refuses one tensor passed twice; the clones vanish in the compiled code.
+    return _Total.apply(linear, *[x.clone() for x in terms])

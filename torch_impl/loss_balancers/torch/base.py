@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -74,16 +75,15 @@ class DistillationLossBalancer(nn.Module, ABC):
             TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point tensor.
             ValueError: There is no KD loss, or shapes or devices differ.
         """
-        names, terms = self._ordered(loss)
+        names, terms, _ = self._ordered(loss)
         return dict(zip(names, terms, strict=True))
 
-    def _ordered(self, loss: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Tensor]]:
-        """`canonical`, as names and losses."""
+    def _ordered(self, loss: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Tensor], tuple[torch.dtype, ...]]:
+        """`canonical`, as names, losses and their dtypes."""
         if type(loss) is not dict:  # which needs no look at the abstract base class
             spec.check_mapping(loss)
         names = canonical_order(tuple(loss))
         terms = list(map(loss.__getitem__, names))
         if self._student_loss_reduction_fn is not None and names[-1] == spec.STUDENT_LOSS_KEY:
             terms[-1] = self._student_loss_reduction_fn(terms[-1])
-        check_terms(names, terms)
-        return names, terms
+        return names, terms, check_terms(names, terms)

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from loss_balancers import spec
 from loss_balancers.spec import errors
-from loss_balancers.torch.autograd import LinearMap, apply_total
+from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph
 from loss_balancers.torch.host import host_constant
 from loss_balancers.torch.rounding import TINY, compute_dtype
 
@@ -62,24 +62,28 @@ def weighted_sum(
     """
     terms = list(terms)
     checked = spec.finite_weights(weights, len(terms))
-    check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
+    dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and dtype not in FORMATS:
         raise errors.dtype_not_supported(str(dtype).removeprefix("torch."))
     if max(abs(weight) for weight in checked) <= 1.0:
-        return sum_terms(terms, checked, dtype)
+        return sum_terms(terms, dtypes, checked, dtype)
     # A larger weight can lift a subnormal term, or cotangent, out of the reach of the product's flush: flush both first. A
     # weighted sum with the one weight 1 is `keep`.
-    linear = linear_map(checked, tuple(x.dtype for x in terms), dtype)
-    flushed = [sum_terms([x], (1.0,), linear.compute) for x in terms]
-    return sum_terms([sum_terms(flushed, checked)], (1.0,), linear.result)
+    linear = linear_map(checked, dtypes, dtype)
+    compute = (linear.compute,)
+    flushed = [sum_terms([x], (x.dtype,), (1.0,), linear.compute) for x in terms]
+    return sum_terms([sum_terms(flushed, compute * len(terms), checked)], compute, (1.0,), linear.result)
 
 
-def check_terms(names: Sequence[str], terms: Sequence[Any]) -> None:
-    """Refuses what is no floating-point tensor, and shapes or devices that differ (spec E4 to E6)."""
+def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes. Refuses what is no floating-point tensor, and shapes or devices that differ (spec E4 to E6)."""
     shape, device = getattr(terms[0], "shape", None), getattr(terms[0], "device", None)
+    dtypes = []
     for x in terms:
         if not (isinstance(x, Tensor) and x.dtype in FORMATS and x.shape == shape and x.device == device):
             raise spec.bad_losses({name: _describe(loss) for name, loss in zip(names, terms, strict=True)})
+        dtypes.append(x.dtype)
+    return tuple(dtypes)
 
 
 def _describe(loss: object) -> spec.LossInfo:
@@ -89,15 +93,16 @@ def _describe(loss: object) -> spec.LossInfo:
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape), str(loss.device))
 
 
-def sum_terms(terms: Sequence[Tensor], weights: tuple[float, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """`weighted_sum` without its checks, for weights of at most 1."""
-    dtypes = tuple([x.dtype for x in terms])
+def sum_terms(
+    terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: tuple[float, ...], dtype: torch.dtype | None = None
+) -> Tensor:
+    """`weighted_sum` without its checks, of terms of these dtypes, for weights of at most 1."""
     if is_dynamo_compiling():
-        return apply_total(linear_map(weights, dtypes, dtype), terms)
+        return total_in_graph(linear_map(weights, dtypes, dtype), terms)
     x = terms[0]
     if type(x) is Tensor or type(x) is Parameter:
-        return apply_total(_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), terms)
-    return apply_total(linear_map(weights, dtypes, dtype), terms)  # fake or distributed tensors do not mix with plain ones
+        return total_in_eager(_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), terms)
+    return total_in_eager(linear_map(weights, dtypes, dtype), terms)  # fake or distributed tensors do not mix with plain ones
 
 
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:

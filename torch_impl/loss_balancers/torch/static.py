@@ -79,7 +79,7 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
-        names, terms = self._ordered(loss)
+        names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         if plan.dropped:
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
@@ -87,11 +87,12 @@ class StaticLossBalancer(DistillationLossBalancer):
         dtype = None
         if plan.kd_summed_first:
             kd = plan.kd_count
-            dtype = common_dtype([x.dtype for x in terms])
-            kd_sum = sum_terms(terms[:kd], (1.0,) * kd, compute_dtype(dtype))
+            dtype = common_dtype(dtypes)
+            kd_sum = sum_terms(terms[:kd], dtypes[:kd], (1.0,) * kd, compute_dtype(dtype))
             terms = [kd_sum, *terms[kd:]]
+            dtypes = (kd_sum.dtype, *dtypes[kd:])
             weights = weights[kd - 1 :]
-        return sum_terms(terms, weights, dtype)
+        return sum_terms(terms, dtypes, weights, dtype)
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
         """The weight that ``forward`` would apply to each loss, in canonical order. Changes no state.
