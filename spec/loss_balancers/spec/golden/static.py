@@ -24,21 +24,13 @@ FORMAT_SETS = {
 }
 #: Which forms a set of formats gets; the long ones, slow to compile, stand where they show most.
 FORMS_OF = {
-    "": (
-        "number-1",
-        "number-1-alone",
-        "number-3",
-        "sequence-2",
-        "sequence-2-dropped",
-        "mapping-3",
-        "mapping-student",
-        "sequence-5",
-    ),
-    "mixed-narrow": ("number-3", "sequence-2", "sequence-5"),
-    "mixed-wide": ("number-3", "sequence-2", "sequence-5"),
+    "": ("number-1", "number-1-alone", "number-3", "sequence-2", "mapping-student", "sequence-5"),
+    "mixed": ("number-1", "number-3", "sequence-2-dropped", "mapping-3", "sequence-5"),
+    "mixed-narrow": ("number-3", "sequence-2"),
+    "mixed-wide": ("number-3", "sequence-5"),
 }
-FORMS_OF["f64"] = (*FORMS_OF[""], "number-8-dropped", "sequence-12")
-FORMS_OF["f32"] = (*FORMS_OF["f64"], "sequence-40")
+FORMS_OF["f64"] = (*FORMS_OF[""], "number-8-dropped")
+FORMS_OF["f32"] = (*FORMS_OF["f64"], "sequence-2-dropped", "mapping-3", "sequence-12", "sequence-40")
 KINDS = ("MSELoss", "KLDivLoss", "CosineEmbeddingLoss", "LogitsDistillationLoss")
 
 
