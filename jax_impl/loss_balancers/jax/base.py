@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from loss_balancers import spec
-from loss_balancers.jax.functional import check_losses
+from loss_balancers.jax.functional import check_terms
 
 
 class DistillationLossBalancer(nnx.Module):
@@ -71,12 +71,17 @@ class DistillationLossBalancer(nnx.Module):
             TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point array.
             ValueError: There is no KD loss, or shapes differ.
         """
+        names, terms, _ = self._ordered(loss)
+        return dict(zip(names, terms, strict=True))
+
+    def _ordered(self, loss: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Array], tuple[Any, ...]]:
+        """`canonical`, as names, losses and their dtypes."""
         spec.check_mapping(loss)
         names = spec.canonical_order(tuple(loss))
-        losses = {name: loss[name] for name in names}
-        if self._student_loss_reduction_fn is not None and spec.STUDENT_LOSS_KEY in losses:
-            losses[spec.STUDENT_LOSS_KEY] = self._student_loss_reduction_fn(losses[spec.STUDENT_LOSS_KEY])
-        return check_losses(losses)
+        terms = list(map(loss.__getitem__, names))
+        if self._student_loss_reduction_fn is not None and names[-1] == spec.STUDENT_LOSS_KEY:
+            terms[-1] = self._student_loss_reduction_fn(terms[-1])
+        return names, *check_terms(names, terms)
 
 
 class WarnedOnce:

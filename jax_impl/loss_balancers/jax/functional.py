@@ -55,23 +55,25 @@ def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[floa
         docs/spec/2-arithmetic.md, A1 to A8.
     """
     checked = spec.finite_weights(weights, len(terms))
-    terms = list(check_losses({f"terms[{i}]": x for i, x in enumerate(terms)}).values())
+    terms, dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and jnp.dtype(dtype) not in FORMATS:
         raise errors.dtype_not_supported(str(jnp.dtype(dtype)))
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise errors.float64_is_off()
-    return sum_terms(terms, checked, dtype)
+    return sum_terms(terms, dtypes, checked, dtype)
 
 
-def check_losses(losses: dict[str, Any]) -> dict[str, Array]:
-    """The losses as JAX arrays. Refuses what is no floating-point array, and shapes that differ (spec E4, E5)."""
+def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[list[Array], tuple[Any, ...]]:
+    """The losses as JAX arrays, and their dtypes. Refuses what is no floating-point array, and shapes that differ (E4, E5)."""
     # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.
-    arrays = {name: jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for name, x in losses.items()}
-    first = next(iter(arrays.values()))
-    for x in arrays.values():
-        if not (isinstance(x, Array) and x.dtype in FORMATS and x.shape == first.shape):
-            raise spec.bad_losses({name: _describe(loss) for name, loss in arrays.items()})
-    return arrays
+    arrays = [jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for x in terms]
+    shape = getattr(arrays[0], "shape", None)
+    dtypes = []
+    for x in arrays:
+        if not (isinstance(x, Array) and x.dtype in FORMATS and x.shape == shape):
+            raise spec.bad_losses({name: _describe(loss) for name, loss in zip(names, arrays, strict=True)})
+        dtypes.append(x.dtype)
+    return arrays, tuple(dtypes)
 
 
 def _describe(loss: object) -> spec.LossInfo:
@@ -81,9 +83,8 @@ def _describe(loss: object) -> spec.LossInfo:
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape))
 
 
-def sum_terms(terms: Sequence[Array], weights: tuple[float, ...], dtype: Any = None) -> Array:
-    """`weighted_sum` without its checks."""
-    dtypes = [x.dtype for x in terms]
+def sum_terms(terms: Sequence[Array], dtypes: tuple[Any, ...], weights: tuple[float, ...], dtype: Any = None) -> Array:
+    """`weighted_sum` without its checks, of terms of these dtypes."""
     dtype = dtype or common_dtype(dtypes)
     compute = compute_dtype(dtype, *dtypes)
     return _total(terms, _rounded(weights, FORMATS[compute]), compute, jnp.dtype(dtype))

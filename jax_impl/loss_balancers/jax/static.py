@@ -73,19 +73,20 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
-        losses = self.canonical(loss)
-        plan = self._plan(tuple(losses))
+        names, terms, dtypes = self._ordered(loss)
+        plan = self._plan(names)
         if plan.dropped:
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
-        terms = list(losses.values())
         weights = plan.weights
-        dtype = common_dtype([x.dtype for x in terms])
+        dtype = None
         if plan.kd_summed_first:
             kd = plan.kd_count
-            kd_sum = sum_terms(terms[:kd], (1.0,) * kd, compute_dtype(dtype))
+            dtype = common_dtype(dtypes)
+            kd_sum = sum_terms(terms[:kd], dtypes[:kd], (1.0,) * kd, compute_dtype(dtype))
             terms = [kd_sum, *terms[kd:]]
+            dtypes = (kd_sum.dtype, *dtypes[kd:])
             weights = weights[kd - 1 :]
-        return sum_terms(terms, weights, dtype)
+        return sum_terms(terms, dtypes, weights, dtype)
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
         """The weight that ``__call__`` would apply to each loss, in canonical order. Changes no state.
