@@ -19,11 +19,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from harness import Comparison, compare, environment, write_json
+from harness import Comparison, compare, environment
 from modelopt.torch.distill.loss_balancers import StaticLossBalancer as Peer
 from rich.console import Console
 from rich.table import Table
 
+from loss_balancers.parity.files import write_json
 from loss_balancers.torch import STUDENT_LOSS_KEY, StaticLossBalancer
 
 #: KD losses -> how many times faster than ModelOpt ours has to be.

@@ -9,7 +9,6 @@ other's code, and takes some thirty calls to be as fast as it was.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
 import statistics
@@ -87,13 +86,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes ``content`` whole or not at all: a reader never meets half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
