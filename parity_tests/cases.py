@@ -82,7 +82,7 @@ def has_subnormal_partial_sum(settings: StaticLossBalancerSettings, losses: Loss
     """Whether a sum before the last is subnormal: from there on the spec promises +-2^-126 and no bits (spec A6)."""
     plan = static_plan(settings, canonical_order(tuple(losses)))
     compute = compute_format(fmt for fmt, _ in losses.values())
-    weights = (1.0,) * len(plan.names) if plan.kd_summed_first else plan.weights
+    weights = (1.0,) * len(plan.names) if len(plan.factors) < len(plan.names) else plan.weights
     total, sums = 0.0, []
     for name, weight in zip(plan.names, weights, strict=True):
         fmt, value = losses[name]

@@ -31,10 +31,11 @@ def test_weights(kd_loss_weight, names, weights):
 
 
 def test_only_a_shared_weight_is_applied_to_the_sum():
-    assert plan_of(0.5, "A", "B").kd_summed_first
-    assert not plan_of(0.5, "A", STUDENT).kd_summed_first  # one loss: nothing to add first
-    assert not plan_of([0.5, 0.25], "A_0", "A_1").kd_summed_first
-    assert not plan_of({"A": 0.5, "B": 0.25}, "A", "B").kd_summed_first
+    assert plan_of(0.25, "A", "B", STUDENT).factors == (0.25, 0.75)
+    assert plan_of(0.5, "A", "B").factors == (0.5,)
+    assert plan_of(0.25, "A", STUDENT).factors == (0.25, 0.75)  # one loss: nothing to add first
+    assert plan_of([0.5, 0.25], "A_0", "A_1").factors == (0.5, 0.25)
+    assert plan_of({"A": 0.5, "B": 0.25}, "A", "B").factors == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(

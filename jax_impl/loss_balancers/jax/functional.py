@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
@@ -19,7 +19,12 @@ from loss_balancers.spec import errors
 FORMATS = {jnp.dtype(fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
 
-def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[float], *, dtype: Any = None) -> Float[Array, "*shape"]:
+def weighted_sum(
+    terms: Sequence[Float[Array, "*shape"]],
+    weights: Sequence[float] | Float[Array, " terms"],
+    *,
+    dtype: Any = None,
+) -> Float[Array, "*shape"]:
     """The weighted sum of losses, with the same bits in both frameworks, eager or compiled.
 
     Use it to write a balancer of your own; :class:`~loss_balancers.jax.StaticLossBalancer` is this and a weight per name.
@@ -28,7 +33,8 @@ def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[floa
 
     Args:
         terms: At least one array, all of one shape.
-        weights: As many finite numbers, on the host. They are constants: no gradient reaches them.
+        weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
+            values are not checked. Constants either way: no gradient reaches them.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:
@@ -54,7 +60,8 @@ def weighted_sum(terms: Sequence[Float[Array, "*shape"]], weights: Sequence[floa
     Reference:
         docs/spec/2-arithmetic.md, A1 to A8.
     """
-    checked = spec.finite_weights(weights, len(terms))
+    vector = isinstance(weights, Array) and weights.dtype in FORMATS and weights.ndim == 1
+    checked = spec.same_length(weights, terms) if vector else spec.finite_weights(weights, len(terms))
     terms, dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and jnp.dtype(dtype) not in FORMATS:
         raise errors.dtype_not_supported(str(jnp.dtype(dtype)))
@@ -83,10 +90,25 @@ def _describe(loss: object) -> spec.LossInfo:
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape))
 
 
-def sum_terms(terms: Sequence[Array], dtypes: tuple[Any, ...], weights: tuple[float, ...], dtype: Any = None) -> Array:
+def balance(terms: Sequence[Array], dtypes: tuple[Any, ...], weights: tuple[float, ...] | Array) -> Array:
+    """A balancer's aggregate of checked terms in canonical order (spec A5).
+
+    With fewer weights than terms, the leading terms share the first of them, and are added before it is applied.
+    """
+    shared = len(terms) - len(weights) + 1
+    if shared == 1:
+        return sum_terms(terms, dtypes, weights)
+    dtype = common_dtype(dtypes)
+    first = sum_terms(terms[:shared], dtypes[:shared], (1.0,) * shared, compute_dtype(dtype))
+    return sum_terms([first, *terms[shared:]], (first.dtype, *dtypes[shared:]), weights, dtype)
+
+
+def sum_terms(terms: Sequence[Array], dtypes: tuple[Any, ...], weights: tuple[float, ...] | Array, dtype: Any = None) -> Array:
     """`weighted_sum` without its checks, of terms of these dtypes."""
     dtype = dtype or common_dtype(dtypes)
     compute = compute_dtype(dtype, *dtypes)
+    if isinstance(weights, Array):
+        return _total_by(terms, weights, compute, jnp.dtype(dtype))
     return _total(terms, _rounded(weights, FORMATS[compute]), compute, jnp.dtype(dtype))
 
 
@@ -105,9 +127,20 @@ def _rounded(weights: tuple[float, ...], compute: str) -> tuple[float, ...]:
 # Jitted, so that an eager call is one dispatch; inlined into the graph of a caller that is jitted itself.
 @partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _total(terms: Sequence[Array], weights: tuple[float, ...], compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
+    return _sum(terms, [compute.type(w) for w in weights], compute, dtype)
+
+
+@partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _total_by(terms: Sequence[Array], weights: Array, compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
+    """`_total` by a vector of weights: rounded to the compute format and flushed (spec A3), a constant."""
+    rounded = keep(lax.stop_gradient(weights).astype(compute))
+    return _sum(terms, [rounded[i] for i in range(len(terms))], compute, dtype)
+
+
+def _sum(terms: Sequence[Array], weights: Sequence[Any], compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
     """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7)."""
     # One scalar operation a term, not a stack: on TPU that compiles to a plain chain, without lane rotations.
-    products = [keep(widen(x, compute) * compute.type(w)) for w, x in zip(weights, terms, strict=True)]
+    products = [keep(widen(x, compute) * w) for w, x in zip(weights, terms, strict=True)]
     s = products[0]
     for p in products[1:]:
         s = s + p

@@ -11,8 +11,7 @@ from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.base import DistillationLossBalancer, WarnedOnce
-from loss_balancers.jax.functional import common_dtype, sum_terms
-from loss_balancers.jax.rounding import compute_dtype
+from loss_balancers.jax.functional import balance
 
 
 class StaticLossBalancer(DistillationLossBalancer):
@@ -77,16 +76,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         plan = self._plan(names)
         if plan.dropped:
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
-        weights = plan.weights
-        dtype = None
-        if plan.kd_summed_first:
-            kd = plan.kd_count
-            dtype = common_dtype(dtypes)
-            kd_sum = sum_terms(terms[:kd], dtypes[:kd], (1.0,) * kd, compute_dtype(dtype))
-            terms = [kd_sum, *terms[kd:]]
-            dtypes = (kd_sum.dtype, *dtypes[kd:])
-            weights = weights[kd - 1 :]
-        return sum_terms(terms, dtypes, weights, dtype)
+        return balance(terms, dtypes, plan.factors)
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
         """The weight that ``__call__`` would apply to each loss, in canonical order. Changes no state.

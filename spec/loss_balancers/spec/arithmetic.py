@@ -73,3 +73,53 @@ def weighted_sum_gradient(
         narrow(flush(multiply(round_weight(weight, compute), widen(cotangent, result), compute), compute), fmt)
         for weight, fmt in zip(weights, formats, strict=True)
     ]
+
+
+def balance(
+    terms: Sequence[float], formats: Sequence[str], factors: Sequence[float], cotangent: float
+) -> tuple[float, list[float]]:
+    """A balancer's aggregate, and the gradient to each term (spec A5, A8).
+
+    Args:
+        terms: The values in canonical order.
+        formats: The format of each.
+        factors: As many weights, or fewer: then the leading terms share the first of them, and are added before it is applied.
+        cotangent: The gradient of what follows to the aggregate, in the aggregate's format.
+    """
+    result, compute = result_format(formats), compute_format(formats)
+    shared = len(terms) - len(factors) + 1
+    if shared == 1:
+        return weighted_sum(terms, formats, factors), weighted_sum_gradient(cotangent, formats, factors)
+    ones = (1.0,) * shared
+    first = weighted_sum(terms[:shared], formats[:shared], ones, compute)
+    outer_formats = [compute, *formats[shared:]]
+    aggregate = weighted_sum([first, *terms[shared:]], outer_formats, factors, result)
+    outer = weighted_sum_gradient(cotangent, outer_formats, factors, result)
+    inner = weighted_sum_gradient(outer[0], formats[:shared], ones, compute)
+    return aggregate, [*inner, *outer[1:]]
+
+
+def div(a: float, b: float, fmt: str) -> float:
+    """The quotient of spec A10, of operands in f32 or in f64: flushed, divided, rounded, flushed."""
+    a, b = flush(a, fmt), flush(b, fmt)
+    if math.isfinite(a) and math.isfinite(b) and a != 0 and b != 0:
+        return flush(round_to(Fraction(a) / Fraction(b), fmt), fmt)
+    if b == 0:  # +0, since flushed; Python refuses
+        return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a)
+    return flush(a / b, fmt)  # NaN, infinity, zero: IEEE 754 leaves nothing to round
+
+
+def rmul(a: float, b: float, fmt: str) -> float:
+    """The product of spec A11, of operands in f32 or in f64: flushed, multiplied, rounded, flushed."""
+    return flush(multiply(flush(a, fmt), flush(b, fmt), fmt), fmt)
+
+
+def div_gradient(cotangent: float, a: float, b: float, fmt: str) -> tuple[float, float]:
+    """The gradient of :func:`div` to both operands (spec A12)."""
+    scaled = div(cotangent, b, fmt)
+    return scaled, rmul(scaled, -div(a, b, fmt), fmt)
+
+
+def rmul_gradient(cotangent: float, a: float, b: float, fmt: str) -> tuple[float, float]:
+    """The gradient of :func:`rmul` to both operands (spec A12)."""
+    return rmul(cotangent, b, fmt), rmul(cotangent, a, fmt)

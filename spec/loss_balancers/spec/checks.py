@@ -36,22 +36,32 @@ def real_number(value: Any, where: str) -> float:
         return math.inf if abs(value) == value else -math.inf
 
 
-def finite_weights(weights: Sequence[Any], terms: int) -> tuple[float, ...]:
+def finite_weights(weights: Any, terms: int) -> tuple[float, ...]:
     """The weights of ``functional.weighted_sum`` as floats (spec E8).
 
     Raises:
         TypeError: a weight is no real number.
         ValueError: there are no terms, not as many weights as terms, or a weight is not finite.
     """
-    if terms == 0:
-        raise errors.no_terms()
-    if len(weights) != terms:
-        raise errors.terms_and_weights(terms, len(weights))
+    same_length(weights, range(terms))
     checked = tuple(real_number(weight, f"weights[{i}]") for i, weight in enumerate(weights))
     for i, weight in enumerate(checked):
         if not math.isfinite(weight):
             raise errors.weight_not_finite(f"weights[{i}]", weight)
     return checked
+
+
+def same_length(weights: Any, terms: Sequence[Any]) -> Any:
+    """A vector of weights as it is (spec E8).
+
+    Raises:
+        ValueError: there are no terms, or not as many weights as terms.
+    """
+    if len(terms) == 0:
+        raise errors.no_terms()
+    if len(weights) != len(terms):
+        raise errors.terms_and_weights(len(terms), len(weights))
+    return weights
 
 
 def check_reduction_fn(fn: Any) -> None:
@@ -62,3 +72,14 @@ def check_reduction_fn(fn: Any) -> None:
     """
     if fn is not None and not callable(fn):
         raise errors.reduction_fn_type(fn)
+
+
+def check_auto_step(auto_step: Any) -> None:
+    """Refuses an ``auto_step`` that is neither None nor an int of at least 1.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: It is below 1.
+    """
+    if auto_step is not None and (not isinstance(auto_step, int) or isinstance(auto_step, bool) or auto_step < 1):
+        raise errors.auto_step_value(auto_step)

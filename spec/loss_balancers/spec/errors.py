@@ -100,6 +100,206 @@ def reduction_fn_type(received: Any) -> TypeError:
     )
 
 
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+def not_a_schedule(received: Any) -> ValueError:
+    return ValueError(
+        f"A schedule must be an object with `points` or `table`. Received {received!r}. Use what `Schedule.as_json` wrote."
+    )
+
+
+def schedule_values(received: Any) -> Exception:
+    kind = ValueError if isinstance(received, Mapping) else TypeError
+    return kind(f"A schedule must have at least one value, by step. Received {received!r}. Pass a mapping from step to value.")
+
+
+def schedule_not_callable(received: Any) -> TypeError:
+    return TypeError(
+        f"`schedule` must be a function from step to number. Received {received!r} of type {type(received).__name__}. Pass a "
+        "function, or a number where the weight is constant."
+    )
+
+
+def schedule_step_type(received: Any) -> TypeError:
+    return TypeError(
+        f"A step must be an int. Received {received!r} of type {type(received).__name__}. Count optimizer steps from 0."
+    )
+
+
+def schedule_step_bounds(received: int) -> ValueError:
+    return ValueError(f"A step must be at least 0. Received {received!r}. Count optimizer steps from 0.")
+
+
+def schedule_steps(received: int) -> ValueError:
+    return ValueError(f"`steps` must be at least 1. Received {received!r}. Pass how many steps the table has.")
+
+
+def schedule_order(before: int, after: int) -> ValueError:
+    return ValueError(
+        f"The points of a schedule must have rising steps. Received step {after} after step {before}. Count every step from "
+        "the start of training, and let each part take at least one."
+    )
+
+
+def scheduled_weight_bounds(where: str, step: int, received: float, low: float, high: float) -> ValueError:
+    return ValueError(
+        f"`{where}` must be in [{low!r}, {high!r}] at every step. At step {step} it is {received!r}, the first that is not. "
+        "Correct the schedule."
+    )
+
+
+def scheduled_sum(step: int, total: float) -> ValueError:
+    return ValueError(
+        f"`kd_loss_weight` must sum to at most 1 at every step. At step {step} it sums to {total!r}, the first that is over. "
+        "Lower the schedules."
+    )
+
+
+def scheduled_sum_with_student(step: int, total: float) -> ValueError:
+    return ValueError(
+        f"`kd_loss_weight` must sum to 1 at every step when it names `student_loss`. At step {step} it sums to {total!r}, the "
+        "first that does not. Leave `student_loss` out (it then gets what is left of 1), or correct the schedules."
+    )
+
+
+def weights_not_a_mapping(received: Any) -> TypeError:
+    return TypeError(
+        f"`weights` must be a mapping from the name of each KD loss to its weight. Received {received!r} of type "
+        f"{type(received).__name__}. Name the weights."
+    )
+
+
+def student_among_weights() -> ValueError:
+    return ValueError(
+        "`weights` must name KD losses only. Received `student_loss` among them. Pass its weight as `student_weight`."
+    )
+
+
+def names_type(received: Any) -> TypeError:
+    return TypeError(
+        f"`names` must be a sequence of strings, the names of the losses. Received {received!r} of type "
+        f'{type(received).__name__}. Pass, say, ("student_loss", "MSELoss_0").'
+    )
+
+
+def names_twice(received: Sequence[str]) -> ValueError:
+    return ValueError(f"`names` must be distinct. Received {list(received)}. Name every loss once.")
+
+
+def names_unknown(where: str, unknown: Sequence[str], names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"`{where}` must name losses of `names`. Received {list(unknown)}; `names` are {list(names)}. Correct the names on one "
+        "side."
+    )
+
+
+def target_unknown(received: Any, names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f'`target` must be "one" or one of `names`. Received {received!r}; `names` are {list(names)}. Name the loss whose scale '
+        "the others should have."
+    )
+
+
+def not_a_bool(where: str, received: Any) -> TypeError:
+    return TypeError(f"`{where}` must be True or False. Received {received!r} of type {type(received).__name__}. Pass a bool.")
+
+
+def out_of_bounds(where: str, received: float, low: float, high: float) -> ValueError:
+    return ValueError(f"`{where}` must be in [{low!r}, {high!r}]. Received {received!r}. Pass a number in these bounds.")
+
+
+def reference_name(received: Any) -> Exception:
+    kind = ValueError if isinstance(received, str) else TypeError
+    return kind(f"`reference` must be None or the name of a KD loss. Received {received!r}. Name the loss on the logits.")
+
+
+def reference_count(reference: str | None, found: Sequence[str], names: Sequence[str]) -> ValueError:
+    which = 'whose name holds "Logits"' if reference is None else f"named {reference!r}"
+    return ValueError(
+        f"There must be exactly one KD loss {which}, the reference. Found {list(found)} among {list(names)}. Pass `reference`, the "
+        "name of the loss on the logits."
+    )
+
+
+def no_student_loss(names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"The losses must hold `student_loss` unless `skip_original_loss` is set. Received {list(names)}. Pass the student loss, "
+        "or set `skip_original_loss`."
+    )
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+def fixed_names(names: Sequence[str], received: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"The losses must be those that the balancer was built for. It has {list(names)}; received {list(received)}. Correct the "
+        "names on one side."
+    )
+
+
+def not_a_scalar(shapes: Mapping[str, tuple[int, ...]]) -> ValueError:
+    return ValueError(f"The losses of this balancer must be scalars, of shape (). Received {dict(shapes)}. Reduce them first.")
+
+
+def auto_step_value(received: Any) -> Exception:
+    kind = ValueError if isinstance(received, int) and not isinstance(received, bool) else TypeError
+    return kind(
+        f"`auto_step` must be None or an int of at least 1. Received {received!r}. Pass how many training forwards make an "
+        "optimizer step, or None and call `step()`."
+    )
+
+
+def never_stepped(forwards: int) -> str:
+    return (
+        f"`step()` was not called in {forwards} training forwards: the balancer still has the weights it began with. Call "
+        "`step()` once per optimizer step, or pass `auto_step`."
+    )
+
+
+def not_a_state(received: Any) -> TypeError:
+    return TypeError(
+        "A state must be a mapping with `schema`, `balancer`, `settings`, `names` and `state`. Received "
+        f"{received}. Pass what `export_state()` returned."
+    )
+
+
+def state_mismatch(what: str, mine: Any, received: Any) -> ValueError:
+    return ValueError(
+        f"The state has another {what} than this balancer. Expected {mine!r}; received {received!r}. Build the balancer as the one "
+        "that was exported, or load the state that belongs to this one."
+    )
+
+
+def state_names(mine: Sequence[str], received: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"The state must be of the same losses. This balancer has {list(mine)}; the state is of {list(received)}. Pass `renamed=`, "
+        "which says for each name of this balancer its name in the state, or None for a loss that starts afresh."
+    )
+
+
+def renamed_unknown(unknown: Sequence[str], names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"`renamed` must have names of this balancer as keys. Received {list(unknown)}; this balancer has {list(names)}. Correct "
+        "the keys."
+    )
+
+
+def pending_and_renamed() -> ValueError:
+    return ValueError(
+        "A state with uncommitted observations cannot change its losses. Expected none; received some. Export it right after "
+        "`step()`."
+    )
+
+
+def state_values(name: str, received: Any) -> ValueError:
+    return ValueError(
+        f"The entry {name!r} of a state must hold finite numbers, and counts of at least 0. Received {received!r}. Load a state "
+        "that `export_state()` returned."
+    )
+
+
 # --- calls ----------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +393,20 @@ def float64_is_off() -> TypeError:
         "`dtype` is float64, which JAX has switched off. Switch it on with `jax.config.update('jax_enable_x64', True)`, or leave "
         "`dtype` out."
     )
+
+
+def operand_dtypes(a: str, b: str) -> TypeError:
+    return TypeError(
+        f"The operands must be two arrays of float32, or two of float64. Received {a} and {b}. Convert them to one of the two."
+    )
+
+
+def operand_shapes(a: Sequence[int], b: Sequence[int]) -> ValueError:
+    return ValueError(f"The operands must have one shape. Received {tuple(a)} and {tuple(b)}. Broadcast them first.")
+
+
+def operand_devices(a: str, b: str) -> ValueError:
+    return ValueError(f"The operands must be on one device. Received {a} and {b}. Move them to one device first.")
 
 
 # --- packaging ------------------------------------------------------------------------------------------------------

@@ -82,4 +82,4 @@ def flush(value: float, name: str) -> float:
 
 def round_weight(weight: float, name: str) -> float:
     """A weight as the arithmetic uses it: rounded to the compute format and flushed (spec A3)."""
-    return flush(round_to(Fraction(weight), name), name)
+    return flush(round_to(Fraction(weight), name) if math.isfinite(weight) else weight, name)

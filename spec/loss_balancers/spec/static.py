@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from loss_balancers.spec import arithmetic, errors
 from loss_balancers.spec.checks import check_mapping, real_number
-from loss_balancers.spec.formats import compute_format, result_format
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 
 #: How far a sum of weights may be from 1 and still count as 1 (float64 sums of decimal weights seldom hit it exactly).
@@ -23,18 +22,14 @@ KDLossWeight = float | Sequence[float] | Mapping[str, float]
 class Plan(NamedTuple):
     """What a call applies: ``weights`` to the losses named ``names``, in canonical order, the student last.
 
-    ``kd_summed_first`` says that the KD losses share one weight and are added before it is applied. ``dropped`` is
-    the weight of a student loss that is not there, else 0.
+    ``factors`` are these weights, or fewer: then the KD losses share the first of them, and are added before it is applied.
+    ``dropped`` is the weight of a student loss that is not there, else 0.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
-    kd_summed_first: bool
+    factors: tuple[float, ...]
     dropped: float
-
-    @property
-    def kd_count(self) -> int:
-        return len(self.names) - (STUDENT_LOSS_KEY in self.names)
 
 
 @dataclass(frozen=True)
@@ -195,8 +190,10 @@ def static_plan(settings: StaticLossBalancerSettings, names: tuple[str, ...]) ->
             raise errors.ambiguous_order(kd)
     student = settings.student_loss_weight
     if STUDENT_LOSS_KEY in names:
-        return Plan(names, (*weights, student), shared and len(kd) > 1, 0.0)
-    return Plan(names, weights, shared and len(kd) > 1, student)
+        weights, dropped = (*weights, student), 0.0
+    else:
+        dropped = student
+    return Plan(names, weights, weights[len(kd) - 1 :] if shared else weights, dropped)
 
 
 def static_reference(
@@ -216,16 +213,5 @@ def static_reference(
     plan = static_plan(settings, canonical_order(tuple(losses)))
     formats = [losses[name][0] for name in plan.names]
     values = [losses[name][1] for name in plan.names]
-    weights = plan.weights
-    result, compute = result_format(formats), compute_format(formats)
-    if not plan.kd_summed_first:
-        aggregate = arithmetic.weighted_sum(values, formats, weights)
-        return aggregate, dict(zip(plan.names, arithmetic.weighted_sum_gradient(cotangent, formats, weights), strict=True))
-    kd = plan.kd_count
-    ones = (1.0,) * kd
-    kd_sum = arithmetic.weighted_sum(values[:kd], formats[:kd], ones, compute)
-    outer_formats, outer_weights = [compute, *formats[kd:]], weights[kd - 1 :]
-    aggregate = arithmetic.weighted_sum([kd_sum, *values[kd:]], outer_formats, outer_weights, result)
-    outer = arithmetic.weighted_sum_gradient(cotangent, outer_formats, outer_weights, result)
-    inner = arithmetic.weighted_sum_gradient(outer[0], formats[:kd], ones, compute)
-    return aggregate, dict(zip(plan.names, [*inner, *outer[1:]], strict=True))
+    aggregate, gradients = arithmetic.balance(values, formats, plan.factors, cotangent)
+    return aggregate, dict(zip(plan.names, gradients, strict=True))

@@ -33,19 +33,24 @@ class LinearMap(NamedTuple):
     plain: bool
     #: The smallest normal number of the compute format: `keep` is ``hardshrink(x, tiny)``, written out for its speed.
     tiny: float
+    #: Whether a weight may exceed 1, and lift a subnormal operand out of the reach of the product's flush: flushed first.
+    large: bool = False
     #: Where one kernel adds in order: a zero vector of length 1 and, for each term, its index.
     adder: tuple[Tensor, Tensor] | None = None
 
 
-def total(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
-    """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7)."""
+def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
+    """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7). ``weights`` are the map's own if None."""
+    factors = linear.weights if weights is None else weights
     if not linear.plain:
         # Each by itself, not their stack: autocast refuses to stack float16 where it is set to bfloat16, and the reverse.
         terms = [widen(x, linear.compute) for x in terms]
-    if isinstance(linear.weights, Tensor):
-        products = hardshrink(torch.stack(terms) * linear.weights, linear.tiny)  # type: ignore[reportArgumentType]
+    if linear.large:
+        terms = [hardshrink(x, linear.tiny) for x in terms]
+    if isinstance(factors, Tensor) and terms[0].ndim == 0:
+        products = hardshrink(torch.stack(terms) * factors, linear.tiny)  # type: ignore[reportArgumentType]
     else:
-        products = [hardshrink(x * w, linear.tiny) for w, x in zip(linear.weights, terms, strict=True)]
+        products = [hardshrink(x * w, linear.tiny) for w, x in zip(factors, terms, strict=True)]
     if linear.adder is None:
         s = products[0]
         for p in products[1:]:
@@ -57,14 +62,17 @@ def total(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
     return s if linear.plain else narrow(s, linear.result)
 
 
-def spread(linear: LinearMap, g: Tensor) -> Sequence[Tensor]:
+def spread(linear: LinearMap, weights: Tensor | None, g: Tensor) -> Sequence[Tensor]:
     """keep(RN(w_i g)) in the dtype of each term (spec A8)."""
+    factors = linear.weights if weights is None else weights
     if not linear.plain:
         g = widen(g, linear.compute)
-    if isinstance(linear.weights, Tensor):
-        products: Sequence[Tensor] = hardshrink(g * linear.weights, linear.tiny).unbind(0)
+    if linear.large:
+        g = hardshrink(g, linear.tiny)
+    if isinstance(factors, Tensor) and g.ndim == 0:
+        products: Sequence[Tensor] = hardshrink(g * factors, linear.tiny).unbind(0)
     else:
-        products = [hardshrink(g * w, linear.tiny) for w in linear.weights]
+        products = [hardshrink(g * w, linear.tiny) for w in factors]
     if linear.plain:
         return products
     return [narrow(p, dtype) for p, dtype in zip(products, linear.terms, strict=True)]
@@ -73,84 +81,91 @@ def spread(linear: LinearMap, g: Tensor) -> Sequence[Tensor]:
 class _Total(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        # Not `ctx, linear, *terms`: where nothing requires grad, Dynamo counts parameters against arguments to find out whether
-        # there is a `ctx`, and with two terms would find none (PyTorch 2.13).
-        ctx, linear, *terms = inputs
-        ctx.linear = linear
-        return total(linear, terms)
+        # Not `ctx, linear, weights, *terms`: where nothing requires grad, Dynamo counts parameters against arguments to find
+        # out whether there is a `ctx`, and with two terms would find none (PyTorch 2.13).
+        ctx, linear, weights, *terms = inputs
+        ctx.linear, ctx.weights = linear, weights
+        return total(linear, weights, terms)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
         if torch.is_grad_enabled():  # create_graph=True
-            return None, *_Spread.apply(ctx.linear, g)
-        return None, *spread(ctx.linear, g)
+            return None, None, *_Spread.apply(ctx.linear, ctx.weights, g)
+        return None, None, *spread(ctx.linear, ctx.weights, g)
 
 
 class _Spread(Function):
     @staticmethod
-    def forward(ctx: Any, linear: LinearMap, g: Tensor) -> tuple[Tensor, ...]:
-        ctx.linear = linear
-        return tuple(spread(linear, g))
+    def forward(ctx: Any, linear: LinearMap, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
+        ctx.linear, ctx.weights = linear, weights
+        return tuple(spread(linear, weights, g))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, _Total.apply(ctx.linear, *grad_outputs)
+        return None, None, _Total.apply(ctx.linear, ctx.weights, *grad_outputs)
 
 
 class _TransformableTotal(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(linear: LinearMap, *terms: Tensor) -> Tensor:
-        return total(linear, terms)
+    def forward(linear: LinearMap, weights: Tensor | None, *terms: Tensor) -> Tensor:
+        return total(linear, weights, terms)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.linear, *_ = inputs
+        _keep_inputs(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
-        return None, *_TransformableSpread.apply(ctx.linear, g)
+        return None, None, *_TransformableSpread.apply(ctx.linear, *ctx.saved_tensors or (None,), g)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return _TransformableTotal.apply(ctx.linear, *grad_inputs[1:])
+        return _TransformableTotal.apply(ctx.linear, *ctx.saved_tensors or (None,), *grad_inputs[2:])
 
 
 class _TransformableSpread(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(linear: LinearMap, g: Tensor) -> tuple[Tensor, ...]:
-        return tuple(spread(linear, g))
+    def forward(linear: LinearMap, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
+        return tuple(spread(linear, weights, g))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.linear, _ = inputs
+        _keep_inputs(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, _TransformableTotal.apply(ctx.linear, *grad_outputs)
+        return None, None, _TransformableTotal.apply(ctx.linear, *ctx.saved_tensors or (None,), *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return _TransformableSpread.apply(ctx.linear, grad_inputs[1])
+        return _TransformableSpread.apply(ctx.linear, *ctx.saved_tensors or (None,), grad_inputs[2])
+
+
+def _keep_inputs(ctx: Any, inputs: Any) -> None:
+    ctx.linear, weights, *_ = inputs
+    if weights is not None:  # saved as `torch.func` wants it, for weights that are mapped over too
+        ctx.save_for_backward(weights)
+        ctx.save_for_forward(weights)
 
 
 # `Function.apply` without its Python part, which serves `torch.func` alone and takes 4 us, as much as two kernels.
 _eager_total = super(Function, _Total).apply  # type: ignore[reportAttributeAccessIssue]
 
 
-def total_in_eager(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
+def total_in_eager(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
     """`total`, differentiable in whatever way is asked for."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TransformableTotal.apply(linear, *terms)
-    return _eager_total(linear, *terms)
+        return _TransformableTotal.apply(linear, weights, *terms)
+    return _eager_total(linear, weights, *terms)
 
 
-def total_in_graph(linear: LinearMap, terms: Sequence[Tensor]) -> Tensor:
+def total_in_graph(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
     """`total`, as the compiler can trace it."""
     # Dynamo refuses one tensor passed twice; the clones vanish in the compiled code.
-    return _Total.apply(linear, *[x.clone() for x in terms])
+    return _Total.apply(linear, weights, *[x.clone() for x in terms])

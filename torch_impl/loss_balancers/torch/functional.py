@@ -16,7 +16,7 @@ from loss_balancers import spec
 from loss_balancers.spec import errors
 from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph
 from loss_balancers.torch.host import host_constant
-from loss_balancers.torch.rounding import TINY, compute_dtype
+from loss_balancers.torch.rounding import TINY, compute_dtype, keep
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
@@ -25,7 +25,10 @@ _STACK_FROM = 4
 
 
 def weighted_sum(
-    terms: Sequence[Float[Tensor, "*shape"]], weights: Sequence[float], *, dtype: torch.dtype | None = None
+    terms: Sequence[Float[Tensor, "*shape"]],
+    weights: Sequence[float] | Float[Tensor, " terms"],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "*shape"]:
     """The weighted sum of losses, with the same bits in both frameworks, eager or compiled.
 
@@ -35,7 +38,8 @@ def weighted_sum(
 
     Args:
         terms: At least one tensor, all of one shape and on one device.
-        weights: As many finite numbers, on the host. They are constants: no gradient reaches them.
+        weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
+            values are not checked. Constants either way: no gradient reaches them.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:
@@ -61,18 +65,12 @@ def weighted_sum(
         docs/spec/2-arithmetic.md, A1 to A8.
     """
     terms = list(terms)
-    checked = spec.finite_weights(weights, len(terms))
+    vector = isinstance(weights, Tensor) and weights.dtype in FORMATS and weights.ndim == 1
+    checked = spec.same_length(weights, terms) if vector else spec.finite_weights(weights, len(terms))
     dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and dtype not in FORMATS:
         raise errors.dtype_not_supported(str(dtype).removeprefix("torch."))
-    if max(abs(weight) for weight in checked) <= 1.0:
-        return sum_terms(terms, dtypes, checked, dtype)
-    # A larger weight can lift a subnormal term, or cotangent, out of the reach of the product's flush: flush both first. A
-    # weighted sum with the one weight 1 is `keep`.
-    linear = linear_map(checked, dtypes, dtype)
-    compute = (linear.compute,)
-    flushed = [sum_terms([x], (x.dtype,), (1.0,), linear.compute) for x in terms]
-    return sum_terms([sum_terms(flushed, compute * len(terms), checked)], compute, (1.0,), linear.result)
+    return sum_terms(terms, dtypes, checked, dtype)
 
 
 def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[torch.dtype, ...]:
@@ -93,16 +91,39 @@ def _describe(loss: object) -> spec.LossInfo:
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape), str(loss.device))
 
 
+def balance(terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: tuple[float, ...] | Tensor) -> Tensor:
+    """A balancer's aggregate of checked terms in canonical order (spec A5).
+
+    With fewer weights than terms, the leading terms share the first of them, and are added before it is applied.
+    """
+    shared = len(terms) - len(weights) + 1
+    if shared == 1:
+        return sum_terms(terms, dtypes, weights)
+    dtype = common_dtype(dtypes)
+    first = sum_terms(terms[:shared], dtypes[:shared], (1.0,) * shared, compute_dtype(dtype))
+    return sum_terms([first, *terms[shared:]], (first.dtype, *dtypes[shared:]), weights, dtype)
+
+
 def sum_terms(
-    terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: tuple[float, ...], dtype: torch.dtype | None = None
+    terms: Sequence[Tensor],
+    dtypes: tuple[torch.dtype, ...],
+    weights: tuple[float, ...] | Tensor,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`weighted_sum` without its checks, of terms of these dtypes, for weights of at most 1."""
-    if is_dynamo_compiling():
-        return total_in_graph(linear_map(weights, dtypes, dtype), terms)
+    """`weighted_sum` without its checks, of terms of these dtypes."""
+    total = total_in_graph if is_dynamo_compiling() else total_in_eager
+    if isinstance(weights, Tensor):
+        linear = linear_map(None, dtypes, dtype)
+        return total(linear, as_weights(weights, linear.compute), terms)
     x = terms[0]
-    if type(x) is Tensor or type(x) is Parameter:
-        return total_in_eager(_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), terms)
-    return total_in_eager(linear_map(weights, dtypes, dtype), terms)  # fake or distributed tensors do not mix with plain ones
+    if not is_dynamo_compiling() and (type(x) is Tensor or type(x) is Parameter):
+        return total(_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), None, terms)
+    return total(linear_map(weights, dtypes, dtype), None, terms)  # fake or distributed tensors do not mix with plain ones
+
+
+def as_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """A vector of weights as the arithmetic uses it: rounded to the compute format and flushed (spec A3), a constant."""
+    return keep(weights.detach().to(dtype))
 
 
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
@@ -113,12 +134,16 @@ def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 @host_constant
-def linear_map(weights: tuple[float, ...], terms: tuple[torch.dtype, ...], result: torch.dtype | None = None) -> LinearMap:
-    """The weighted sum of terms of these dtypes; the result's is their common one unless given (spec A1 to A3)."""
+def linear_map(weights: tuple[float, ...] | None, terms: tuple[torch.dtype, ...], result: torch.dtype | None = None) -> LinearMap:
+    """The weighted sum of terms of these dtypes; the result's is their common one unless given (spec A1 to A3).
+
+    None stands for weights that are not known on the host.
+    """
     result = result or common_dtype(terms)
     compute = compute_dtype(result, *terms)
-    rounded = tuple(spec.round_weight(weight, FORMATS[compute]) for weight in weights)
-    return LinearMap(rounded, terms, result, compute, {*terms, result} == {compute}, TINY[compute])
+    large = weights is None or max(map(abs, weights)) > 1.0
+    rounded = tuple(spec.round_weight(weight, FORMATS[compute]) for weight in weights or ())
+    return LinearMap(rounded, terms, result, compute, {*terms, result} == {compute}, TINY[compute], large)
 
 
 @lru_cache(maxsize=1024)

@@ -12,9 +12,8 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer, canonical_order
-from loss_balancers.torch.functional import common_dtype, sum_terms
+from loss_balancers.torch.functional import balance
 from loss_balancers.torch.host import host_constant, warn_while_tracing
-from loss_balancers.torch.rounding import compute_dtype
 
 static_plan = host_constant(spec.static_plan.__wrapped__)
 
@@ -83,16 +82,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         plan = self._plan(names)
         if plan.dropped:
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
-        weights = plan.weights
-        dtype = None
-        if plan.kd_summed_first:
-            kd = plan.kd_count
-            dtype = common_dtype(dtypes)
-            kd_sum = sum_terms(terms[:kd], dtypes[:kd], (1.0,) * kd, compute_dtype(dtype))
-            terms = [kd_sum, *terms[kd:]]
-            dtypes = (kd_sum.dtype, *dtypes[kd:])
-            weights = weights[kd - 1 :]
-        return sum_terms(terms, dtypes, weights, dtype)
+        return balance(terms, dtypes, plan.factors)
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
         """The weight that ``forward`` would apply to each loss, in canonical order. Changes no state.

@@ -1,0 +1,240 @@
+"""Portable functions: the quotient and the product as the spec rounds them, whatever the backend makes of them, with derivatives.
+
+Division is the correctly rounded one on CPU, and on CUDA in eager mode. Compiled for a GPU it is rewritten (by a constant) and
+approximated (by Triton, in float32), elsewhere nobody says. There the backend's quotient is an estimate only, of which integer
+arithmetic, that no compiler approximates, makes the correctly rounded one.
+
+A derivative is made of the same two functions, so that every order of it has the spec's rounding. As in `autograd`, each comes
+in two forms: the plain one for eager autograd and for Dynamo, the transformable one for `torch.func` and forward mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
+
+from loss_balancers.spec import errors
+from loss_balancers.torch.rounding import keep
+
+
+class Layout(NamedTuple):
+    """A format in integers: their dtype, the width of the fraction, the exponent field of infinity."""
+
+    integer: torch.dtype
+    width: int
+    top: int
+    #: How many bits of a quotient are multiplied at a time: as many as an integer holds beside a significand, and two to spare.
+    digit: int
+
+
+LAYOUTS = {torch.float32: Layout(torch.int32, 23, 255, 6), torch.float64: Layout(torch.int64, 52, 2047, 9)}
+
+
+def div(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The correctly rounded quotient, with the same bits in both frameworks and on every device.
+
+    Use it where a balancer of your own divides: ``a / b`` is rewritten by compilers and approximated by GPU and TPU.
+    Computes ``keep(RN(keep(a) / keep(b)))``, where ``keep`` is +0 at and below the smallest normal number.
+
+    Args:
+        a: The dividend.
+        b: The divisor, an array too. Zero, -0 included, counts as +0: ``x / 0`` is infinity with the sign of ``x``, ``0 / 0`` NaN.
+
+    Shape:
+        Both ``(*shape)``, often ``()``; the result too.
+
+    Dtype:
+        Both float32, or both float64; the result too.
+
+    Returns:
+        The quotient q, never -0. For a cotangent g, its gradient to ``a`` is ``div(g, b)``, to ``b`` ``rmul(div(g, b), -q)``.
+
+    Raises:
+        TypeError: An operand is no array of float32 or float64, or the dtypes differ.
+        ValueError: The shapes or the devices differ.
+
+    Example:
+        >>> import torch
+        >>> from loss_balancers.torch.portable import div
+        >>> div(torch.tensor(1.0), torch.tensor(3.0))
+        tensor(0.3333)
+
+    Reference:
+        docs/spec/2-arithmetic.md, A10 and A12.
+    """
+    return _bind(_DIV, a, b)
+
+
+def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The rounded product, with the same bits in both frameworks: no compiler fuses it with an addition.
+
+    Use it where a balancer of your own multiplies two arrays. Computes ``keep(RN(keep(a) * keep(b)))``, where ``keep`` is +0 at
+    and below the smallest normal number.
+
+    Args:
+        a: A factor.
+        b: The other, an array too.
+
+    Shape:
+        Both ``(*shape)``, often ``()``; the result too.
+
+    Dtype:
+        Both float32, or both float64; the result too.
+
+    Returns:
+        The product, never -0. For a cotangent g, its gradient to ``a`` is ``rmul(g, b)``, to ``b`` ``rmul(g, a)``.
+
+    Raises:
+        TypeError: An operand is no array of float32 or float64, or the dtypes differ.
+        ValueError: The shapes or the devices differ.
+
+    Example:
+        >>> import torch
+        >>> from loss_balancers.torch.portable import rmul
+        >>> rmul(torch.tensor(3.0), torch.tensor(0.1))
+        tensor(0.3000)
+
+    Reference:
+        docs/spec/2-arithmetic.md, A11 and A12.
+    """
+    return _bind(_RMUL, a, b)
+
+
+def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] = torch.div) -> Tensor:
+    """keep(RN(keep(a) / keep(b))), made of an ``estimate`` of it that may be up to 30 units in the last place off."""
+    integer, width, top, digit = LAYOUTS[a.dtype]
+    one = 1 << width
+    a, b = keep(a), keep(b)
+    bits_a, bits_b = a.view(integer), b.view(integer)
+    exponent_a, exponent_b = (bits_a >> width) & top, (bits_b >> width) & top
+    # The significands as integers, m doubled if need be, so that n <= m < 2n.
+    m, n = (bits_a & (one - 1)) | one, (bits_b & (one - 1)) | one
+    smaller = m < n
+    m = torch.where(smaller, m + m, m)
+    exponent = exponent_a - exponent_b + (top >> 1) - smaller.to(integer)
+    # Nearly m * one / n, to be made exact. m and n have one range on all inputs: the estimate neither over- nor underflows.
+    q = (estimate(m.to(a.dtype), n.to(a.dtype)) * float(one)).to(integer)
+    # r = m * one - q * n, exactly: q is taken digit by digit, as in long division. It is less than 64 off, so that the r after each
+    # digit but the last is between -n and 2n, and no product overflows.
+    low = width - width % digit
+    r = m * (one >> low) - (q >> low) * n
+    while low > 0:
+        low -= digit
+        r = r * (1 << digit) - ((q >> low) & ((1 << digit) - 1)) * n
+    # How many n there are in r, to within 1/2 before it is truncated: what remains is between -1.5n and 1.5n. The nearest quotient
+    # is then q or next to it. No tie: m * 2 * one = (2q + 1) * n would make n a multiple of 2 * one, which is greater than n.
+    more = (estimate(r.to(a.dtype), n.to(a.dtype))).to(integer)
+    r = r - more * n
+    q = q + more + (r + r > n).to(integer) - (r + r < -n).to(integer)
+    bits = ((exponent.clamp(0, top) - 1) * one + q).clamp(max=top * one)  # q has the leading bit; infinity on overflow
+    ratio = bits.view(a.dtype)
+    ratio = torch.where((bits_a ^ bits_b) < 0, -ratio, ratio)
+    # Zero, infinity and NaN follow from a product with a reciprocal: infinity for 0, 0 for infinity. Any other's may be anything.
+    ordinary = (exponent_a > 0) & (exponent_a < top) & (exponent_b > 0) & (exponent_b < top)
+    reciprocal = torch.where(b == 0, torch.inf, torch.where(b.abs() == torch.inf, 0.0, b))
+    return keep(torch.where(ordinary, ratio, a * reciprocal))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """keep(RN(keep(a) * keep(b)))."""
+    return keep(keep(a) * keep(b))
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type == "cpu" or (a.device.type == "cuda" and not is_compiling()):
+        return keep(keep(a) / keep(b))  # correctly rounded; Inductor takes half a second to compile the other
+    return quotient(a, b)
+
+
+@dataclass(frozen=True)  # not a NamedTuple: `torch.func` would look for tensors in it
+class _Map:
+    """A function of two arrays, its gradient to each, and what the tangent of each adds to its own."""
+
+    compute: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    tangents: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _div_gradient(g: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    g = div(g, b)
+    return g, rmul(g, -q)
+
+
+def _div_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    return div(da, b), div(rmul(db, -q), b)
+
+
+def _rmul_gradient(g: Tensor, a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    return rmul(g, b), rmul(g, a)
+
+
+def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    return rmul(da, b), rmul(a, db)
+
+
+_DIV = _Map(_quotient, _div_gradient, _div_tangents)
+_RMUL = _Map(product, _rmul_gradient, _rmul_tangents)
+
+
+class _Plain(Function):
+    @staticmethod
+    def forward(ctx: Any, function: _Map, a: Tensor, b: Tensor) -> Tensor:
+        result = function.compute(a, b)
+        ctx.function = function
+        ctx.save_for_backward(a, b, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return None, *ctx.function.gradient(*grad_outputs, *ctx.saved_tensors)
+
+
+class _Transformable(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(function: _Map, a: Tensor, b: Tensor) -> Tensor:
+        return function.compute(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.function, a, b = inputs
+        ctx.save_for_backward(a, b, output)
+        ctx.save_for_forward(a, b, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return None, *ctx.function.gradient(*grad_outputs, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+        left, right = ctx.function.tangents(*grad_inputs[1:], *ctx.saved_tensors)
+        return left + right
+
+
+def _bind(function: _Map, a: Any, b: Any) -> Tensor:
+    """The function, of operands that it is made for, differentiable in whatever way is asked for."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in LAYOUTS and a.dtype == b.dtype):
+        raise errors.operand_dtypes(*(_kind(x) for x in (a, b)))
+    if a.shape != b.shape:
+        raise errors.operand_shapes(a.shape, b.shape)
+    if a.device != b.device:
+        raise errors.operand_devices(str(a.device), str(b.device))
+    if is_dynamo_compiling():
+        return _Plain.apply(function, a, b.clone())  # Dynamo refuses one tensor passed twice; the clone vanishes in compiled code
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _Transformable.apply(function, a, b)
+    if not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+        return function.compute(a, b)
+    return _Plain.apply(function, a, b)
+
+
+def _kind(x: object) -> str:
+    return str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
