@@ -10,7 +10,19 @@ except ImportError as error:
 
 from loss_balancers.jax import functional
 from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
+from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
+from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
 from loss_balancers.spec import STUDENT_LOSS_KEY
 
-__all__ = ["STUDENT_LOSS_KEY", "DistillationLossBalancer", "StaticLossBalancer", "functional"]
+__all__ = [
+    "STUDENT_LOSS_KEY",
+    "DistillationLossBalancer",
+    "EMANormalizedLossBalancer",
+    "LogitsAndIntermediatesLossBalancer",
+    "ScheduledLossBalancer",
+    "StaticLossBalancer",
+    "WeightedSumLossBalancer",
+    "functional",
+]

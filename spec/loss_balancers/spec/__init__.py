@@ -3,30 +3,44 @@
 Keys and canonical order, settings and their validation, every error text, the exact reference, the golden vectors.
 """
 
-from loss_balancers.spec import errors
-from loss_balancers.spec.checks import check_mapping, check_reduction_fn, finite_weights
+from loss_balancers.spec import errors, schedules
+from loss_balancers.spec.checks import check_auto_step, check_mapping, check_reduction_fn, finite_weights, same_length
+from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.errors import LossInfo, bad_losses, missing_framework
 from loss_balancers.spec.formats import FORMAT_OF_DTYPE, FORMATS, Format, compute_format, result_format, round_to, round_weight
 from loss_balancers.spec.golden import Group, Vector, golden_hash, load_golden
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
+from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
+from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
+from loss_balancers.spec.schedules import Schedule
+from loss_balancers.spec.state import StateEntry, checked_state, exported
 from loss_balancers.spec.static import Plan, StaticLossBalancerSettings, static_plan, static_reference
 
 __all__ = [
     "FORMATS",
     "FORMAT_OF_DTYPE",
     "STUDENT_LOSS_KEY",
+    "EMANormalizedLossBalancerSettings",
     "Format",
     "Group",
+    "LogitsAndIntermediatesLossBalancerSettings",
     "LossInfo",
     "Plan",
+    "Schedule",
+    "ScheduledLossBalancerSettings",
+    "StateEntry",
     "StaticLossBalancerSettings",
     "Vector",
+    "WeightedSumLossBalancerSettings",
     "bad_losses",
     "canonical_order",
+    "check_auto_step",
     "check_mapping",
     "check_reduction_fn",
+    "checked_state",
     "compute_format",
     "errors",
+    "exported",
     "finite_weights",
     "golden_hash",
     "load_golden",
@@ -34,6 +48,8 @@ __all__ = [
     "result_format",
     "round_to",
     "round_weight",
+    "same_length",
+    "schedules",
     "static_plan",
     "static_reference",
 ]

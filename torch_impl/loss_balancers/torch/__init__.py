@@ -10,6 +10,18 @@ except ImportError as error:
 from loss_balancers.spec import STUDENT_LOSS_KEY
 from loss_balancers.torch import functional
 from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
+from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
+from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
 
-__all__ = ["STUDENT_LOSS_KEY", "DistillationLossBalancer", "StaticLossBalancer", "functional"]
+__all__ = [
+    "STUDENT_LOSS_KEY",
+    "DistillationLossBalancer",
+    "EMANormalizedLossBalancer",
+    "LogitsAndIntermediatesLossBalancer",
+    "ScheduledLossBalancer",
+    "StaticLossBalancer",
+    "WeightedSumLossBalancer",
+    "functional",
+]

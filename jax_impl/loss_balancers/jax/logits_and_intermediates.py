@@ -1,0 +1,136 @@
+"""`LogitsAndIntermediatesLossBalancer`: losses brought to the scale of one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from loss_balancers import spec
+from loss_balancers.jax.functional import common_dtype, sum_terms
+from loss_balancers.jax.portable import div, rmul
+from loss_balancers.jax.rounding import compute_dtype
+from loss_balancers.jax.stateful import Inputs, StatefulLossBalancer, look_up
+from loss_balancers.spec import Schedule
+
+
+def ratio_to(reference: Array, total: Array, count: int) -> Array:
+    """What brings the sum of ``count`` losses to the scale of the reference (spec L2)."""
+    zero = jnp.zeros_like(total)
+    quotient = div(reference, total)
+    positive = jnp.where(jnp.isfinite(quotient), quotient, zero)
+    return jnp.where(total > 0, positive, jnp.where(total == 0, zero, jnp.full_like(total, 1.0 / count)))
+
+
+def ratio_of(student: Array, distilled: Array) -> Array:
+    """What brings the KD losses to the scale of the student loss (spec L3)."""
+    one = jnp.ones_like(student)
+    quotient = div(student, distilled)
+    return jnp.where((distilled > 0) & (student > 0) & jnp.isfinite(quotient), quotient, one)
+
+
+class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
+    """Scales the intermediate losses to the logits loss, and both to the student loss, at every call.
+
+    For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, T the sum of
+    the intermediate losses, S the student loss, and ratios detached: ``D = G + T * (G / T)``, aggregate =
+    ``S + D * (S / D) * kd_loss_scale``. Its value, ``S * (1 + kd_loss_scale)``, says nothing of the KD losses: log `breakdown`.
+
+    Args:
+        kd_loss_scale: What the KD losses are multiplied by: a number or a schedule of at least 0. Default 1, as in ModelOpt.
+        skip_original_loss: Leave the student loss out: the aggregate is D. Default False, as in ModelOpt.
+        reference: The name of the logits loss. Default: the one KD loss whose name holds "Logits", as in ModelOpt.
+        auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
+        axis_name: The axis of a `shard_map` whose observations are added at `step()`. None, the default, outside of one.
+
+    Shape:
+        Scalars, ``()``; the aggregate too.
+
+    Dtype:
+        bfloat16, float16, float32, float64 and mixtures; the aggregate has their common type. Ratios have the compute format.
+
+    State:
+        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(2,)``; all start at 0. They matter to a scheduled scale alone.
+
+    Raises:
+        TypeError: An argument is of the wrong type. At a call: see `canonical`.
+        ValueError: The scale is out of bounds at some step. At a call: no logits loss or several, no student loss where it
+            counts, or losses that are no scalars.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from loss_balancers.jax import LogitsAndIntermediatesLossBalancer
+        >>> losses = {"student_loss": jnp.float32(2.0), "LogitsKLLoss_0": jnp.float32(4.0), "MSELoss_1": jnp.float32(0.5)}
+        >>> LogitsAndIntermediatesLossBalancer()(losses)
+        Array(4., dtype=float32)
+
+    Reference:
+        No paper. ``modelopt.torch.distill.plugins.megatron`` (NVIDIA ModelOpt), the class of the same name.
+
+    Deviations:
+        From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss
+        or two are an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
+        (intermediates) or 1 (student); their mean is their sum in the ratio, so that values may differ by 2 ulp.
+    """
+
+    def __init__(
+        self,
+        kd_loss_scale: float | Schedule = 1.0,
+        skip_original_loss: bool = False,
+        reference: str | None = None,
+        *,
+        auto_step: int | None = None,
+        axis_name: Any = None,
+    ) -> None:
+        settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
+        super().__init__(settings, auto_step, axis_name)
+
+    def _factors(self, inputs: Inputs) -> Array:
+        _, _, ratio, phi, scale = self._parts(inputs)
+        roles = self._settings.roles(inputs.names)
+        one, zero = jnp.ones_like(ratio), jnp.zeros_like(ratio)
+        kd = one if roles.student is None else rmul(phi, scale)
+        factors = [rmul(kd, ratio) if i in roles.intermediates else zero for i in range(len(inputs.names))]
+        factors[roles.reference] = kd
+        if roles.student is not None:
+            factors[roles.student] = one
+        return jnp.stack(factors)
+
+    def _aggregate(self, inputs: Inputs) -> Array:
+        distilled, compute, _, phi, scale = self._parts(inputs)
+        student, dtype = self._settings.roles(inputs.names).student, common_dtype(inputs.dtypes)
+        if student is None:
+            return sum_terms([distilled], (compute,), (1.0,), dtype)
+        balanced = sum_terms([distilled], (compute,), phi.reshape(1))
+        outer = jnp.stack([scale, jnp.ones_like(scale)])
+        return sum_terms([balanced, inputs.terms[student]], (compute, inputs.dtypes[student]), outer, dtype)
+
+    def _parts(self, inputs: Inputs) -> tuple[Array, Any, Array, Array, Array]:
+        """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
+        _, terms, dtypes, _ = inputs
+        roles = self._settings.roles(inputs.names)
+        if terms[0].ndim:
+            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(inputs.names, terms, strict=True)})
+        compute = compute_dtype(*dtypes)
+
+        def summed(places: Any) -> Array:
+            return sum_terms([terms[i] for i in places], tuple(dtypes[i] for i in places), (1.0,) * len(places), compute)
+
+        distilled = logits = summed([roles.reference])
+        ratio = jnp.zeros_like(logits)
+        if roles.intermediates:
+            total = summed(roles.intermediates)
+            ratio = ratio_to(lax.stop_gradient(logits), lax.stop_gradient(total), len(roles.intermediates))
+            both = jnp.stack([jnp.ones_like(ratio), ratio])
+            distilled = sum_terms([terms[roles.reference], total], (dtypes[roles.reference], compute), both, compute)
+        phi = jnp.ones_like(ratio)
+        if roles.student is not None:
+            phi = ratio_of(lax.stop_gradient(summed([roles.student])), lax.stop_gradient(distilled))
+        return distilled, compute, ratio, phi, self._scale(ratio)
+
+    def _scale(self, like: Array) -> Array:
+        constant = self._settings.constant_scale
+        if constant is None:
+            return look_up(self._table[...], self.steps[...])[0].astype(like.dtype)
+        return jnp.full_like(like, constant)

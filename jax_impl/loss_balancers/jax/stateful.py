@@ -1,0 +1,273 @@
+"""Balancers that change over time: state that `__call__` observes and `step()` commits."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+from jaxtyping import Float
+
+from loss_balancers import spec
+from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.portable import div, rmul
+from loss_balancers.jax.rounding import compute_dtype, keep, narrow, widen
+
+State = dict[str, Array]
+
+FLOAT = np.dtype(np.float32)
+
+#: After how many training calls without a `step()` a balancer warns.
+_PATIENCE = 100
+
+
+@nnx.register_variable_name("balancer_state")
+class BalancerState(nnx.Variable):
+    """One entry of a balancer's state: select all of it with ``nnx.state(model, BalancerState)``."""
+
+
+@nnx.register_variable_name("balancer_table")
+class BalancerTable(nnx.Variable):
+    """A balancer's weights at every step. It follows from the settings and never changes: no checkpoint needs it."""
+
+
+@partial(jax.jit, inline=True)
+def observed(pending: Array, losses: Array) -> Array:
+    """``pending`` with the losses added; with one call more left out if a sum would not be finite (spec T3)."""
+    one, zero = jnp.ones(1, FLOAT), jnp.zeros(1, FLOAT)
+    taken = keep(pending + jnp.concatenate([losses, one, zero]))
+    left_out = pending + jnp.concatenate([jnp.zeros_like(losses), zero, one])
+    return jnp.where(jnp.isfinite(taken).all(), taken, left_out)
+
+
+@partial(jax.jit, inline=True)
+def pending_mean(pending: Array) -> tuple[Array, Array]:
+    """The mean of the observed losses, and whether it is one (spec T4)."""
+    sums, count = pending[:-2], pending[-2]
+    informative = (count > 0) & jnp.isfinite(sums).all()
+    ones = jnp.ones_like(sums)
+    return div(jnp.where(informative, sums, ones), jnp.where(informative, count, ones)), informative
+
+
+@partial(jax.jit, inline=True)
+def advanced(state: State, pending: Array, due: Array) -> State:
+    """The counters after a commit of ``pending``, the sums cleared; unchanged where a commit is not due (spec T4)."""
+    return {
+        "steps": state["steps"] + due.astype(jnp.int32),
+        "skipped": state["skipped"] + jnp.where(due, pending[-1], 0).astype(jnp.int32),
+        "pending": jnp.where(due, 0, state["pending"]),
+    }
+
+
+@partial(jax.jit, inline=True)
+def look_up(table: Array, step: Array) -> Array:
+    """The row of a step: the last one from the table's end on."""
+    return lax.dynamic_index_in_dim(table, jnp.minimum(step, len(table) - 1), keepdims=False)
+
+
+def as_observed(terms: list[Array]) -> Array:
+    """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
+    detached = [lax.stop_gradient(x) for x in terms]
+    return keep(jnp.stack([narrow(x, FLOAT) if x.dtype == jnp.float64 else widen(x, FLOAT) for x in detached]))
+
+
+class Inputs(NamedTuple):
+    """The losses of a call in canonical order, and what the state sees of them: an empty vector if it observes none."""
+
+    names: tuple[str, ...]
+    terms: list[Array]
+    dtypes: tuple[Any, ...]
+    losses: Array
+
+
+class Forwards:
+    """How many training calls there were before the first `step()`, -1 from then on.
+
+    Kept out of what JAX compares, as `WarnedOnce`.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Forwards)
+
+    def __hash__(self) -> int:
+        return hash(Forwards)
+
+
+class StatefulLossBalancer(DistillationLossBalancer):
+    """What the balancers that change over time share.
+
+    Weights are a function of committed state and, only where the method says so, of the current losses, detached.
+
+    In training mode `__call__` observes the losses and changes no weight; :meth:`step` commits, once per optimizer step. Nothing
+    is observed in eval mode (``model.eval()`` sets ``use_running_average``), nor when a call is recomputed in a backward
+    (`jax.remat`).
+
+    State:
+        ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(n + 2,)``, what was observed since the last commit. Each is
+        a `BalancerState`.
+    """
+
+    steps: BalancerState
+    skipped: BalancerState
+    pending: BalancerState
+
+    def __init__(self, settings: Any, auto_step: int | None, axis_name: Any) -> None:
+        super().__init__()
+        spec.check_auto_step(auto_step)
+        self._settings = settings
+        self._auto_step = auto_step
+        self._axis_name = axis_name
+        self._forwards = Forwards()
+        self.use_running_average = False
+        for entry in settings.state:
+            setattr(self, entry.name, BalancerState(jnp.zeros(entry.shape, entry.dtype)))
+        self._table = BalancerTable(jnp.asarray(settings.table))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the losses in canonical order, fixed at construction; empty if the balancer takes any."""
+        return self._settings.names
+
+    def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
+        inputs = self._inputs(loss)
+        if not self.use_running_average:
+            self._observe(inputs.losses)
+        return self._aggregate(inputs)
+
+    def step(self) -> None:
+        """Commits what was observed since the last call: once per optimizer step, after it, as a learning rate schedule.
+
+        With ``axis_name``, the sums and counts of that axis are added first. Without an observation since the last call, state
+        stays as it is but for the counter ``steps``.
+        """
+        self._forwards.count = -1
+        self._commit(jnp.ones((), bool))
+
+    def weights(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+        """The weight that `__call__` would apply to each loss, in canonical order: float32 scalars on the device. Changes no state.
+
+        Raises: as `__call__`.
+        """
+        inputs = self._inputs(loss)
+        factors = tuple(self._factors(inputs))
+        shared = len(inputs.names) - len(factors) + 1
+        return dict(zip(inputs.names, (*factors[:1] * shared, *factors[1:]), strict=True))
+
+    def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+        """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
+
+        Returns:
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Changes
+            no state.
+        """
+        inputs = self._inputs(loss)
+        parts: dict[str, Array] = {}
+        for (name, weight), x in zip(self.weights(loss).items(), inputs.terms, strict=True):
+            raw = lax.stop_gradient(x)
+            wide = widen(raw, compute_dtype(x.dtype))
+            weighted = rmul(wide, jnp.broadcast_to(weight.astype(wide.dtype), wide.shape))
+            parts |= {f"{name}/raw": raw, f"{name}/weight": weight, f"{name}/weighted": weighted}
+        return {**parts, "total": lax.stop_gradient(self._aggregate(inputs))}
+
+    def export_state(self) -> dict[str, Any]:
+        """The state as NumPy arrays with settings and names, to be loaded in either framework.
+
+        Returns:
+            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. Copies; to copy waits for the device.
+        """
+        settings = self._settings
+        state = {name: np.array(variable[...]) for name, variable in self._state().items()}
+        return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
+
+    def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
+        """Takes over a state that `export_state` returned, in either framework.
+
+        Args:
+            exported: The state.
+            renamed: Where the losses have changed: for a name of this balancer its name there, None for a loss that starts
+                afresh. Losses of the state that no name refers to are dropped.
+
+        Raises:
+            TypeError: ``exported`` is no mapping.
+            ValueError: It is of another balancer, of other settings or other losses. Then nothing has changed.
+        """
+        settings = self._settings
+        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
+        for name, variable in self._state().items():
+            variable[...] = jnp.asarray(arrays[name])
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in vars(self._settings).items() if name in self._settings.as_json())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __str__(self) -> str:
+        return repr(self)  # nnx's own shows no static attribute
+
+    @abstractmethod
+    def _factors(self, inputs: Inputs) -> Array:
+        """The factors of the losses (spec A5), float32, by committed state and, if the method says so, ``inputs.losses``."""
+
+    @abstractmethod
+    def _aggregate(self, inputs: Inputs) -> Array:
+        """The aggregate."""
+
+    def _committed(self, mean: Array) -> State:
+        """The method's own state after a commit of ``mean``."""
+        del mean
+        return {}
+
+    def _inputs(self, loss: Mapping[str, Any]) -> Inputs:
+        names, terms, dtypes = self._ordered(loss)
+        if self.names and names != self.names:
+            raise spec.errors.fixed_names(self.names, names)
+        pending = self._state()["pending"][...]
+        if len(pending) == 2:
+            return Inputs(names, terms, dtypes, pending[:0])
+        if terms[0].ndim:
+            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
+        return Inputs(names, terms, dtypes, as_observed(terms))
+
+    def _observe(self, losses: Array) -> None:
+        pending = self._state()["pending"]
+        if self._auto_step is not None:
+            self._commit(pending[-2:].sum() >= self._auto_step)
+        else:
+            self._warn_if_never_stepped()
+        pending[...] = observed(pending[...], losses)
+
+    def _commit(self, due: Array) -> None:
+        """Commits where ``due``; the decision stays on the device."""
+        variables, state = self._state(), self._values()
+        pending = self._over_ranks(state["pending"])
+        mean, informative = pending_mean(pending)
+        own = {name: jnp.where(due & informative, value, state[name]) for name, value in self._committed(mean).items()}
+        for name, value in (own | advanced(state, pending, due)).items():
+            variables[name][...] = value
+
+    def _over_ranks(self, pending: Array) -> Array:
+        """The sum of ``pending`` over the mapped axis, if there is one."""
+        return pending if self._axis_name is None else lax.psum(pending, self._axis_name)
+
+    def _state(self) -> dict[str, BalancerState]:
+        return {entry.name: getattr(self, entry.name) for entry in self._settings.state}
+
+    def _values(self) -> State:
+        return {name: variable[...] for name, variable in self._state().items()}
+
+    def _warn_if_never_stepped(self) -> None:
+        if self._forwards.count >= 0:
+            self._forwards.count += 1
+            if self._forwards.count == _PATIENCE:
+                self._forwards.count = -1
+                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=4)

@@ -1,0 +1,143 @@
+"""`EMANormalizedLossBalancer`: its settings, its state, and its exact weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from loss_balancers.spec import arithmetic, errors, tables
+from loss_balancers.spec.checks import real_number
+from loss_balancers.spec.formats import flush, round_weight
+from loss_balancers.spec.scheduled import check_fields, checked_names
+from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
+from loss_balancers.spec.tables import Table
+
+
+@dataclass(frozen=True)
+class EMANormalizedLossBalancerSettings:
+    """The validated settings of `EMANormalizedLossBalancer` (spec M1 to M4). Hashable; round-trips through JSON.
+
+    Args:
+        names: The names of the losses. Held in canonical order.
+        weights: Name to weight, a number or a schedule, finite and not negative; 1 for a loss that it does not name. Held as
+            tuple of (name, Schedule), one for each loss.
+        beta: The decay of the running means, in [0, 1].
+        eps: What is added to a running mean; at or below it, a mean says nothing. Not negative.
+        target: "one", or the name of the loss in whose units the others are brought.
+        lagged: Whether the weights use committed state alone.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A value is out of bounds, or a name is none of ``names``.
+    """
+
+    names: Any
+    weights: Any = None
+    beta: Any = 0.99
+    eps: Any = 1e-8
+    target: Any = "one"
+    lagged: Any = False
+
+    balancer: ClassVar[str] = "EMANormalizedLossBalancer"
+
+    def __post_init__(self) -> None:
+        names, given = checked_names(self.names), {} if self.weights is None else self.weights
+        if not isinstance(given, Mapping):
+            raise errors.weights_not_a_mapping(given)
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise errors.names_unknown("weights", unknown, names)
+        if self.target != "one" and self.target not in names:
+            raise errors.target_unknown(self.target, names)
+        if not isinstance(self.lagged, bool):
+            raise errors.not_a_bool("lagged", self.lagged)
+        held = tuple((name, as_schedule(given.get(name, 1.0), f"weights[{name!r}]")) for name in names)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "weights", held)
+        object.__setattr__(self, "beta", _in_bounds("beta", self.beta, 0.0, 1.0))
+        object.__setattr__(self, "eps", _in_bounds("eps", self.eps, 0.0, float(np.finfo(np.float32).max)))
+        self.table  # noqa: B018  checks every step
+
+    @property
+    def state(self) -> tuple[StateEntry, ...]:
+        """Beside the counters: decayed sums ``total`` of the losses' magnitudes, and of the weight of their terms, ``fix``."""
+        count = len(self.names)
+        own = (StateEntry(name, "float32", (count,), count) for name in ("total", "fix"))
+        return (*base_entries(count), *own)
+
+    @cached_property
+    def table(self) -> Table:
+        """The weights of every step, float32, before normalisation: a column per loss."""
+        schedules = {f"weights[{name!r}]": schedule for name, schedule in self.weights}
+        table = tables.columns(schedules)
+        tables.check_bounds(table, list(schedules), 0.0, float(np.finfo(np.float32).max))
+        return tables.rounded(table)
+
+    @property
+    def decay(self) -> float:
+        """``beta`` as the arithmetic uses it, in float32."""
+        return round_weight(self.beta, "f32")
+
+    @property
+    def offset(self) -> float:
+        """``eps`` as the arithmetic uses it, in float32."""
+        return round_weight(self.eps, "f32")
+
+    @property
+    def reference(self) -> int | None:
+        """Which loss, in canonical order, is the unit; None for one."""
+        return None if self.target == "one" else self.names.index(self.target)
+
+    def exact_committed(self, state: ReferenceState, losses: Sequence[float]) -> ReferenceState:
+        """The running sums after ``losses`` (spec M2)."""
+        decayed = {
+            name: [flush(arithmetic.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
+            for name in ("total", "fix")
+        }
+        return {
+            "total": tuple(arithmetic.add(d, abs(x), "f32") for d, x in zip(decayed["total"], losses, strict=True)),
+            "fix": tuple(arithmetic.add(d, 1.0, "f32") for d in decayed["fix"]),
+        }
+
+    def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
+        """The weights of a call (spec M3)."""
+        if not self.lagged:
+            ahead = self.exact_committed(state, losses)
+            if all(map(math.isfinite, ahead["total"])):
+                state = {**state, **ahead}
+        means = [
+            arithmetic.div(total, fix if fix > 0 else 1.0, "f32") for total, fix in zip(state["total"], state["fix"], strict=True)
+        ]
+        unit = 1.0 if self.reference is None else means[self.reference]
+        factors = []
+        for mean, weight in zip(means, tables.at(self.table, state["steps"]).tolist(), strict=True):
+            known = mean > self.offset and unit > self.offset
+            ratio = arithmetic.div(unit, arithmetic.add(mean, self.offset, "f32"), "f32") if known else 1.0
+            factors.append(arithmetic.rmul(weight, ratio, "f32"))
+        return factors
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        weights = {name: schedule.as_json() for name, schedule in self.weights}
+        rest = {"beta": self.beta, "eps": self.eps, "target": self.target, "lagged": self.lagged}
+        return {"names": list(self.names), "weights": weights, **rest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EMANormalizedLossBalancerSettings:
+        """The settings that `as_json` described. Raises as at construction."""
+        check_fields(cls.balancer, data, ["names", "weights", "beta", "eps", "target", "lagged"])
+        weights = {name: Schedule.from_json(schedule) for name, schedule in data["weights"].items()}
+        return cls(**{**data, "weights": weights})
+
+
+def _in_bounds(where: str, given: Any, low: float, high: float) -> float:
+    value = real_number(given, where)
+    if not low <= value <= high:
+        raise errors.out_of_bounds(where, value, low, high)
+    return value

@@ -1,0 +1,183 @@
+"""`LogitsAndIntermediatesLossBalancer`: its settings, the roles of the losses, and its exact aggregate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from loss_balancers.spec import arithmetic, errors, tables
+from loss_balancers.spec.formats import compute_format, result_format
+from loss_balancers.spec.keys import STUDENT_LOSS_KEY, kd_names
+from loss_balancers.spec.scheduled import check_fields
+from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
+from loss_balancers.spec.tables import Table
+
+
+class Roles(NamedTuple):
+    """Where, in canonical order, the reference loss is, the intermediate losses, and the student loss if it counts."""
+
+    reference: int
+    intermediates: tuple[int, ...]
+    student: int | None
+
+
+class Ratios(NamedTuple):
+    """The exact weights of a call, each in the compute format: of the intermediates, of the KD losses, and the scale."""
+
+    ratio: float
+    balance: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class LogitsAndIntermediatesLossBalancerSettings:
+    """The validated settings of `LogitsAndIntermediatesLossBalancer` (spec L1 to L5). Hashable; round-trips through JSON.
+
+    Args:
+        kd_loss_scale: What the balanced KD losses are multiplied by: a number or a schedule, finite and not negative.
+        skip_original_loss: Whether the student loss is left out.
+        reference: The name of the loss to which the intermediate losses are scaled. None: the one whose name holds "Logits".
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The scale is negative or not finite at some step, or ``reference`` is ``student_loss``.
+    """
+
+    kd_loss_scale: Any = 1.0
+    skip_original_loss: Any = False
+    reference: Any = None
+
+    balancer: ClassVar[str] = "LogitsAndIntermediatesLossBalancer"
+    #: Any: the roles follow from the names of each call.
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.skip_original_loss, bool):
+            raise errors.not_a_bool("skip_original_loss", self.skip_original_loss)
+        if self.reference is not None and (not isinstance(self.reference, str) or self.reference == STUDENT_LOSS_KEY):
+            raise errors.reference_name(self.reference)
+        object.__setattr__(self, "kd_loss_scale", as_schedule(self.kd_loss_scale, "kd_loss_scale"))
+        self.table  # noqa: B018  checks every step
+
+    @property
+    def state(self) -> tuple[StateEntry, ...]:
+        """What the balancer keeps: its counters."""
+        return base_entries(0)
+
+    @cached_property
+    def table(self) -> Table:
+        """The scale of every step, float32: one column."""
+        return tables.rounded(self._scale)
+
+    @property
+    def constant_scale(self) -> float | None:
+        """The scale in float64 if it never changes, else None."""
+        return float(self._scale[0, 0]) if len(self._scale) == 1 else None
+
+    @cached_property
+    def _scale(self) -> Table:
+        table = tables.columns({"kd_loss_scale": self.kd_loss_scale})
+        tables.check_bounds(table, ["kd_loss_scale"], 0.0, float(np.finfo(np.float32).max))
+        return table
+
+    def roles(self, names: tuple[str, ...]) -> Roles:
+        """Who is who among losses of these names, given in canonical order.
+
+        Raises:
+            ValueError: There is no reference loss, or more than one; or no student loss where it counts.
+        """
+        return _roles(self, names)
+
+    def exact_ratios(self, roles: Roles, values: Sequence[float], formats: Sequence[str], state: ReferenceState) -> Ratios:
+        """The weights of a call (spec L2 to L4)."""
+        compute = compute_format(formats)
+        reference = _sum([roles.reference], values, formats, compute)
+        ratio = 0.0
+        if roles.intermediates:
+            total = _sum(roles.intermediates, values, formats, compute)
+            ratio = 1.0 / len(roles.intermediates) if total < 0 or math.isnan(total) else 0.0
+            if total > 0:
+                ratio = _finite_or(0.0, arithmetic.div(reference, total, compute))
+        ratio = arithmetic.narrow(ratio, compute)
+        scale = self.constant_scale
+        if scale is None:
+            scale = float(tables.at(self.table, state["steps"])[0])
+        balance = 1.0
+        if roles.student is not None:
+            distilled = self._distilled(roles, ratio, values, formats, compute)
+            student = _sum([roles.student], values, formats, compute)
+            if distilled > 0 and student > 0:
+                balance = _finite_or(1.0, arithmetic.div(student, distilled, compute))
+        return Ratios(ratio, balance, scale)
+
+    def exact_aggregate(
+        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], cotangent: float, state: ReferenceState
+    ) -> tuple[float, list[float]]:
+        """The aggregate and the gradient to each loss (spec L5)."""
+        roles = self.roles(names)
+        ratio, balance, scale = self.exact_ratios(roles, values, formats, state)
+        compute, result = compute_format(formats), result_format(formats)
+        gradients = [0.0] * len(names)
+        if roles.student is None:
+            (g,) = arithmetic.weighted_sum_gradient(cotangent, (compute,), (1.0,), result)
+            aggregate = arithmetic.weighted_sum(
+                [self._distilled(roles, ratio, values, formats, compute)], (compute,), (1.0,), result
+            )
+        else:
+            distilled = self._distilled(roles, ratio, values, formats, compute)
+            balanced = arithmetic.weighted_sum([distilled], (compute,), (balance,), compute)
+            outer = (compute, formats[roles.student])
+            aggregate = arithmetic.weighted_sum([balanced, values[roles.student]], outer, (scale, 1.0), result)
+            g, gradients[roles.student] = arithmetic.weighted_sum_gradient(cotangent, outer, (scale, 1.0), result)
+            (g,) = arithmetic.weighted_sum_gradient(g, (compute,), (balance,), compute)
+        to_reference, to_total = arithmetic.weighted_sum_gradient(g, (formats[roles.reference], compute), (1.0, ratio), compute)
+        gradients[roles.reference] = to_reference
+        for i in roles.intermediates:
+            (gradients[i],) = arithmetic.weighted_sum_gradient(to_total, (formats[i],), (1.0,), compute)
+        return aggregate, gradients
+
+    def _distilled(self, roles: Roles, ratio: float, values: Sequence[float], formats: Sequence[str], compute: str) -> float:
+        """The reference loss and the intermediates scaled to it."""
+        if not roles.intermediates:
+            return _sum([roles.reference], values, formats, compute)
+        total = _sum(roles.intermediates, values, formats, compute)
+        return arithmetic.weighted_sum([values[roles.reference], total], (formats[roles.reference], compute), (1.0, ratio), compute)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        rest = {"skip_original_loss": self.skip_original_loss, "reference": self.reference}
+        return {"kd_loss_scale": self.kd_loss_scale.as_json(), **rest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LogitsAndIntermediatesLossBalancerSettings:
+        """The settings that `as_json` described. Raises as at construction."""
+        check_fields(cls.balancer, data, ["kd_loss_scale", "skip_original_loss", "reference"])
+        return cls(**{**data, "kd_loss_scale": Schedule.from_json(data["kd_loss_scale"])})
+
+
+def _sum(places: Sequence[int], values: Sequence[float], formats: Sequence[str], compute: str) -> float:
+    return arithmetic.weighted_sum([values[i] for i in places], [formats[i] for i in places], (1.0,) * len(places), compute)
+
+
+def _finite_or(otherwise: float, value: float) -> float:
+    return value if math.isfinite(value) else otherwise
+
+
+@lru_cache(maxsize=1024)
+def _roles(settings: LogitsAndIntermediatesLossBalancerSettings, names: tuple[str, ...]) -> Roles:
+    kd = kd_names(names)
+    found = [name for name in kd if name == settings.reference or (settings.reference is None and "Logits" in name)]
+    if len(found) != 1:
+        raise errors.reference_count(settings.reference, found, kd)
+    student = STUDENT_LOSS_KEY in names
+    if not student and not settings.skip_original_loss:
+        raise errors.no_student_loss(names)
+    reference = names.index(found[0])
+    intermediates = tuple(i for i in range(len(kd)) if i != reference)
+    return Roles(reference, intermediates, None if settings.skip_original_loss else len(names) - 1)

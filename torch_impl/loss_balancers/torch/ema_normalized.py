@@ -1,0 +1,115 @@
+"""`EMANormalizedLossBalancer`: each loss over its running mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loss_balancers import spec
+from loss_balancers.spec import Schedule
+from loss_balancers.torch.functional import balance
+from loss_balancers.torch.portable import div, rmul
+from loss_balancers.torch.rounding import keep
+from loss_balancers.torch.stateful import Inputs, State, StatefulLossBalancer, look_up
+
+
+def averaged(state: State, losses: Tensor, beta: float) -> State:
+    """The running sums after ``losses`` (spec M2)."""
+    total = keep(state["total"] * beta) + losses.abs()
+    fix = keep(state["fix"] * beta) + 1.0
+    return {"total": total, "fix": fix}
+
+
+def normalized(state: State, weights: Tensor, eps: float, reference: int | None) -> Tensor:
+    """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
+    one = torch.ones_like(weights)
+    mean = div(state["total"], torch.where(state["fix"] > 0, state["fix"], one))
+    unit = one if reference is None else mean[reference].expand_as(mean)
+    known = (mean > eps) & (unit > eps)
+    ratio = div(torch.where(known, unit, one), torch.where(known, mean + eps, one))
+    return rmul(weights, ratio)
+
+
+class EMANormalizedLossBalancer(StatefulLossBalancer):
+    """Divides each loss by its running mean, so that losses of any scale count as their weights say.
+
+    For KD's main problem: logit losses near 1 beside feature losses near 1e-4 or 1e4, which also change at different speeds. The
+    first choice where the scales are not known beforehand. Call `step()` once per optimizer step.
+
+    With ``m_k = total_k / fix_k``, where ``total_k = beta * total_k + |L_k|`` and ``fix_k = beta * fix_k + 1``:
+    ``w_k = c_k * u / (m_k + eps)``, ``u`` being 1 or the running mean of the loss ``target``; aggregate = ``sum(w_k * L_k)``.
+
+    Args:
+        names: The names of the losses, fixed; ``student_loss`` among them if there is one.
+        weights: Name to ``c_k``, a number or a schedule of at least 0. Default: 1 for each, and for each that is not named.
+        beta: The decay of the running means, in [0, 1]. 0: the current loss alone; 1: the mean of all. Default 0.99.
+        eps: Added to a running mean; where a mean is not above it, ``w_k = c_k``. Default 1e-8.
+        target: "one", the default, or the name of the loss in whose units the others are brought, the student's say.
+        lagged: Use committed state alone. Then weights are constant within an optimizer step, however the batch is split, and
+            ``w_k = c_k`` in the first. Default False: the running means include the current losses, detached.
+        auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
+        process_group: The ranks whose observations are added at `step()`. None: the default group, if there is one; False: none.
+
+    Shape:
+        Scalars, ``()``; the aggregate too.
+
+    Dtype:
+        bfloat16, float16, float32, float64 and mixtures; the aggregate has their common type. State and weights are float32.
+
+    State:
+        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(K + 2,)``; ``total``, ``fix`` float32 ``(K,)``; all start at 0.
+
+    Raises:
+        TypeError: An argument is of the wrong type. At a call: see `canonical`.
+        ValueError: A value is out of bounds, or a name not among ``names``. At a call: other names, or losses that are no scalars.
+
+    Example:
+        >>> import torch
+        >>> from loss_balancers.torch import EMANormalizedLossBalancer
+        >>> balancer = EMANormalizedLossBalancer(("student_loss", "MSELoss_0"), target="student_loss")
+        >>> round(balancer({"student_loss": torch.tensor(2.0), "MSELoss_0": torch.tensor(0.001)}).item(), 4)
+        4.0
+
+    Reference:
+        No paper of its own. The bias-corrected mean is that of Défossez et al., "High Fidelity Neural Audio Compression", TMLR
+        2023, arXiv:2210.13438 (their balancer of gradients); with ``beta=0`` and a target it is ModelOpt's ratio of losses.
+
+    Deviations:
+        State is committed once per optimizer step and not per forward. A NaN or infinity never enters it.
+    """
+
+    total: Tensor
+    fix: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, float | Schedule] | None = None,
+        beta: float = 0.99,
+        eps: float = 1e-8,
+        target: str = "one",
+        lagged: bool = False,
+        *,
+        auto_step: int | None = None,
+        process_group: Any = None,
+    ) -> None:
+        settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
+        super().__init__(settings, auto_step, process_group)
+
+    def _committed(self, mean: Tensor) -> State:
+        return averaged(self._state(), mean, self._settings.decay)
+
+    def _factors(self, inputs: Inputs) -> Tensor:
+        settings, state = self._settings, self._state()
+        if not settings.lagged:
+            ahead = averaged(state, inputs.losses, settings.decay)
+            finite = ahead["total"].isfinite().all()
+            state |= {name: torch.where(finite, value, state[name]) for name, value in ahead.items()}
+        weights = look_up(self._table, self.steps)
+        return normalized(state, weights, settings.offset, settings.reference)
+
+    def _aggregate(self, inputs: Inputs) -> Tensor:
+        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))
