@@ -7,11 +7,11 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cpu
 
-.PHONY: help demo test lint unit parity audit bench golden clean
+.PHONY: help demo test lint unit browser-test parity audit bench golden clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 $(STAMP): constraints.txt pyproject.toml
 	@echo "==> Setting up $(VENV) with everything that constraints.txt pins (a few minutes the first time)"
@@ -38,6 +38,10 @@ lint: $(STAMP) ## ruff and pyright
 unit: $(STAMP) ## every test
 	@echo "==> Running every test"
 	@$(BIN)/python -m pytest -n 2
+
+browser-test: $(STAMP) ## the HTML report in a real Chromium (Debian and Ubuntu: apt-get install chromium)
+	@echo "==> Reading the HTML report in Chromium"
+	@$(BIN)/python -m pytest browser_tests
 
 parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity

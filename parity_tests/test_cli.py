@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import loss_balancers.spec
+import loss_balancers.parity.vectors
 from loss_balancers.parity.bits import from_bits, to_bits
 from loss_balancers.parity.cli import app
+from loss_balancers.parity.vectors import Vectors
 from loss_balancers.spec import golden_hash, load_golden
 
 QUICK = ["parity", "--lane", "torch-cpu-eager"]
@@ -26,7 +27,8 @@ def test_all_identical_is_exit_status_0_and_the_matrix(tmp_path: Path) -> None:
     assert f"1 lanes, {total}/{total} bit-identical" in result.output
     written = json.loads(file.read_text())
     assert written["vectors"] == {"StaticLossBalancer": golden_hash()}
-    assert sum(cell["identical"] for cell in written["matrix"]["torch-cpu-eager"].values()) == total
+    assert {cell["lane"] for cell in written["cells"]} == {"1:torch-cpu-eager"}
+    assert sum(cell["identical"] for cell in written["cells"]) == written["identical"] == total
     assert [f.name for f in tmp_path.iterdir()] == ["matrix.json"]  # nothing left beside it
 
 
@@ -37,15 +39,18 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
     doctored = vector._replace(aggregate=from_bits(to_bits(vector.aggregate, "f32") + 1, "f32"))
     vectors = [*groups[index].vectors[:12], doctored, *groups[index].vectors[13:]]
     groups[index] = groups[index]._replace(vectors=tuple(vectors))
-    monkeypatch.setattr(loss_balancers.spec, "load_golden", lambda: tuple(groups))
+    found = {"StaticLossBalancer": Vectors("0" * 64, tuple(groups))}
+    monkeypatch.setattr(loss_balancers.parity.vectors, "installed_vectors", lambda: found)
     file = tmp_path / "matrix.json"
     result = _run(*QUICK, "--json", str(file))
     assert result.exit_code == 1
-    assert "torch-cpu-eager, f32: first sequence-2-f32[12], the aggregate:" in result.output
+    assert "torch-cpu-eager, f32: worst StaticLossBalancer, sequence-2-f32[12], the aggregate:" in result.output
     assert vector.aggregate.hex() in result.output
     assert doctored.aggregate.hex() in result.output
     assert "(f32, 1 ulp)" in result.output
-    assert json.loads(file.read_text())["matrix"]["torch-cpu-eager"]["f32"]["first"].startswith("sequence-2-f32[12]")
+    written = json.loads(file.read_text())
+    assert [cell["worst"]["case"] for cell in written["cells"] if cell["worst"]] == ["sequence-2-f32[12]"]
+    assert [found["case"] for found in written["disagreements"]] == ["sequence-2-f32[12]"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The wheel: what is in it, and what imports where a framework is missing."""
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -51,13 +53,14 @@ def _run(site: Path, code: str, missing: set[str]) -> subprocess.CompletedProces
 def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
     names = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
     parts = {name.split("/")[1] for name in names if name.startswith("loss_balancers/")}
+    assert {name for name in names if name.startswith("loss_balancers_pytest/")} == {"loss_balancers_pytest/__init__.py"}
     assert parts == {"spec", "torch", "jax", "parity"}
     assert {f"loss_balancers/{part}/py.typed" for part in parts} <= names
     assert "loss_balancers/spec/golden/static.json" in names
     assert "loss_balancers/__init__.py" not in names  # a native namespace package
-    assert not [name for name in names if "test" in name]
+    assert not [name for name in names if "test" in name.removeprefix("loss_balancers_pytest/")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"loss_balancers"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"loss_balancers", "loss_balancers_pytest"}
 
 
 @pytest.mark.parametrize(
@@ -96,3 +99,39 @@ def test_no_part_imports_the_other_framework(site: Path, part: str, foreign: set
 def test_the_probe_can_fail(site: Path) -> None:
     result = _run(site, "import loss_balancers.torch, sys; print(sorted({'torch'} & set(sys.modules)))", set())
     assert result.stdout.strip() == "['torch']"
+
+
+NAMESAKES = ("torch", "jax", "spec", "parity")
+
+
+@pytest.mark.parametrize("in_namespace", [False, True], ids=["as-it-is", "within-loss_balancers"])
+def test_pytest_takes_no_other_modules_for_the_plugin_s(site: Path, tmp_path: Path, in_namespace: bool) -> None:
+    """pytest rewrites the modules of a distribution with a plugin. Were the plugin in our namespace, `torch` would count as one."""
+    installed = Path(shutil.copytree(site, tmp_path / "site"))
+    if in_namespace:
+        shutil.rmtree(installed / "loss_balancers_pytest")
+        (info,) = installed.glob("*.dist-info")
+        record = (info / "RECORD").read_text("utf-8").splitlines()
+        (info / "RECORD").write_text("\n".join(line for line in record if not line.startswith("loss_balancers_pytest")), "utf-8")
+        (info / "entry_points.txt").write_text("[pytest11]\nloss_balancers = loss_balancers.parity\n", "utf-8")
+    for name in NAMESAKES:
+        (installed / f"{name}.py").write_text("")
+    (tmp_path / "test_loaders.py").write_text(
+        f"import {', '.join(NAMESAKES)}, sys\n"
+        f"def test(): print('rewritten:', *(n for n in {(*NAMESAKES, 'loss_balancers_pytest')!r}"
+        " if 'Rewrit' in type(getattr(sys.modules.get(n), '__loader__', None)).__name__))\n"
+    )
+    others = [
+        f"-pno:{name}" for name in ("cacheprovider", "jaxtyping", "anyio", "hypothesispytest", "xdist")
+    ]  # they import torch or jax
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-s", *others],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    expected = " ".join(NAMESAKES) if in_namespace else "loss_balancers_pytest"
+    assert f"rewritten: {expected}\n" in run.stdout

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 try:
     import typer
-    from rich import box
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
 except ImportError as error:
     sys.exit(f"loss-balancers: the command line needs {error.name}. Run `pip install 'loss-balancers[parity]'`.")
 
 if TYPE_CHECKING:
     from loss_balancers.parity.lanes import Lane
-    from loss_balancers.parity.run import Cell
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Loss balancers in PyTorch and JAX: shows that both give the same bits."
@@ -32,32 +28,89 @@ USAGE_ERROR = 2
 @app.command()
 def parity(
     lane: Annotated[list[str] | None, typer.Option(help="Run this lane only, such as torch-cpu-eager. May be given again.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Write what was computed to this file, for `merge`.", dir_okay=False)
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix to this file as JSON.", dir_okay=False)] = None,
 ) -> None:
     """Runs the golden vectors on the lanes of this machine and prints the matrix lane x format.
 
     Exit status 0 if every result is bit-identical to the exact reference, 1 on any difference, 2 on wrong usage.
     """
-    from loss_balancers.parity.files import write_json
-    from loss_balancers.parity.lanes import find_lanes
+    from loss_balancers.parity.certificate import make_certificate
+    from loss_balancers.parity.files import json_text
+    from loss_balancers.parity.lanes import LABELS, find_lanes
+    from loss_balancers.parity.merge import merge as merged
+    from loss_balancers.parity.reading import check
     from loss_balancers.parity.run import run_lanes
-    from loss_balancers.spec import load_golden
+    from loss_balancers.parity.tables import print_matrix
+    from loss_balancers.parity.vectors import columns, installed_vectors
 
-    chosen, absent = _chosen(find_lanes(), lane)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        _usage(f"--json: the folder {json_file.absolute().parent} does not exist. Create it first.")
-    groups = load_golden()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"{len(chosen)} lanes, vectors", total=sum(len(group.vectors) for group in groups) * len(chosen))
-        rows = run_lanes(chosen, groups, lambda cell: progress.advance(task, cell.vectors))
-    _print(rows)
+    known, vectors = find_lanes(), installed_vectors()
+    chosen, absent = _chosen(known, lane)
+    _check_outputs({"--certificate": certificate, "--json": json_file})
+    groups = [group for of_balancer in vectors.values() for group in of_balancer.groups]
+    counts = {pair: sum(len(group.vectors) for group in found) for pair, found in columns(groups, LABELS).items()}
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*shown, console=console, transient=True) as progress:
+        task = progress.add_task(f"{len(chosen)} lanes, vectors", total=sum(counts.values()) * len(chosen))
+        rows = run_lanes(chosen, groups, lambda cell: progress.advance(task, counts[cell.balancer, cell.label]))
+    # Checked as `merge` will check it: nothing is written that would be refused.
+    checked = check(make_certificate(rows, known, vectors), str(certificate or "this run"), vectors)
+    matrix = merged([checked])
+    print_matrix(matrix, console)
     if lane is None:
         for name, reason in absent.items():
             console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
-    if json_file is not None:
-        write_json(json_file, _as_json(rows))
-    raise typer.Exit(0 if all(cell.identical == cell.vectors for row in rows.values() for cell in row) else 1)
+    _write([(certificate, lambda: json_text(checked.data)), (json_file, lambda: json_text(matrix))])
+    raise typer.Exit(0 if matrix["identical"] == matrix["results"] else 1)
+
+
+@app.command()
+def merge(
+    certificates: Annotated[list[Path], typer.Argument(help="Files that `loss-balancers parity --certificate` wrote.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix to this file as JSON.", dir_okay=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write it to this file as Markdown.", dir_okay=False)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it to this file as one HTML page.", dir_okay=False)] = None,
+) -> None:
+    """Merges the certificates of several hosts into one matrix and prints it. Needs neither PyTorch nor JAX.
+
+    Exit status 0 if all lanes agree on every bit, 1 if any two do not or one differs from the reference, 2 if a certificate is
+    refused: then nothing is written.
+    """
+    from loss_balancers.parity.certificate import CertificateError
+    from loss_balancers.parity.files import json_text
+    from loss_balancers.parity.merge import merge as merged
+    from loss_balancers.parity.reading import read_certificate
+    from loss_balancers.parity.tables import as_markdown, print_matrix
+    from loss_balancers.parity.vectors import installed_vectors
+
+    _check_outputs({"--json": json_file, "--markdown": markdown, "--html": html}, certificates)
+    vectors = installed_vectors()
+    try:
+        matrix = merged([read_certificate(file, vectors) for file in certificates])
+    except CertificateError as error:
+        _usage(str(error))
+    print_matrix(matrix, console)
+    _write([(json_file, lambda: json_text(matrix)), (markdown, lambda: as_markdown(matrix)), (html, lambda: _html(matrix))])
+    raise typer.Exit(0 if matrix["identical"] == matrix["results"] else 1)
+
+
+@app.command()
+def lanes(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the list to this file as JSON.", dir_okay=False)] = None,
+) -> None:
+    """Lists every lane that is known: those present on this machine, and for each that is absent the reason."""
+    from loss_balancers.parity.files import json_text
+    from loss_balancers.parity.lanes import known_lanes
+    from loss_balancers.parity.survey import print_survey, survey
+    from loss_balancers.parity.vectors import installed_vectors
+
+    _check_outputs({"--json": json_file})
+    with console.status("Trying what is here"):
+        found = survey(known_lanes(), [group for of_balancer in installed_vectors().values() for group in of_balancer.groups])
+    print_survey(found, console)
+    _write([(json_file, lambda: json_text(found))])
 
 
 @app.command()
@@ -77,9 +130,13 @@ def audit(
 
 def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     """The lanes to run, and the reason for each that is absent. One that was asked for must not be absent."""
+    from loss_balancers.parity.lanes import known_lanes
+
     by_name = {lane.name: lane for lane in known}
     for name in names or ():
         if name not in by_name:
+            for elsewhere in (lane for lane in known_lanes() if lane.name == name):
+                _usage(f"--lane: {name} cannot run on this machine: {elsewhere.why_absent()}")
             _usage(f"--lane: there is no lane {name!r} on this machine. The lanes are {', '.join(by_name)}.")
     asked = list(dict.fromkeys(names or by_name))
     absent = {name: reason for name in asked if (reason := by_name[name].why_absent()) is not None}
@@ -89,66 +146,40 @@ def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[st
     return [name for name in asked if name not in absent], absent
 
 
-def _usage(message: str) -> None:
-    Console(stderr=True).print(f"loss-balancers: {message}", style="red", soft_wrap=True, highlight=False)
+def _usage(message: str) -> NoReturn:
+    Console(stderr=True).print(f"loss-balancers: {message}", style="red", soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(USAGE_ERROR)
 
 
-def _print(rows: dict[str, list[Cell]]) -> None:
-    from loss_balancers.parity.lanes import LABELS
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title="StaticLossBalancer: golden vectors bit-identical to the exact reference\n(aggregate and gradients)",
-    )
-    table.add_column("lane", no_wrap=True)
-    for label in LABELS:
-        table.add_column(label, justify="right", no_wrap=True)
-    table.add_column("all", justify="right", no_wrap=True)
-    results = agreed = 0
-    for name, cells in rows.items():
-        identical, vectors = sum(cell.identical for cell in cells), sum(cell.vectors for cell in cells)
-        style = "green" if identical == vectors else "red"
-        table.add_row(
-            name,
-            *(f"[{'green' if c.identical == c.vectors else 'red'}]{c.identical}/{c.vectors}" for c in cells),
-            f"[{style}]{identical}/{vectors}",
-        )
-        results, agreed = results + vectors, agreed + identical
-    console.print(table)
-    console.print(
-        f"{len(rows)} lanes, {agreed}/{results} bit-identical", style="green" if agreed == results else "red", highlight=False
-    )
-    for name, cells in rows.items():
-        for cell in cells:
-            if cell.first is not None and cell.worst is not None:
-                console.print(f"{name}, {cell.label}: first {cell.first}", style="red", soft_wrap=True, highlight=False)
-                console.print(f"{name}, {cell.label}: worst {cell.worst}", style="red", soft_wrap=True, highlight=False)
+def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
+    """Before the work: each folder is there, and no file would replace another or a certificate that is read."""
+    taken = {realpath(file): "one of the certificates" for file in inputs}  # unlike Path.resolve, no error at a loop of links
+    for option, file in outputs.items():
+        if file is None:
+            continue
+        if not file.absolute().parent.is_dir():
+            _usage(f"{option}: the folder {file.absolute().parent} does not exist. Create it first.")
+        if realpath(file) in taken:
+            _usage(f"{option}: {file} is {taken[realpath(file)]} already. Name another file.")
+        taken[realpath(file)] = f"the file of {option}"
 
 
-def _as_json(rows: dict[str, list[Cell]]) -> dict[str, Any]:
-    from loss_balancers.spec import golden_hash
+def _write(outputs: Sequence[tuple[Path | None, Callable[[], str]]]) -> None:
+    """Writes the files that were asked for. All texts are made before the first is written."""
+    from loss_balancers.parity.files import write_text
 
-    return {
-        "schema": 1,
-        "library": version("loss-balancers"),
-        "frameworks": {name: version(name) for name in ("torch", "jax", "jaxlib", "flax", "numpy")},
-        "host": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
-        "vectors": {"StaticLossBalancer": golden_hash()},
-        "matrix": {
-            name: {
-                cell.label: {
-                    "vectors": cell.vectors,
-                    "identical": cell.identical,
-                    "first": None if cell.first is None else str(cell.first),
-                    "worst": None if cell.worst is None else str(cell.worst),
-                }
-                for cell in cells
-            }
-            for name, cells in rows.items()
-        },
-    }
+    texts = [(file, make()) for file, make in outputs if file is not None]
+    for file, text in texts:
+        try:
+            write_text(file, text)
+        except OSError as error:
+            _usage(f"{file} cannot be written: {error.strerror or error}.")
+
+
+def _html(matrix: Mapping[str, Any]) -> str:
+    from loss_balancers.parity.report import html_report
+
+    return html_report(matrix)
 
 
 def main() -> None:

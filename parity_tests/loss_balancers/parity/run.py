@@ -1,45 +1,89 @@
-"""Runs vectors on lanes and counts, cell by cell, what is bit-identical to the exact reference."""
+"""Runs vectors on lanes and finds, cell by cell, what is not bit-identical to the exact reference."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
-from loss_balancers.parity.lanes import LABELS, Lane, Result, find_lanes
-from loss_balancers.spec import Group, Vector
+from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
+from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, values_of
+from loss_balancers.spec import Group
 
 
 class Difference(NamedTuple):
-    """One result that is not the reference's."""
+    """One value of a case that is not the reference's: in another format, or with other bits."""
 
-    vector: str
+    case: str
     what: str
     format: str
     expected: int
+    actual_format: str
     actual: int
+
+    @property
+    def title(self) -> str:
+        """What differs, and the format where that is what differs."""
+        return self.what if self.actual_format == self.format else f"{self.what} ({self.actual_format}, not {self.format})"
+
+    @property
+    def comparable(self) -> tuple[str, int, int]:
+        """A format that both values can be compared in, the bits expected and the actual ones."""
+        if self.actual_format == self.format:
+            return self.format, self.expected, self.actual
+        return (
+            "f64",
+            to_bits(from_bits(self.expected, self.format), "f64"),
+            to_bits(from_bits(self.actual, self.actual_format), "f64"),
+        )
 
     @property
     def ulp(self) -> int | None:
         """The distance in ulp, None where one of the two is NaN."""
-        return ulp_distance(self.actual, self.expected, self.format)
+        fmt, expected, actual = self.comparable
+        return ulp_distance(actual, expected, fmt)
 
     def __str__(self) -> str:
-        return f"{self.vector}, {self.what}: {describe(self.actual, self.expected, self.format)}"
+        fmt, expected, actual = self.comparable
+        return f"{self.case}, {self.title}: {describe(actual, expected, fmt)}"
 
 
 class Cell(NamedTuple):
-    """A lane in one column: how many vectors ran, how many were identical, the first difference and the worst."""
+    """One balancer on one lane in one column: a digest for each case, in the order of the vectors, and every difference.
+
+    Or, where the device lacks a format of the column, none of them, and ``absent`` says why.
+    """
 
     lane: str
+    balancer: str
     label: str
-    vectors: int
-    identical: int
-    first: Difference | None
-    worst: Difference | None
+    digests: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    absent: str | None = None
+
+    @property
+    def vectors(self) -> int:
+        """How many cases ran."""
+        return len(self.digests)
+
+    @property
+    def identical(self) -> int:
+        """How many of them have the bits of the reference in every value."""
+        return self.vectors - len({difference.case for difference in self.differences})
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference."""
+        return next(iter(self.differences), None)
+
+    @property
+    def worst(self) -> Difference | None:
+        """The difference with the largest distance; a NaN against a number is the worst."""
+        return max(self.differences, key=lambda d: math.inf if d.ulp is None else d.ulp, default=None)
 
 
 def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS) -> list[Cell]:
@@ -50,78 +94,82 @@ def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS
         groups: Golden vectors.
         labels: The columns to run.
     """
-    return [_cell(lane, label, [group for group in groups if group.label == label]) for label in labels]
+    return [_cell(lane, balancer, label, chosen) for (balancer, label), chosen in columns(groups, labels).items()]
 
 
 def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]) -> dict[str, list[Cell]]:
-    """Rows of the matrix, by lane name, a cell at a time in two worker processes: most of the time goes to the compilers.
+    """Rows of the matrix, by lane name, a cell at a time.
+
+    Those of the CPU in two worker processes, because most of the time goes to the compilers. Those of any other device in this
+    process, because a TPU belongs to one process, and JAX takes most of a GPU's memory for one.
 
     Args:
         names: Lanes that are present on this host.
         groups: Golden vectors.
         advance: Called with each cell as it is done.
     """
-    # The compiled lanes first: they take longest.
-    cells = sorted(((name, label) for name in names for label in LABELS), key=lambda cell: not cell[0].endswith("compiled"))
-    done: dict[tuple[str, str], Cell] = {}
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(_run_cell, name, label, [group for group in groups if group.label == label]): (name, label)
-            for name, label in cells
-        }
+    chosen = columns(groups, LABELS)
+    # The lanes of Inductor first: they take longest.
+    keys = sorted(((name, *pair) for name in names for pair in chosen), key=lambda key: not key[0].endswith(("compiled", "step")))
+    here = {lane.name for lane in find_lanes() if lane.device != "cpu"}
+    done: dict[tuple[str, str, str], Cell] = {}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_accelerators) as pool:
+        futures = {pool.submit(_run_cell, *key, chosen[key[1:]]): key for key in keys if key[0] not in here}
         try:
+            for key in (key for key in keys if key[0] in here):
+                done[key] = _run_cell(*key, chosen[key[1:]])
+                advance(done[key])
             for future in as_completed(futures):
                 done[futures[future]] = future.result()
                 advance(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {name: [done[name, label] for label in LABELS] for name in names}
+    return {name: [done[name, *pair] for pair in chosen] for name in names}
 
 
-def _run_cell(name: str, label: str, groups: Sequence[Group]) -> Cell:
+def _leave_accelerators() -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
+
+
+def _run_cell(name: str, balancer: str, label: str, groups: Sequence[Group]) -> Cell:
     lane = next(lane for lane in find_lanes() if lane.name == name)
-    return _cell(lane, label, groups)
+    return _cell(lane, balancer, label, groups)
 
 
-def _cell(lane: Lane, label: str, groups: Sequence[Group]) -> Cell:
-    vectors, identical = 0, 0
-    first: Difference | None = None
-    worst: Difference | None = None
+def _cell(lane: Lane, balancer: str, label: str, groups: Sequence[Group]) -> Cell:
+    if (reason := lane.why_no_column(groups)) is not None:
+        return Cell(lane.name, balancer, label, absent=reason)
+    given: dict[str, tuple[Value, ...]] = {}
     for index, results in enumerate(lane.run(groups)):
         for group, result in zip(groups, results, strict=True):
-            differences = _differences(f"{group.id}[{index}]", group, group.vectors[index], result)
-            vectors += 1
-            identical += not differences
-            for difference in differences:
-                first = first or difference
-                worst = difference if worst is None or _badness(difference) > _badness(worst) else worst
-    expected = sum(len(group.vectors) for group in groups)
-    if vectors != expected:
-        raise RuntimeError(f"The lane {lane.name} gave {vectors} results for {expected} vectors.")
-    return Cell(lane.name, label, vectors, identical, first, worst)
+            given[case_name(group, index)] = values_of(result)
+    expected = cases(groups)
+    if set(given) != {case.name for case in expected}:
+        raise RuntimeError(f"The lane {lane.name} gave {len(given)} results for {len(expected)} vectors.")
+    return Cell(
+        lane=lane.name,
+        balancer=balancer,
+        label=label,
+        digests=tuple(digest(given[case.name]) for case in expected),
+        differences=tuple(different for case in expected for different in differences(case, given[case.name])),
+    )
 
 
-def _differences(name: str, group: Group, vector: Vector, result: Result) -> list[Difference]:
-    found = []
-    expected = {"the aggregate": (group.result, vector.aggregate, result.aggregate)}
-    for loss, gradient in vector.gradients.items():
-        expected[f"the gradient to {loss}"] = (group.formats[loss], gradient, result.gradients[loss])
-    for what, (fmt, value, (actual_fmt, actual)) in expected.items():
-        if actual_fmt != fmt:  # another format: compared in the wider of the two, as a difference in any case
-            found.append(
-                Difference(
-                    name, f"{what} ({actual_fmt}, not {fmt})", "f64", _as_f64(to_bits(value, fmt), fmt), _as_f64(actual, actual_fmt)
-                )
-            )
-        elif not same(actual, to_bits(value, fmt), fmt):
-            found.append(Difference(name, what, fmt, to_bits(value, fmt), actual))
-    return found
+def differences(case: Case, given: Sequence[Value]) -> list[Difference]:
+    """Each value that was given for a case and is not the reference's.
+
+    Raises:
+        RuntimeError: Other values were given than the case has, such as the gradient to another loss.
+    """
+    if [value.what for value in given] != [value.what for value in case.values]:
+        raise RuntimeError(f"{case.name} gave {[value.what for value in given]}, not {[value.what for value in case.values]}.")
+    found = (difference(case.name, wanted, actual) for wanted, actual in zip(case.values, given, strict=True))
+    return [different for different in found if different is not None]
 
 
-def _as_f64(bits: int, fmt: str) -> int:
-    return to_bits(from_bits(bits, fmt), "f64")
-
-
-def _badness(difference: Difference) -> float:
-    return math.inf if difference.ulp is None else difference.ulp
+def difference(case: str, wanted: Value, actual: Value) -> Difference | None:
+    """How a value differs from the one wanted; None if it has the same format and the same bits, or both are NaN."""
+    if wanted.format == actual.format and same(actual.bits, wanted.bits, wanted.format):
+        return None
+    return Difference(case, wanted.what, wanted.format, wanted.bits, actual.format, actual.bits)

@@ -32,23 +32,21 @@ def static_forward(dag: Dag, settings: spec.StaticLossBalancerSettings, names: t
     """The aggregate; input i is the i-th loss in canonical order."""
     plan = spec.static_plan(settings, names)
     terms = [dag.input(i) for i in range(len(names))]
-    weights = plan.weights
-    if plan.kd_summed_first:
-        kd = plan.kd_count
-        terms = [weighted_sum(dag, terms[:kd], (1.0,) * kd), *terms[kd:]]
-        weights = weights[kd - 1 :]
-    return [weighted_sum(dag, terms, weights)]
+    shared = len(terms) - len(plan.factors) + 1
+    if shared > 1:
+        terms = [weighted_sum(dag, terms[:shared], (1.0,) * shared), *terms[shared:]]
+    return [weighted_sum(dag, terms, plan.factors)]
 
 
 def static_gradient(dag: Dag, settings: spec.StaticLossBalancerSettings, names: tuple[str, ...]) -> list[Node]:
     """The gradient to each loss; the last input is the cotangent."""
     plan = spec.static_plan(settings, names)
     cotangent = dag.input(len(names))
-    if not plan.kd_summed_first:
-        return weighted_sum_gradient(dag, cotangent, plan.weights)
-    kd = plan.kd_count
-    outer = weighted_sum_gradient(dag, cotangent, plan.weights[kd - 1 :])
-    return [*weighted_sum_gradient(dag, outer[0], (1.0,) * kd), *outer[1:]]
+    shared = len(names) - len(plan.factors) + 1
+    outer = weighted_sum_gradient(dag, cotangent, plan.factors)
+    if shared == 1:
+        return outer
+    return [*weighted_sum_gradient(dag, outer[0], (1.0,) * shared), *outer[1:]]
 
 
 def _weight(dag: Dag, weight: float) -> Node:

@@ -1,0 +1,1 @@
+"""A loss balancer of your own, in PyTorch and in JAX."""

@@ -1,0 +1,196 @@
+"""The matrix as a person reads it: on the terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: How many disagreements are listed; the JSON has them all.
+SHOWN = 20
+
+#: A matrix, and a part of one, as `merge` makes them.
+Matrix = Mapping[str, Any]
+
+
+def print_matrix(matrix: Matrix, console: Console) -> None:
+    """Prints the hosts where there are several, a table for each balancer, the worst of each cell, and the disagreements."""
+    several = len(matrix["certificates"]) > 1
+    for index in range(len(matrix["certificates"])) if several else ():
+        _print(console, f"host {index + 1}: {_host(matrix, index)}")
+    for balancer in matrix["balancers"]:
+        console.print(_table(matrix, balancer, several))
+    _print(console, _total(matrix), "green" if matrix["identical"] == matrix["results"] else "red")
+    for line in _absent(matrix):
+        _print(console, line)
+    for line in [*_worst_cells(matrix), *_disagreements(matrix)]:
+        _print(console, line, "red")
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)  # as Text: the words of a certificate are no markup
+
+
+def _table(matrix: Matrix, balancer: str, several: bool) -> Table:
+    title = f"{balancer}: golden vectors bit-identical to the exact reference\n(aggregate and gradients)"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title))
+    table.add_column("lane", no_wrap=True)
+    for label in (*matrix["labels"], "all"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for lane in matrix["lanes"]:
+        cells = _cells(matrix, lane["id"], balancer)
+        counts = [_count([cell for cell in cells if cell["label"] == label]) for label in matrix["labels"]]
+        name = lane["id"] if several else _lane(matrix, lane["id"])
+        table.add_row(Text(name), *(Text(text, style) for text, style in [*counts, _count(cells)]))
+    return table
+
+
+def _cells(matrix: Matrix, lane: str, balancer: str) -> list[Matrix]:
+    return [cell for cell in matrix["cells"] if (cell["lane"], cell["balancer"]) == (lane, balancer)]
+
+
+def _count(cells: Sequence[Matrix]) -> tuple[str, str]:
+    """How many are identical, and a colour; a dash where the lane has no such cell."""
+    if not cells:
+        return "-", ""
+    identical, vectors = sum(cell["identical"] for cell in cells), sum(cell["vectors"] for cell in cells)
+    return f"{identical}/{vectors}", "green" if identical == vectors else "red"
+
+
+def _total(matrix: Matrix) -> str:
+    count = len(matrix["certificates"])
+    hosts = f"{count} hosts, " if count > 1 else ""
+    return f"{hosts}{len(matrix['lanes'])} lanes, {matrix['identical']}/{matrix['results']} bit-identical"
+
+
+def _host(matrix: Matrix, index: int) -> str:
+    certificate = matrix["certificates"][index]
+    host, versions = certificate["host"], certificate["frameworks"]
+    devices = dict.fromkeys(lane["device_kind"] for lane in matrix["lanes"] if lane["certificate"] == index)
+    return (
+        f"{certificate['file']}: {', '.join(devices)}; {host['system']} {host['machine']}; torch {versions['torch']}, "
+        f"jax {versions['jax']}; {certificate['created']}"
+    )
+
+
+def _absent(matrix: Matrix) -> list[str]:
+    return [
+        f"absent: {_lane(matrix, column['lane'])}, {column['label']}: {column['balancer']} ({column['reason']})"
+        for column in matrix["absent"]
+    ]
+
+
+def _worst_cells(matrix: Matrix) -> Iterator[str]:
+    for cell in matrix["cells"]:
+        if (worst := cell["worst"]) is not None:
+            yield (
+                f"{_lane(matrix, cell['lane'])}, {cell['label']}: worst {cell['balancer']}, {worst['case']}, {worst['what']}: "
+                f"{worst['actual']} is not {worst['expected']} ({worst['format']}, {_distance(worst['ulp'])})"
+            )
+
+
+def _disagreements(matrix: Matrix) -> list[str]:
+    found = matrix["disagreements"]
+    more = [f"and {len(found) - SHOWN} more values that differ; the JSON has them all"] if len(found) > SHOWN else []
+    return [*(in_words(matrix, disagreement) for disagreement in found[:SHOWN]), *more]
+
+
+def _lane(matrix: Matrix, lane: str) -> str:
+    """The lane with its host; only the lane where there is one host alone."""
+    found = next(known for known in matrix["lanes"] if known["id"] == lane)
+    name = f"{found['framework']}-{found['device']}-{found['mode']}"
+    if len(matrix["certificates"]) == 1:
+        return name
+    return f"{name} on host {found['certificate'] + 1} ({matrix['certificates'][found['certificate']]['file']})"
+
+
+def in_words(matrix: Matrix, disagreement: Mapping[str, Any]) -> str:
+    """A disagreement in words: what it is, who says what, how far apart, and who is the odd one out against the reference."""
+    expected = disagreement["expected"]
+    by_value: dict[str, list[str]] = {}
+    for value in disagreement["values"]:
+        by_value.setdefault(value["value"], []).append(value["lane"])
+    said = ", ".join(f"{_some(matrix, lanes)} {'has' if len(lanes) == 1 else 'have'} {value}" for value, lanes in by_value.items())
+    # Without another value it is the format that differs, as the title says: then each lane listed is odd.
+    odd = [lane for value, lanes in by_value.items() if value != expected for lane in lanes] or [
+        value["lane"] for value in disagreement["values"]
+    ]
+    distance = _distance(disagreement["ulp"])
+    where = f"{disagreement['balancer']}, {disagreement['case']}, {disagreement['what']}"
+    return (
+        f"{where}: {said} ({disagreement['format']}, {distance}). The reference has {expected}: "
+        f"{'the odd one out is' if len(odd) == 1 else 'the odd ones out are'} {_some(matrix, odd)}."
+    )
+
+
+def _some(matrix: Matrix, lanes: Sequence[str]) -> str:
+    """The first lanes by name, and how many more."""
+    shown = [_lane(matrix, lane) for lane in lanes[:2]]
+    more = [f"{len(lanes) - 2} more"] if len(lanes) > 2 else []
+    return " and ".join([*shown, *more])
+
+
+def _distance(ulp: int | None) -> str:
+    """A distance in ulp; that it is no distance where a NaN stands against a number."""
+    return "NaN against a number" if ulp is None else f"{ulp} ulp"
+
+
+def as_markdown(matrix: Matrix) -> str:
+    """The matrix as GitHub's Markdown: hosts, a table lane x balancer with counts, the worst of each cell, the disagreements."""
+    balancers = matrix["balancers"]
+    rows = [
+        [_code(lane["id"]), _code(lane["device_kind"]), *(_marked(_cells(matrix, lane["id"], balancer)) for balancer in balancers)]
+        for lane in matrix["lanes"]
+    ]
+    parts = [
+        f"# Parity: {_total(matrix)}",
+        "Golden vectors whose aggregate and every gradient have the bits of the exact reference.",
+        "\n".join(f"{index + 1}. {_code(_host(matrix, index))}" for index in range(len(matrix["certificates"]))),
+        _markdown_table(["lane", "device", *map(_code, balancers)], rows),
+    ]
+    if matrix["absent"]:
+        parts.append("\n".join(f"- {_code(line)}" for line in _absent(matrix)))
+    worst = [
+        [_code(cell["lane"]), _code(cell["balancer"]), cell["label"], *_worst_row(cell)]
+        for cell in matrix["cells"]
+        if cell["worst"]
+    ]
+    if worst:
+        head = ["lane", "balancer", "format", "identical", "worst case", "value", "expected", "actual", "distance", "inputs"]
+        parts += ["## The worst case of each cell", _markdown_table(head, worst)]
+    if matrix["disagreements"]:
+        parts += ["## Disagreements", "\n".join(f"- {_code(line)}" for line in _disagreements(matrix))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _marked(cells: Sequence[Matrix]) -> str:
+    text, style = _count(cells)
+    return f"**{text}**" if style == "red" else text
+
+
+def _worst_row(cell: Matrix) -> list[str]:
+    worst = cell["worst"]
+    inputs = ", ".join(f"{name} = {value}" for name, value in [*worst["inputs"].items(), ("cotangent", worst["cotangent"])])
+    texts = [
+        worst["case"],
+        worst["what"],
+        worst["expected"],
+        worst["actual"],
+        f"{_distance(worst['ulp'])}, {worst['format']}",
+        inputs,
+    ]
+    return [_count([cell])[0], *map(_code, texts)]
+
+
+def _markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    rows = [[text.replace("|", "\\|") for text in row] for row in [head, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def _code(text: str) -> str:
+    """Text as it is, in a code span: but for a backtick, neither Markdown nor HTML in it means anything there."""
+    return f"`{text.replace('`', chr(39))}`"
