@@ -300,6 +300,20 @@ def state_values(name: str, received: Any) -> ValueError:
     )
 
 
+def under_a_transform() -> RuntimeError:
+    return RuntimeError(
+        "A balancer in training mode cannot be called under `torch.func`, which refuses to change state. Call `eval()` on it, and "
+        "`observe(loss)` outside of the transform."
+    )
+
+
+def process_group_type(received: Any) -> TypeError:
+    return TypeError(
+        f"`process_group` must be None, False or a process group. Received {received!r} of type {type(received).__name__}. Pass "
+        "None for the default group, or False for none."
+    )
+
+
 # --- calls ----------------------------------------------------------------------------------------------------------
 
 

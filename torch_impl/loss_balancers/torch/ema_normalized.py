@@ -81,6 +81,8 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         State is committed once per optimizer step and not per forward. A NaN or infinity never enters it.
     """
 
+    _scalars = True
+
     total: Tensor
     fix: Tensor
 

@@ -74,6 +74,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         (intermediates) or 1 (student); their mean is their sum in the ratio, so that values may differ by 2 ulp.
     """
 
+    _scalars = True
+
     def __init__(
         self,
         kd_loss_scale: float | Schedule = 1.0,
@@ -85,6 +87,9 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
         super().__init__(settings, auto_step, process_group)
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        self._settings.roles(names)
 
     def _factors(self, inputs: Inputs) -> Tensor:
         _, _, ratio, phi, scale = self._parts(inputs)
@@ -108,10 +113,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     def _parts(self, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
-        _, terms, dtypes, _ = inputs
-        roles = self._settings.roles(inputs.names)
-        if terms[0].ndim:
-            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(inputs.names, terms, strict=True)})
+        names, terms, dtypes, _ = inputs
+        roles = self._settings.roles(names)
         compute = compute_dtype(*dtypes)
 
         def summed(places: Any) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.portable import div, rmul
 from loss_balancers.torch.rounding import compute_dtype, keep, narrow, widen
 
@@ -75,7 +77,15 @@ def _recomputing() -> bool:
     return not is_dynamo_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class StatefulLossBalancer(DistillationLossBalancer):
+def _check_process_group(group: Any) -> None:
+    """Refuses what is no process group, None or False; `new_group` gives an int to the ranks that are not in it."""
+    if group is None or group is False or not dist.is_available():
+        return
+    if not isinstance(group, dist.ProcessGroup) and group != dist.GroupMember.NON_GROUP_MEMBER:
+        raise spec.errors.process_group_type(group)
+
+
+class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     """What the balancers that change over time share.
 
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
@@ -83,17 +93,21 @@ class StatefulLossBalancer(DistillationLossBalancer):
     is observed in eval mode, nor when a forward is recomputed in a backward (activation checkpointing).
 
     State:
-        ``steps`` and ``skipped``, int32 ``()``, buffers; ``pending``, float32 ``(n + 2,)``, what was observed since the last
-        commit. Each keeps its dtype whatever `half()` does to the model. ``state_dict()`` holds all of them.
+        ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(n + 2,)``, what this rank observed since the last commit.
+        Each keeps its dtype whatever `half()` does to the model. ``state_dict()`` holds all of them: save it after `step()`, when
+        no rank has anything pending.
     """
+
+    #: Whether losses must be scalars: where their values make weights.
+    _scalars: ClassVar[bool] = False
 
     steps: Tensor
     skipped: Tensor
-    pending: Tensor
 
     def __init__(self, settings: Any, auto_step: int | None, process_group: Any) -> None:
         super().__init__()
         spec.check_auto_step(auto_step)
+        _check_process_group(process_group)
         self._settings = settings
         self._auto_step = auto_step
         self._process_group = process_group
@@ -101,7 +115,6 @@ class StatefulLossBalancer(DistillationLossBalancer):
         for entry in settings.state:
             value = torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype))
             if entry.name == "pending":
-                # No buffer: those of rank 0 are sent to all by DistributedDataParallel, over what the others have observed.
                 self.pending = value
             else:
                 self.register_buffer(entry.name, value)
@@ -116,28 +129,34 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
         inputs = self._inputs(loss)
         if self.training and not _recomputing():
-            self._observe(inputs.losses)
+            self._observe(inputs.losses, stacklevel=5)  # past two frames of nn.Module
         return self._aggregate(inputs)
 
-    @torch.no_grad()
+    def observe(self, loss: Mapping[str, Any]) -> None:
+        """Observes the losses as a training forward does, and computes no aggregate.
+
+        For loops whose forward runs in eval mode, or under `torch.func`, which refuses to change state: call this beside it,
+        outside of the transform, once per forward.
+
+        Raises: as `forward`.
+        """
+        self._observe(self._inputs(loss).losses, stacklevel=3)
+
     def step(self) -> None:
         """Commits what was observed since the last call: once per optimizer step, after it, as a learning rate schedule.
 
-        With a process group, the sums and counts of all ranks are added first, in one all-reduce; so all ranks must call it.
-        Without an observation since the last call, state stays as it is but for the counter ``steps``.
+        With a process group, the sums and counts of all ranks are added first, in one all-reduce; so all ranks must call it, also
+        one that observed nothing. Without an observation since the last call, state stays as it is but for the counter ``steps``.
         """
         self._forwards = -1
         self._commit(torch.ones((), dtype=torch.bool, device=self.steps.device))
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weight that `forward` would apply to each loss, in canonical order: float32 scalars on the device. Changes no state.
+        """The weight that `forward` would apply to each loss, in canonical order: scalars on the device. Changes no state.
 
         Raises: as `forward`.
         """
-        inputs = self._inputs(loss)
-        factors = self._factors(inputs).unbind(0)
-        shared = len(inputs.names) - len(factors) + 1
-        return dict(zip(inputs.names, (*factors[:1] * shared, *factors[1:]), strict=True))
+        return self._weights(self._inputs(loss))
 
     def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
         """What `forward` makes of each loss, for logging: detached, on the device, the same names at every step.
@@ -148,7 +167,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """
         inputs = self._inputs(loss)
         parts: dict[str, Tensor] = {}
-        for (name, weight), x in zip(self.weights(loss).items(), inputs.terms, strict=True):
+        for (name, weight), x in zip(self._weights(inputs).items(), inputs.terms, strict=True):
             raw = x.detach()
             wide = widen(raw, compute_dtype(x.dtype))
             weighted = rmul(wide, weight.to(wide.dtype).expand_as(wide))
@@ -179,13 +198,12 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
-        with torch.no_grad():
-            for name, value in self._state().items():
-                value.copy_(torch.from_numpy(arrays[name]))
+        for name, value in self._state().items():
+            value.copy_(torch.from_numpy(arrays[name]))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the settings."""
-        return ", ".join(f"{name}={value!r}" for name, value in vars(self._settings).items() if name in self._settings.as_json())
+        return ", ".join(f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
 
     @abstractmethod
     def _factors(self, inputs: Inputs) -> Tensor:
@@ -200,22 +218,33 @@ class StatefulLossBalancer(DistillationLossBalancer):
         del mean
         return {}
 
-    def _inputs(self, loss: Mapping[str, Any]) -> Inputs:
-        names, terms, dtypes = self._ordered(loss)
-        if self.names and names != self.names:
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        """Refuses losses of other names than those fixed."""
+        if names != self.names:
             raise spec.errors.fixed_names(self.names, names)
-        if len(self.pending) == 2:
-            return Inputs(names, terms, dtypes, self.pending[:0])
-        if terms[0].ndim:
-            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        return Inputs(names, terms, dtypes, as_observed(terms))
 
-    @torch.no_grad()
-    def _observe(self, losses: Tensor) -> None:
+    def _weights(self, inputs: Inputs) -> dict[str, Tensor]:
+        factors = self._factors(inputs).unbind(0)
+        shared = len(inputs.names) - len(factors) + 1
+        return dict(zip(inputs.names, (*factors[:1] * shared, *factors[1:]), strict=True))
+
+    def _inputs(self, loss: Mapping[str, Any]) -> Inputs:
+        """All that can be wrong with a call is found here, before anything is observed."""
+        names, terms, dtypes = self._ordered(loss)
+        self._check_names(names)
+        if self._scalars and terms[0].ndim:
+            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
+        pending = self._state()["pending"]
+        return Inputs(names, terms, dtypes, pending[:0] if len(pending) == 2 else as_observed(terms))
+
+    def _observe(self, losses: Tensor, stacklevel: int) -> None:
+        if not is_dynamo_compiling():
+            if torch._C._are_functorch_transforms_active():
+                raise spec.errors.under_a_transform()
+            if self._auto_step is None:
+                self._warn_if_never_stepped(stacklevel + 1)
         if self._auto_step is not None:
             self._commit(self.pending[-2:].sum() >= self._auto_step)
-        elif not is_dynamo_compiling():
-            self._warn_if_never_stepped()
         self.pending.copy_(observed(self.pending, losses))
 
     def _commit(self, due: Tensor) -> None:
@@ -228,54 +257,21 @@ class StatefulLossBalancer(DistillationLossBalancer):
             state[name].copy_(value)
 
     def _over_ranks(self, pending: Tensor) -> Tensor:
-        """The sum of ``pending`` over the ranks of the process group, if there is one."""
+        """The sum of ``pending`` over the ranks of the process group, if there is one and this rank is in it."""
         group = self._process_group
-        if group is False or not (dist.is_available() and dist.is_initialized()):
+        if isinstance(group, int) or not (dist.is_available() and dist.is_initialized()):  # False, or an outsider's group
             return pending
         pending = pending.clone()
         dist.all_reduce(pending, group=group)
         return pending
 
     def _state(self) -> State:
+        self._bring_table()
         return {entry.name: getattr(self, entry.name) for entry in self._settings.state}
 
-    def _warn_if_never_stepped(self) -> None:
+    def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards >= 0:
             self._forwards += 1
             if self._forwards == _PATIENCE:
                 self._forwards = -1
-                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=6)  # past two frames of nn.Module
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves state to another device with the model, and leaves its formats as they are."""
-        if recurse:
-            for module in self.children():
-                module._apply(fn)
-
-        def moved(x: Tensor) -> Tensor:
-            return fn(x.view(torch.int32)).view(x.dtype)  # as integers, which `half()` and its like pass by
-
-        self.pending, self._table = moved(self.pending), moved(self._table)
-        return super()._apply(moved, recurse=False)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "pending"] = self.pending
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: Any,
-        unexpected_keys: Any,
-        error_msgs: Any,
-    ) -> None:
-        # For a moment a buffer, so that it is found, checked and copied as one.
-        pending = self.pending
-        del self.pending
-        self.register_buffer("pending", pending)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        del self.pending
-        self.pending = pending
+                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=stacklevel)
