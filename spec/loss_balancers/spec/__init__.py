@@ -11,9 +11,12 @@ from loss_balancers.spec.formats import FORMAT_OF_DTYPE, FORMATS, Format, comput
 from loss_balancers.spec.golden import Group, Vector, golden_hash, load_golden
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
+from loss_balancers.spec.moving import checked_state, exported
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.schedules import Schedule
-from loss_balancers.spec.state import StateEntry, checked_state, exported
+from loss_balancers.spec.settings import Settings
+from loss_balancers.spec.state import StateEntry
+from loss_balancers.spec.state_files import read_state, save_state
 from loss_balancers.spec.static import Plan, StaticLossBalancerSettings, static_plan, static_reference
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "Plan",
     "Schedule",
     "ScheduledLossBalancerSettings",
+    "Settings",
     "StateEntry",
     "StaticLossBalancerSettings",
     "Vector",
@@ -45,10 +49,12 @@ __all__ = [
     "golden_hash",
     "load_golden",
     "missing_framework",
+    "read_state",
     "result_format",
     "round_to",
     "round_weight",
     "same_length",
+    "save_state",
     "schedules",
     "static_plan",
     "static_reference",

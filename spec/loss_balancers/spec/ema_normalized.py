@@ -13,14 +13,15 @@ import numpy as np
 from loss_balancers.spec import arithmetic, errors, tables
 from loss_balancers.spec.checks import real_number
 from loss_balancers.spec.formats import flush, round_weight
-from loss_balancers.spec.scheduled import check_fields, checked_names
-from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.scheduled import checked_names
+from loss_balancers.spec.schedules import as_schedule
+from loss_balancers.spec.settings import Settings, named_schedules
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.tables import Table
 
 
 @dataclass(frozen=True)
-class EMANormalizedLossBalancerSettings:
+class EMANormalizedLossBalancerSettings(Settings):
     """The validated settings of `EMANormalizedLossBalancer` (spec M1 to M4). Hashable; round-trips through JSON.
 
     Args:
@@ -53,7 +54,7 @@ class EMANormalizedLossBalancerSettings:
         unknown = [name for name in given if name not in names]
         if unknown:
             raise errors.names_unknown("weights", unknown, names)
-        if self.target != "one" and self.target not in names:
+        if not isinstance(self.target, str) or self.target not in ("one", *names):
             raise errors.target_unknown(self.target, names)
         if not isinstance(self.lagged, bool):
             raise errors.not_a_bool("lagged", self.lagged)
@@ -129,11 +130,8 @@ class EMANormalizedLossBalancerSettings:
         return {"names": list(self.names), "weights": weights, **rest}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> EMANormalizedLossBalancerSettings:
-        """The settings that `as_json` described. Raises as at construction."""
-        check_fields(cls.balancer, data, ["names", "weights", "beta", "eps", "target", "lagged"])
-        weights = {name: Schedule.from_json(schedule) for name, schedule in data["weights"].items()}
-        return cls(**{**data, "weights": weights})
+    def _of(cls, data: Mapping[str, Any]) -> EMANormalizedLossBalancerSettings:
+        return cls(**{**data, "weights": named_schedules("weights", data["weights"])})
 
 
 def _in_bounds(where: str, given: Any, low: float, high: float) -> float:

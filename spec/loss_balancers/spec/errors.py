@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 #: The key of the student loss; every other key is a KD loss.
 STUDENT_LOSS_KEY = "student_loss"
 
+#: Of a value longer than this, a message shows the beginning: a table of a million steps is one.
+_LONGEST = 500
+
 ACCEPTED = "bfloat16, float16, float32 or float64"
 REDUCTION_HINT = "If the student loss is not reduced yet, give its reduction to `set_student_loss_reduction_fn`."
 
@@ -22,6 +25,15 @@ class LossInfo(NamedTuple):
     is_loss: bool
     shape: tuple[int, ...] = ()
     device: str = ""
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message, in bounded length."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        return f"an int of {abs(value).bit_length()} bits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -103,32 +115,55 @@ def reduction_fn_type(received: Any) -> TypeError:
 # --- schedules ------------------------------------------------------------------------------------------------------
 
 
+def setting_value(where: str, expected: str, received: Any) -> ValueError:
+    return ValueError(f"The setting `{where}` must be {expected}. Received {shown(received)}. Use what `to_json` wrote.")
+
+
 def not_a_schedule(received: Any) -> ValueError:
     return ValueError(
-        f"A schedule must be an object with `points` or `table`. Received {received!r}. Use what `Schedule.as_json` wrote."
+        f"A schedule must be a JSON object with `points` or `table`. Received {shown(received)}. Use what `Schedule.as_json` wrote."
     )
+
+
+def schedule_table(received: int) -> ValueError:
+    return ValueError(
+        f"The table of a schedule must have 8 bytes a step. Received {received} bytes. Use what `Schedule.as_json` wrote."
+    )
+
+
+def schedule_shape(received: Any) -> ValueError:
+    return ValueError(f'The shape of a schedule must be "linear" or "cosine". Received {shown(received)}. Pass one of the two.')
 
 
 def schedule_values(received: Any) -> Exception:
     kind = ValueError if isinstance(received, Mapping) else TypeError
-    return kind(f"A schedule must have at least one value, by step. Received {received!r}. Pass a mapping from step to value.")
+    return kind(f"A schedule must have at least one value, by step. Received {shown(received)}. Pass a mapping from step to value.")
 
 
 def schedule_not_callable(received: Any) -> TypeError:
     return TypeError(
-        f"`schedule` must be a function from step to number. Received {received!r} of type {type(received).__name__}. Pass a "
+        f"`schedule` must be a function from step to number. Received {shown(received)} of type {type(received).__name__}. Pass a "
         "function, or a number where the weight is constant."
+    )
+
+
+def not_a_number_or_schedule(where: str, received: Any) -> TypeError:
+    return TypeError(
+        f"`{where}` must be a real number (int, float or NumPy scalar) or a schedule. Received {shown(received)} of type "
+        f"{type(received).__name__}. Make a schedule of a function with `schedules.tabulate`."
     )
 
 
 def schedule_step_type(received: Any) -> TypeError:
     return TypeError(
-        f"A step must be an int. Received {received!r} of type {type(received).__name__}. Count optimizer steps from 0."
+        f"A step must be an int. Received {shown(received)} of type {type(received).__name__}. Count optimizer steps from 0."
     )
 
 
-def schedule_step_bounds(received: int) -> ValueError:
-    return ValueError(f"A step must be at least 0. Received {received!r}. Count optimizer steps from 0.")
+def schedule_step_bounds(received: int, most: int) -> ValueError:
+    return ValueError(
+        f"A step must be from 0 to {most}. Received {shown(received)}. Count optimizer steps from 0; the last value is held."
+    )
 
 
 def schedule_steps(received: int) -> ValueError:
@@ -258,24 +293,38 @@ def never_stepped(forwards: int) -> str:
     )
 
 
-def not_a_state(received: Any) -> TypeError:
+def not_a_state(received: str) -> TypeError:
     return TypeError(
-        "A state must be a mapping with `schema`, `balancer`, `settings`, `names` and `state`. Received "
+        "A state must be a mapping with exactly `schema`, `balancer`, `settings`, `names` and `state`. Received "
         f"{received}. Pass what `export_state()` returned."
     )
 
 
 def state_mismatch(what: str, mine: Any, received: Any) -> ValueError:
     return ValueError(
-        f"The state has another {what} than this balancer. Expected {mine!r}; received {received!r}. Build the balancer as the one "
-        "that was exported, or load the state that belongs to this one."
+        f"The state has another {what} than this balancer. Expected {shown(mine)}; received {shown(received)}. Build the balancer "
+        "as the one that was exported, or load the state that belongs to this one."
     )
 
 
-def state_names(mine: Sequence[str], received: Sequence[str]) -> ValueError:
+def state_settings(mine: Mapping[str, Any], received: Any) -> ValueError:
     return ValueError(
-        f"The state must be of the same losses. This balancer has {list(mine)}; the state is of {list(received)}. Pass `renamed=`, "
-        "which says for each name of this balancer its name in the state, or None for a loss that starts afresh."
+        f"The state is of other settings than this balancer's. Expected {shown(mine)}; received {shown(received)}. Build the "
+        "balancer as the one that was exported, or pass `renamed={}` if it is to go on with other settings."
+    )
+
+
+def state_names(mine: Sequence[str], received: Any) -> ValueError:
+    return ValueError(
+        f"The state must be of the same losses. This balancer has {list(mine)}; the state is of {shown(received)}. Pass "
+        "`renamed=`, which says for each name of this balancer its name in the state, or None for a loss that starts afresh."
+    )
+
+
+def renamed_type(received: Any) -> TypeError:
+    return TypeError(
+        "`renamed` must be None or a mapping from a name of this balancer to its name in the state, or to None. Received "
+        f"{shown(received)}. Pass a mapping of strings."
     )
 
 
@@ -286,31 +335,35 @@ def renamed_unknown(unknown: Sequence[str], names: Sequence[str]) -> ValueError:
     )
 
 
-def pending_and_renamed() -> ValueError:
+def pending_and_renamed(fresh: Sequence[str]) -> ValueError:
     return ValueError(
-        "A state with uncommitted observations cannot change its losses. Expected none; received some. Export it right after "
-        "`step()`."
+        f"A state with uncommitted observations cannot take up new losses. Received {list(fresh)}, which they do not have. Export "
+        "the state right after `step()`."
+    )
+
+
+def state_entry(name: str, expected: str, received: str) -> ValueError:
+    return ValueError(
+        f"The entry {name!r} of the state must be an array, {expected}. Received {received}. Load a state that `export_state()` "
+        "returned."
     )
 
 
 def state_values(name: str, received: Any) -> ValueError:
     return ValueError(
-        f"The entry {name!r} of a state must hold finite numbers, and counts of at least 0. Received {received!r}. Load a state "
-        "that `export_state()` returned."
+        f"The entry {name!r} of the state must hold finite numbers, and counts of at least 0. Received {shown(received)}. Load a "
+        "state that `export_state()` returned."
     )
 
 
-def under_a_transform() -> RuntimeError:
-    return RuntimeError(
-        "A balancer in training mode cannot be called under `torch.func`, which refuses to change state. Call `eval()` on it, and "
-        "`observe(loss)` outside of the transform."
-    )
+def not_a_state_file(file: str, reason: str) -> ValueError:
+    return ValueError(f"{file} is not a state of a loss balancer: {reason}. Read a file that `save_state` wrote.")
 
 
-def process_group_type(received: Any) -> TypeError:
-    return TypeError(
-        f"`process_group` must be None, False or a process group. Received {received!r} of type {type(received).__name__}. Pass "
-        "None for the default group, or False for none."
+def state_too_large(file: str, size: int, most: int) -> ValueError:
+    return ValueError(
+        f"The settings in a state file must take at most {most} bytes. Those for {file} take {size}: they hold long tables. Use "
+        "schedules of points where you can."
     )
 
 
@@ -426,5 +479,9 @@ def operand_devices(a: str, b: str) -> ValueError:
 # --- packaging ------------------------------------------------------------------------------------------------------
 
 
+def missing_package(what: str, package: str, extra: str) -> str:
+    return f"{what} {package}, which is not installed. Run `pip install 'loss-balancers[{extra}]'`."
+
+
 def missing_framework(part: str, package: str, extra: str) -> str:
-    return f"`loss_balancers.{part}` needs {package}, which is not installed. Run `pip install 'loss-balancers[{extra}]'`."
+    return missing_package(f"`loss_balancers.{part}` needs", package, extra)

@@ -13,8 +13,8 @@ import numpy as np
 from loss_balancers.spec import arithmetic, errors, tables
 from loss_balancers.spec.formats import compute_format, result_format
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, kd_names
-from loss_balancers.spec.scheduled import check_fields
 from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.tables import Table
 
@@ -36,7 +36,7 @@ class Ratios(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LogitsAndIntermediatesLossBalancerSettings:
+class LogitsAndIntermediatesLossBalancerSettings(Settings):
     """The validated settings of `LogitsAndIntermediatesLossBalancer` (spec L1 to L5). Hashable; round-trips through JSON.
 
     Args:
@@ -155,9 +155,7 @@ class LogitsAndIntermediatesLossBalancerSettings:
         return {"kd_loss_scale": self.kd_loss_scale.as_json(), **rest}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LogitsAndIntermediatesLossBalancerSettings:
-        """The settings that `as_json` described. Raises as at construction."""
-        check_fields(cls.balancer, data, ["kd_loss_scale", "skip_original_loss", "reference"])
+    def _of(cls, data: Mapping[str, Any]) -> LogitsAndIntermediatesLossBalancerSettings:
         return cls(**{**data, "kd_loss_scale": Schedule.from_json(data["kd_loss_scale"])})
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from loss_balancers.spec import errors, tables
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.settings import Settings, named_schedules
 from loss_balancers.spec.state import StateEntry, base_entries
 from loss_balancers.spec.static import SUM_TOLERANCE
 from loss_balancers.spec.tables import Table
 
 
 @dataclass(frozen=True)
-class ScheduledLossBalancerSettings:
+class ScheduledLossBalancerSettings(Settings):
     """The validated settings of `ScheduledLossBalancer` (spec S1 to S5). Hashable; round-trips through JSON.
 
     Args:
@@ -40,10 +41,12 @@ class ScheduledLossBalancerSettings:
     def __post_init__(self) -> None:
         given, names = self.kd_loss_weight, self.names
         if isinstance(given, Mapping):
-            held: Any = tuple((n, as_schedule(given[n], f"kd_loss_weight[{n!r}]")) for n in canonical_order(tuple(given)))
+            held: Any = _named(given)
             names = (*dict.fromkeys((*given, STUDENT_LOSS_KEY)),) if names is None else names
         elif isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
             held = tuple(as_schedule(weight, f"kd_loss_weight[{i}]") for i, weight in enumerate(given))
+            if not held:
+                raise errors.no_weights(given)
         else:
             held = as_schedule(given, "kd_loss_weight")
         object.__setattr__(self, "kd_loss_weight", held)
@@ -59,15 +62,16 @@ class ScheduledLossBalancerSettings:
     @cached_property
     def table(self) -> Table:
         """The factors of every step (spec A5), float32: one per loss, the student last; the first for all KD losses if shared."""
-        return tables.rounded(self._weights)
+        kd, student = self._weights()
+        return tables.rounded(kd if STUDENT_LOSS_KEY not in self.names else np.column_stack([kd, student]))
 
     @property
     def dropped(self) -> float:
         """The largest weight of a student loss that is not among the names, 0 if there is none."""
-        return 0.0 if STUDENT_LOSS_KEY in self.names else float(self._student.max())
+        return 0.0 if STUDENT_LOSS_KEY in self.names else float(self._weights()[1].max())
 
-    @cached_property
-    def _kd(self) -> Table:
+    def _weights(self) -> tuple[Table, Table]:
+        """The KD weights and the student's at every step, in float64: the one given, or what they leave of 1, 0 within 1e-9."""
         held = self.kd_loss_weight
         if isinstance(held, Schedule):
             schedules = {"kd_loss_weight": held}
@@ -78,29 +82,14 @@ class ScheduledLossBalancerSettings:
         table = tables.columns(schedules)
         tables.check_bounds(table, list(schedules), 0.0, 1.0)
         totals = tables.row_sums(table)
-        over = np.flatnonzero(totals > 1.0 + SUM_TOLERANCE)
-        if over.size:
-            raise errors.scheduled_sum(int(over[0]), float(totals[over[0]]))
+        over, off = totals > 1.0 + SUM_TOLERANCE, np.abs(totals - 1.0) > SUM_TOLERANCE
         if self._student_named:
-            off = np.flatnonzero(np.abs(totals - 1.0) > SUM_TOLERANCE)
-            if off.size:
-                raise errors.scheduled_sum_with_student(int(off[0]), float(totals[off[0]]))
-        return table
-
-    @cached_property
-    def _student(self) -> Table:
-        """What the KD weights leave of 1, 0 within 1e-9; or the weight that is given."""
-        if self._student_named:
-            return self._kd[:, -1]
-        rest = 1.0 - tables.row_sums(self._kd)
-        return np.where(np.abs(rest) <= SUM_TOLERANCE, 0.0, rest)
-
-    @cached_property
-    def _weights(self) -> Table:
-        kd = self._kd[:, :-1] if self._student_named else self._kd
-        if STUDENT_LOSS_KEY not in self.names:
-            return kd
-        return np.column_stack([kd, self._student])
+            if off.any():
+                raise errors.scheduled_sum_with_student(int(off.argmax()), float(totals[off.argmax()]))
+            return table[:, :-1], table[:, -1]
+        if over.any():
+            raise errors.scheduled_sum(int(over.argmax()), float(totals[over.argmax()]))
+        return table, np.where(off, 1.0 - totals, 0.0)
 
     @property
     def _student_named(self) -> bool:
@@ -111,8 +100,6 @@ class ScheduledLossBalancerSettings:
         kd, held = kd_names(self.names), self.kd_loss_weight
         if isinstance(held, Schedule):
             return
-        if not held:
-            raise errors.no_weights(held)
         if isinstance(held[0], Schedule):
             if len(held) != len(kd):
                 raise errors.count_mismatch(held, kd)
@@ -133,18 +120,18 @@ class ScheduledLossBalancerSettings:
         return {"kd_loss_weight": weight, "names": list(self.names)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ScheduledLossBalancerSettings:
-        """The settings that `as_json` described. Raises as at construction."""
-        weight = check_fields(cls.balancer, data, ["kd_loss_weight", "names"])["kd_loss_weight"]
-        if isinstance(weight, list):
-            return cls([Schedule.from_json(one) for one in weight], data["names"])
-        if list(weight) == ["by_name"]:
-            return cls({name: Schedule.from_json(one) for name, one in weight["by_name"].items()}, data["names"])
-        return cls(Schedule.from_json(weight), data["names"])
+    def _of(cls, data: Mapping[str, Any]) -> ScheduledLossBalancerSettings:
+        match data["kd_loss_weight"]:
+            case [*schedules]:
+                return cls([Schedule.from_json(schedule) for schedule in schedules], data["names"])
+            case {"by_name": weights, **others} if not others:
+                return cls(named_schedules("kd_loss_weight", weights), data["names"])
+            case schedule:
+                return cls(Schedule.from_json(schedule), data["names"])
 
 
 @dataclass(frozen=True)
-class WeightedSumLossBalancerSettings:
+class WeightedSumLossBalancerSettings(Settings):
     """The validated settings of `WeightedSumLossBalancer` (spec S6). Hashable; round-trips through JSON.
 
     Args:
@@ -201,11 +188,19 @@ class WeightedSumLossBalancerSettings:
         return {"weights": {name: schedule.as_json() for name, schedule in self.weights}, "student_weight": student}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> WeightedSumLossBalancerSettings:
-        """The settings that `as_json` described. Raises as at construction."""
-        student = check_fields(cls.balancer, data, ["weights", "student_weight"])["student_weight"]
-        weights = {name: Schedule.from_json(schedule) for name, schedule in data["weights"].items()}
-        return cls(weights, None if student is None else Schedule.from_json(student))
+    def _of(cls, data: Mapping[str, Any]) -> WeightedSumLossBalancerSettings:
+        student = data["student_weight"]
+        return cls(named_schedules("weights", data["weights"]), None if student is None else Schedule.from_json(student))
+
+
+def _named(given: Mapping[Any, Any]) -> tuple[tuple[str, Schedule], ...]:
+    """Weights by name, in canonical order."""
+    for name in given:
+        if not isinstance(name, str):
+            raise errors.weight_name_type(name)
+    if all(name == STUDENT_LOSS_KEY for name in given):
+        raise errors.no_weights(dict(given))
+    return tuple((name, as_schedule(given[name], f"kd_loss_weight[{name!r}]")) for name in canonical_order(tuple(given)))
 
 
 def checked_names(names: Any) -> tuple[str, ...]:
@@ -215,20 +210,12 @@ def checked_names(names: Any) -> tuple[str, ...]:
         TypeError: They are no sequence of strings.
         ValueError: One comes twice, or none is a KD loss.
     """
-    if names is None or isinstance(names, (str, bytes)) or not isinstance(names, Sequence):
+    if isinstance(names, (str, bytes, bytearray)) or not isinstance(names, Sequence):
         raise errors.names_type(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise errors.names_type(names)
     ordered = canonical_order(tuple(names))
-    if len(set(ordered)) != len(tuple(names)):
+    if len(set(ordered)) != len(ordered):
         raise errors.names_twice(list(names))
     return ordered
-
-
-def check_fields(balancer: str, data: Any, fields: Sequence[str]) -> Mapping[str, Any]:
-    """``data``, if it is a mapping of exactly these fields.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not isinstance(data, Mapping) or sorted(data) != sorted(fields):
-        raise errors.unknown_setting(balancer, list(data) if isinstance(data, Mapping) else [type(data).__name__], fields)
-    return data

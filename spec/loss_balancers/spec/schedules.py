@@ -8,11 +8,9 @@ no function of the C library: a table is the same on every machine.
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,8 +19,13 @@ import numpy as np
 from loss_balancers.spec import errors
 from loss_balancers.spec.checks import real_number
 
-#: 1/k! with alternating signs for the odd powers of sin up to 21: at most pi/2, the rest is below half an ulp.
-_SIN = [(-1.0) ** (k // 2) / math.factorial(k) for k in range(1, 23, 2)]
+#: No schedule is longer: a table has an entry for every step, and this one would take 800 MB.
+MAX_STEPS = 100_000_000
+
+#: 1/k! with alternating signs for the odd powers of sin up to 19: up to pi/4, the rest is below a tenth of an ulp.
+_SIN = [(-1.0) ** (k // 2) / math.factorial(k) for k in range(1, 20, 2)]
+
+_Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Point(NamedTuple):
@@ -41,21 +44,36 @@ class Schedule:
     `tabulate`. Hashable; round-trips through JSON.
 
     Args:
-        points: Where the curve goes through, by rising step. Empty if ``data`` is given.
-        data: A table, one little-endian float64 a step.
+        points: Where the curve goes through, by rising step.
+        data: A table instead, one little-endian float64 a step.
+
+    Raises:
+        TypeError: A step is no int, or a value no real number.
+        ValueError: There is no value, one is not finite, or steps are out of bounds or do not rise.
     """
 
     points: tuple[Point, ...] = ()
     data: bytes = b""
+
+    def __post_init__(self) -> None:
+        if self.data and not self.points:
+            _check_table(self.data)
+        elif self.points and not self.data:
+            object.__setattr__(self, "points", _checked_points(self.points))
+        else:
+            raise errors.schedule_values({})
 
     @property
     def steps(self) -> int:
         """How many steps the table has: from the last on, the value stays."""
         return self.points[-1].step + 1 if self.points else len(self.data) // 8
 
-    def values(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The table: shape ``(steps,)``, float64."""
-        return _values(self)
+    def values(self) -> _Values:
+        """The table: shape ``(steps,)``, float64, a new array."""
+        if not self.points:
+            return np.frombuffer(self.data, "<f8").astype(np.float64)
+        first = self.points[0]
+        return np.concatenate([np.full(first.step + 1, first.value), *(_segment(*pair) for pair in pairwise(self.points))])
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -64,20 +82,22 @@ class Schedule:
         return {"table": base64.b64encode(self.data).decode("ascii")}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Schedule:
+    def from_json(cls, data: Any) -> Schedule:
         """The schedule that `as_json` described.
 
         Raises:
             TypeError: As at construction.
             ValueError: As at construction, or ``data`` is no such object.
         """
-        try:
-            if list(data) == ["points"]:
-                return _through([Point(*point) for point in data["points"]])
-            if list(data) == ["table"]:
-                return _tabulated(np.frombuffer(base64.b64decode(data["table"], validate=True), "<f8").tolist())
-        except (binascii.Error, TypeError) as error:
-            raise errors.not_a_schedule(data) from error
+        match data:
+            case {"points": [_, *_] as points} if len(data) == 1 and all(isinstance(p, list) and len(p) == 3 for p in points):
+                return cls(tuple(Point(*point) for point in points))
+            case {"table": str(text)} if len(data) == 1 and text:
+                try:
+                    table = base64.b64decode(text, validate=True)
+                except ValueError:
+                    raise errors.not_a_schedule(data) from None
+                return cls(data=table)
         raise errors.not_a_schedule(data)
 
     def __repr__(self) -> str:
@@ -88,7 +108,7 @@ class Schedule:
 
 def constant(value: float) -> Schedule:
     """``value`` at every step."""
-    return _through([Point(0, value)])
+    return Schedule((Point(0, value),))
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
@@ -103,7 +123,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
         TypeError: A value is no real number, or ``steps`` no int.
         ValueError: A value is not finite, or ``steps`` below 1.
     """
-    return _through([Point(0, start), Point(steps, end)])
+    return Schedule((Point(0, start), Point(steps, end)))
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
@@ -111,7 +131,7 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
     Args, raises: as `linear`.
     """  # noqa: E501
-    return _through([Point(0, start), Point(steps, end, "cosine")])
+    return Schedule((Point(0, start), Point(steps, end, "cosine")))
 
 
 def piecewise_linear(values: Mapping[int, float]) -> Schedule:
@@ -124,11 +144,10 @@ def piecewise_linear(values: Mapping[int, float]) -> Schedule:
         TypeError: ``values`` is no mapping, a step no int, or a value no real number.
         ValueError: There is none, a step is negative, or a value not finite.
     """
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or not values:
         raise errors.schedule_values(values)
-    for step in values:
-        _checked_step(step)
-    return _through([Point(step, values[step]) for step in sorted(values)])
+    checked = {_checked_step(step): value for step, value in values.items()}  # an int each, so that they can be sorted
+    return Schedule(tuple(Point(step, checked[step]) for step in sorted(checked)))
 
 
 def warmup_constant(value: float, warmup_steps: int, start: float = 0.0) -> Schedule:
@@ -138,12 +157,12 @@ def warmup_constant(value: float, warmup_steps: int, start: float = 0.0) -> Sche
 
 def warmup_linear(peak: float, warmup_steps: int, end: float, steps: int, start: float = 0.0) -> Schedule:
     """From ``start`` to ``peak`` in ``warmup_steps`` steps, then to ``end`` at step ``steps``, both along lines."""
-    return _through([Point(0, start), Point(warmup_steps, peak), Point(steps, end)])
+    return Schedule((Point(0, start), Point(warmup_steps, peak), Point(steps, end)))
 
 
 def warmup_cosine(peak: float, warmup_steps: int, end: float, steps: int, start: float = 0.0) -> Schedule:
     """From ``start`` to ``peak`` in ``warmup_steps`` steps along a line, then to ``end`` at step ``steps`` along half a cosine."""
-    return _through([Point(0, start), Point(warmup_steps, peak), Point(steps, end, "cosine")])
+    return Schedule((Point(0, start), Point(warmup_steps, peak), Point(steps, end, "cosine")))
 
 
 def tabulate(schedule: Callable[[int], Any], steps: int) -> Schedule:
@@ -164,7 +183,7 @@ def tabulate(schedule: Callable[[int], Any], steps: int) -> Schedule:
     count = _checked_step(steps)
     if count < 1:
         raise errors.schedule_steps(steps)
-    return _tabulated([schedule(step) for step in range(count)])
+    return Schedule(data=np.fromiter((_finite(schedule(step), step) for step in range(count)), "<f8", count).tobytes())
 
 
 def as_schedule(value: Any, where: str) -> Schedule:
@@ -172,76 +191,78 @@ def as_schedule(value: Any, where: str) -> Schedule:
 
     Raises:
         TypeError: It is neither.
+        ValueError: The number is not finite.
     """
-    return value if isinstance(value, Schedule) else constant(real_number(value, where))
+    if isinstance(value, Schedule):
+        return value
+    try:
+        number = real_number(value, where)
+    except TypeError:
+        raise errors.not_a_number_or_schedule(where, value) from None
+    if not math.isfinite(number):
+        raise errors.weight_not_finite(where, number)
+    return constant(number)
 
 
-def _through(points: Sequence[Point]) -> Schedule:
-    if not points:
-        raise errors.schedule_values({})
+def _checked_points(points: Sequence[Point]) -> tuple[Point, ...]:
     checked = tuple(Point(_checked_step(p.step), _finite(p.value, p.step), _checked_shape(p.shape)) for p in points)
     for before, after in pairwise(checked):
         if after.step <= before.step:
             raise errors.schedule_order(before.step, after.step)
-    return Schedule(points=checked)
+    return checked
 
 
-def _tabulated(values: Sequence[Any]) -> Schedule:
-    if len(values) == 0:
-        raise errors.schedule_values({})
-    return Schedule(data=np.array([_finite(value, step) for step, value in enumerate(values)], "<f8").tobytes())
+def _check_table(data: bytes) -> None:
+    if len(data) % 8:
+        raise errors.schedule_table(len(data))
+    values = np.frombuffer(data, "<f8")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise errors.weight_not_finite(f"schedule at step {bad[0]}", float(values[bad[0]]))
+    _checked_step(len(values) - 1)
 
 
 def _checked_step(step: Any) -> int:
     if not isinstance(step, (int, np.integer)) or isinstance(step, bool):
         raise errors.schedule_step_type(step)
-    if step < 0:
-        raise errors.schedule_step_bounds(int(step))
+    if not 0 <= step <= MAX_STEPS:
+        raise errors.schedule_step_bounds(int(step), MAX_STEPS)
     return int(step)
 
 
 def _checked_shape(shape: Any) -> str:
-    if shape not in ("linear", "cosine"):
-        raise errors.not_a_schedule(shape)
+    if not isinstance(shape, str) or shape not in ("linear", "cosine"):
+        raise errors.schedule_shape(shape)
     return shape
 
 
 def _finite(value: Any, step: int) -> float:
-    if not isinstance(value, (int, float)) and np.size(value) == 1 and getattr(value, "dtype", None) is not None:
-        value = np.asarray(value, np.float64).item()  # an array of one element, as optax's schedules return
-    number = real_number(value, f"schedule at step {step}")
+    if not isinstance(value, (int, float)) and getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
+        value = value.item()  # an array of one element, as optax's schedules return
+    where = f"schedule at step {step}"
+    number = value if type(value) is float else real_number(value, where)
     if not math.isfinite(number):
-        raise errors.weight_not_finite(f"schedule at step {step}", number)
+        raise errors.weight_not_finite(where, number)
     return number
 
 
-@lru_cache(maxsize=64)
-def _values(schedule: Schedule) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if not schedule.points:
-        values = np.frombuffer(schedule.data, "<f8").astype(np.float64)
-    else:
-        first = schedule.points[0]
-        parts = [np.full(first.step + 1, first.value)]
-        parts += [_segment(*pair) for pair in pairwise(schedule.points)]
-        values = np.concatenate(parts)
-    values.flags.writeable = False
-    return values
-
-
-def _segment(before: Point, after: Point) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The values after ``before`` up to ``after``."""
+def _segment(before: Point, after: Point) -> _Values:
+    """The values after ``before`` up to ``after``: near each end, that end's value and a little of the other's."""
     count = after.step - before.step
-    p = np.arange(1, count + 1, dtype=np.float64) / count
-    g = 1.0 - p if after.shape == "linear" else 0.5 + 0.5 * _cos_pi(p)
-    values = g * before.value + (1.0 - g) * after.value
+    t = np.arange(1, count + 1, dtype=np.float64)
+    passed, left = t / count, (count - t) / count
+    if after.shape == "cosine":
+        early = passed <= 0.5
+        near = _sin(math.pi / 2 * np.where(early, passed, left)) ** 2  # (1 - cos(pi p)) / 2, without cancellation
+        passed, left = np.where(early, near, 1.0 - near), np.where(early, 1.0 - near, near)
+    values = left * before.value + passed * after.value
     values[-1] = after.value
     # Rounding must not leave the segment: a weight of exactly 1 throughout stays exactly 1.
     return np.clip(values, min(before.value, after.value), max(before.value, after.value))
 
 
-def _cos_pi(p: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """cos(pi p) for p in [0, 1], as sin(pi (1/2 - p)) by its Taylor series."""
-    x = math.pi * (0.5 - p)
+def _sin(x: _Values) -> _Values:
+    """The sine of angles up to pi/4, by its Taylor series."""
     square = x * x
     total = np.full_like(x, _SIN[-1])
     for coefficient in reversed(_SIN[:-1]):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from loss_balancers.spec import arithmetic, errors
 from loss_balancers.spec.checks import check_mapping, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
+from loss_balancers.spec.settings import Settings
+from loss_balancers.spec.state import StateEntry
 
 #: How far a sum of weights may be from 1 and still count as 1 (float64 sums of decimal weights seldom hit it exactly).
 SUM_TOLERANCE = 1e-9
@@ -33,7 +34,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StaticLossBalancerSettings:
+class StaticLossBalancerSettings(Settings):
     """The validated settings of `StaticLossBalancer` (spec W1 to W6). Hashable; round-trips through JSON.
 
     Args:
@@ -48,6 +49,12 @@ class StaticLossBalancerSettings:
     kd_loss_weight: Any = 0.5
     #: Makes "as given" out of what is held: float, list, tuple or dict.
     _form: type = field(init=False, repr=False, compare=False, default=float)
+
+    balancer: ClassVar[str] = "StaticLossBalancer"
+    #: Any.
+    names: ClassVar[tuple[str, ...]] = ()
+    #: None.
+    state: ClassVar[tuple[StateEntry, ...]] = ()
 
     def __post_init__(self) -> None:
         given = self.kd_loss_weight
@@ -88,26 +95,14 @@ class StaticLossBalancerSettings:
         """The KD names that the weights are for, None where they are not named."""
         return kd_names(tuple(dict(self.kd_loss_weight))) if self._form is dict else None
 
-    def to_json(self) -> str:
-        """The settings as a JSON object."""
-        return json.dumps({"kd_loss_weight": self.as_given})
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        given = self.as_given
+        return {"kd_loss_weight": list(given) if self._form is tuple else given}
 
     @classmethod
-    def from_json(cls, text: str) -> StaticLossBalancerSettings:
-        """The settings that :meth:`to_json` wrote.
-
-        Raises:
-            TypeError: As at construction.
-            ValueError: As at construction, or the text is no such JSON object.
-        """
-        try:
-            settings = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise errors.not_json("StaticLossBalancer", str(error)) from None
-        if not isinstance(settings, dict) or list(settings) != ["kd_loss_weight"]:
-            received = list(settings) if isinstance(settings, dict) else [type(settings).__name__]
-            raise errors.unknown_setting("StaticLossBalancer", received, ["kd_loss_weight"])
-        return cls(settings["kd_loss_weight"])
+    def _of(cls, data: Mapping[str, Any]) -> StaticLossBalancerSettings:
+        return cls(data["kd_loss_weight"])
 
 
 def _sum(weights: Sequence[float]) -> float:

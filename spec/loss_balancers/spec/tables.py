@@ -20,8 +20,12 @@ def columns(schedules: Mapping[str, Schedule]) -> Table:
     As long as the longest of them; the others hold their last value.
     """
     steps = max(schedule.steps for schedule in schedules.values())
-    padded = [np.pad(s.values(), (0, steps - s.steps), mode="edge") for s in schedules.values()]
-    return np.stack(padded, axis=1)
+    table = np.empty((steps, len(schedules)))
+    for column, schedule in zip(table.T, schedules.values(), strict=True):
+        values = schedule.values()
+        column[: len(values)] = values
+        column[len(values) :] = values[-1]
+    return table
 
 
 def check_bounds(table: Table, names: Sequence[str], low: float, high: float) -> None:

@@ -1,0 +1,139 @@
+"""State that moves: from one framework to the other, and from one set of losses to another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loss_balancers.spec import errors
+from loss_balancers.spec.state import StateEntry
+
+SCHEMA = "loss-balancers-state/1"
+
+#: The parts of an exported state that are no arrays.
+DESCRIPTION = ("schema", "balancer", "settings", "names")
+
+Array = np.ndarray[Any, Any]
+
+
+def exported(balancer: str, settings: Mapping[str, Any], names: Sequence[str], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``export_state()`` returns: plain NumPy arrays, with all that is needed to know what they are."""
+    return {
+        "schema": SCHEMA,
+        "balancer": balancer,
+        "settings": dict(settings),
+        "names": list(names),
+        "state": {name: np.array(value) for name, value in state.items()},
+    }
+
+
+def checked_state(
+    balancer: str,
+    settings: Mapping[str, Any],
+    names: Sequence[str],
+    entries: Sequence[StateEntry],
+    exported: Any,
+    renamed: Mapping[str, str | None] | None = None,
+) -> dict[str, Array]:
+    """The arrays of an exported state, for a balancer with these entries (spec T6, T7).
+
+    Args:
+        balancer: The class name.
+        settings: Its settings, as JSON has them.
+        names: Its losses in canonical order.
+        entries: Its state.
+        exported: What `export_state` returned, in either framework.
+        renamed: For each of ``names``, its name in ``exported``, or None for a loss that starts afresh. Names that are not
+            given keep theirs. Settings are then not compared: they name losses too.
+
+    Raises:
+        TypeError: ``exported`` is no mapping, or ``renamed`` none of names.
+        ValueError: Another schema, balancer, settings, names or entries; each error lists both sides.
+    """
+    check_parts(exported)
+    for what, mine in (("schema", SCHEMA), ("balancer", balancer)):
+        if not isinstance(exported[what], str) or exported[what] != mine:
+            raise errors.state_mismatch(what, mine, exported[what])
+    theirs = exported["names"]
+    sources = _sources(names, theirs, renamed)
+    if renamed is None:
+        _check_settings(settings, exported["settings"])
+    state = exported["state"]
+    if not isinstance(state, Mapping) or set(state) != {entry.name for entry in entries}:
+        received = list(state) if isinstance(state, Mapping) else type(state).__name__
+        raise errors.state_mismatch("entries", [entry.name for entry in entries], received)
+    arrays = {entry.name: _checked_array(entry, len(theirs) - len(names), state[entry.name]) for entry in entries}
+    fresh = [name for name, source in zip(names, sources, strict=True) if source is None]
+    if fresh and arrays["pending"][-2:].any():
+        raise errors.pending_and_renamed(fresh)
+    return {entry.name: _reordered(arrays[entry.name], entry, sources) for entry in entries}
+
+
+def check_parts(exported: Any) -> None:
+    """Refuses what has not the parts of an exported state (spec T6).
+
+    Raises:
+        TypeError: ``exported`` is no mapping, or has not exactly these parts.
+    """
+    if not isinstance(exported, Mapping):
+        raise errors.not_a_state(type(exported).__name__)
+    if set(exported) != {*DESCRIPTION, "state"}:
+        raise errors.not_a_state(errors.shown(list(exported)))
+
+
+def _check_settings(mine: Mapping[str, Any], theirs: Any) -> None:
+    if not isinstance(theirs, Mapping):
+        raise errors.state_settings(mine, theirs)
+    differ = [name for name in {**mine, **theirs} if name not in mine or name not in theirs or not _same(mine[name], theirs[name])]
+    if differ:
+        raise errors.state_settings(*({name: side[name] for name in differ if name in side} for side in (mine, theirs)))
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    """Whether two values are the same JSON."""
+    try:
+        return json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _sources(names: Sequence[str], theirs: Any, renamed: Mapping[str, str | None] | None) -> list[int | None]:
+    """For each of our names, where the exported state has it."""
+    if not isinstance(theirs, (list, tuple)) or not all(isinstance(name, str) for name in theirs) or len(set(theirs)) < len(theirs):
+        raise errors.state_names(names, theirs)
+    wanted: dict[str, str | None] = {name: name for name in names}
+    if renamed is not None:
+        if not isinstance(renamed, Mapping) or not all(isinstance(name, (str, type(None))) for name in renamed.values()):
+            raise errors.renamed_type(renamed)
+        unknown = [name for name in renamed if name not in wanted]
+        if unknown:
+            raise errors.renamed_unknown(unknown, names)
+        wanted |= renamed
+    absent = [name for name in wanted.values() if name is not None and name not in theirs]
+    if absent or (renamed is None and list(names) != list(theirs)):
+        raise errors.state_names(names, list(theirs))
+    return [None if source is None else theirs.index(source) for source in wanted.values()]
+
+
+def _checked_array(entry: StateEntry, more: int, value: Any) -> Array:
+    """The array of an entry; ``more`` is how many more losses the exported state has than ours."""
+    shape = (entry.shape[0] + more,) if entry.named else entry.shape
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise errors.state_entry(entry.name, f"{entry.dtype} of shape {shape}", f"one of type {type(value).__name__}")
+    array: Array = np.asarray(value)
+    if array.dtype != entry.dtype or array.shape != shape:
+        raise errors.state_entry(entry.name, f"{entry.dtype} of shape {shape}", f"{array.dtype} of shape {array.shape}")
+    counts: Array = array if entry.dtype == "int32" else array[-2:] if entry.name == "pending" else array[:0]
+    if not np.isfinite(array).all() or (counts < 0).any():
+        raise errors.state_values(entry.name, array.tolist())
+    return array
+
+
+def _reordered(array: Array, entry: StateEntry, sources: Sequence[int | None]) -> Array:
+    if not entry.named:
+        return array.copy()
+    mine = [array.dtype.type(0) if source is None else array[source] for source in sources]
+    return np.concatenate([np.array(mine, array.dtype), array[len(array) - (entry.shape[0] - entry.named) :]])

@@ -1,0 +1,70 @@
+"""What the settings of all balancers have in common."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, Self
+
+from loss_balancers.spec import errors
+from loss_balancers.spec.schedules import Schedule
+
+
+class Settings(ABC):
+    """The validated settings of a balancer: a frozen dataclass that is hashable and round-trips through JSON.
+
+    Each has ``balancer``, the class name; ``names``, those of the losses if they are fixed, else empty; and ``state``, the entries
+    of its state.
+    """
+
+    balancer: ClassVar[str]
+
+    @abstractmethod
+    def as_json(self) -> dict[str, Any]:
+        """The settings as a JSON object holds them: from the arguments' names to numbers, strings, lists and dicts."""
+
+    @classmethod
+    @abstractmethod
+    def _of(cls, data: Mapping[str, Any]) -> Self:
+        """The settings that `as_json` described, of an object with the right fields."""
+
+    def to_json(self) -> str:
+        """The settings as the text of a JSON object."""
+        return json.dumps(self.as_json())
+
+    @classmethod
+    def from_json(cls, given: str | Mapping[str, Any]) -> Self:
+        """The settings that :meth:`to_json` wrote, or :meth:`as_json` returned.
+
+        Raises:
+            TypeError: As at construction.
+            ValueError: As at construction, or ``given`` is no such JSON object.
+        """
+        data: Any = given
+        if isinstance(given, str):
+            try:
+                data = json.loads(given)
+            except (ValueError, RecursionError) as error:
+                raise errors.not_json(cls.balancer, str(error)) from None
+        names = [field.name for field in fields(cls) if field.init]  # type: ignore[reportArgumentType]
+        if not isinstance(data, Mapping) or set(data) != set(names):
+            received = list(data) if isinstance(data, Mapping) else [type(data).__name__]
+            raise errors.unknown_setting(cls.balancer, received, names)
+        return cls._of(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: pickles and deep copies work the tables out again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[reportArgumentType]
+
+
+def named_schedules(where: str, data: Any) -> dict[str, Schedule]:
+    """Schedules by name, as JSON has them.
+
+    Raises:
+        ValueError: ``data`` is no mapping, or a schedule none.
+    """
+    if not isinstance(data, Mapping):
+        raise errors.setting_value(where, "an object from name to schedule", data)
+    return {name: Schedule.from_json(schedule) for name, schedule in data.items()}

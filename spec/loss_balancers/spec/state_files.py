@@ -1,0 +1,90 @@
+"""State files: an exported state as safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loss_balancers.spec import errors
+from loss_balancers.spec.moving import DESCRIPTION, check_parts
+
+#: safetensors does not read a header of 100 MB or more.
+_LARGEST_HEADER = 99_000_000
+
+
+def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> None:
+    """Writes an exported state to a safetensors file: arrays as tensors, the rest as JSON in the metadata (spec T8).
+
+    The file is written beside and then renamed, so that ``file`` is whole at any moment: the old one or the new one.
+
+    Args:
+        file: Where to.
+        exported: What `export_state` returned, in either framework.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        TypeError: ``exported`` is no exported state.
+        ValueError: Its settings are too large for such a file.
+    """
+    numpy_files = _safetensors()[0]
+    check_parts(exported)
+    path = Path(file)
+    try:
+        description = {part: json.dumps(exported[part]) for part in DESCRIPTION}
+        # As C has them: safetensors writes the memory of an array, whatever its strides.
+        arrays = {name: np.array(array, order="C") for name, array in exported["state"].items()}
+        content = numpy_files.save(arrays, description)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.not_a_state(f"one that no file can hold ({error})") from error
+    size = sum(map(len, description.values()))
+    if size > _LARGEST_HEADER:
+        raise errors.state_too_large(str(path), size, _LARGEST_HEADER)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())  # before the rename, which a crash of the system might else outlive
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The exported state that `save_state` wrote, for ``load_state`` in either framework.
+
+    Args:
+        file: Where from.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: There is no such file, or it cannot be read.
+        ValueError: It is another file, or a part of one.
+    """
+    _, safetensors = _safetensors()
+    path = Path(file)
+    with path.open("rb"):
+        pass  # what cannot be opened is an OSError in Python's words
+    try:
+        with safetensors.safe_open(path, framework="np") as opened:
+            metadata = opened.metadata() or {}
+            if not all(part in metadata for part in DESCRIPTION):
+                raise errors.not_a_state_file(str(path), f"its metadata lacks one of {list(DESCRIPTION)}")
+            description = {part: json.loads(metadata[part]) for part in DESCRIPTION}
+            return {**description, "state": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
+    except (safetensors.SafetensorError, json.JSONDecodeError, RecursionError, TypeError) as error:
+        raise errors.not_a_state_file(str(path), str(error)) from error
+
+
+def _safetensors() -> tuple[Any, Any]:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(errors.missing_package("State files need", "safetensors", "torch")) from error
+    return safetensors.numpy, safetensors
