@@ -11,17 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from loss_balancers.spec import arithmetic, errors, tables
+from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.checks import real_number
 from loss_balancers.spec.formats import flush, round_weight
 from loss_balancers.spec.scheduled import checked_names
 from loss_balancers.spec.schedules import as_schedule
-from loss_balancers.spec.settings import Settings, named_schedules
+from loss_balancers.spec.settings import named_schedules
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.tables import Table
 
 
 @dataclass(frozen=True)
-class EMANormalizedLossBalancerSettings(Settings):
+class EMANormalizedLossBalancerSettings(ByFactors):
     """The validated settings of `EMANormalizedLossBalancer` (spec M1 to M4). Hashable; round-trips through JSON.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from loss_balancers.spec import arithmetic, errors, tables
-from loss_balancers.spec.formats import compute_format, result_format
+from loss_balancers.spec.formats import compute_format, result_format, round_weight
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, kd_names
 from loss_balancers.spec.schedules import Schedule, as_schedule
 from loss_balancers.spec.settings import Settings
@@ -115,6 +115,19 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
             if distilled > 0 and student > 0:
                 balance = _finite_or(1.0, arithmetic.div(student, distilled, compute))
         return Ratios(ratio, balance, scale)
+
+    def exact_weights(
+        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], state: ReferenceState
+    ) -> list[float]:
+        """The weight of each loss, in the compute format: 0 of a student loss that is left out."""
+        roles, compute = self.roles(names), compute_format(formats)
+        ratio, balance, scale = self.exact_ratios(roles, values, formats, state)
+        kd = 1.0 if roles.student is None else arithmetic.rmul(balance, round_weight(scale, compute), compute)
+        weights = [arithmetic.rmul(kd, ratio, compute) if i in roles.intermediates else 0.0 for i in range(len(names))]
+        weights[roles.reference] = kd
+        if roles.student is not None:
+            weights[roles.student] = 1.0
+        return weights
 
     def exact_aggregate(
         self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], cotangent: float, state: ReferenceState

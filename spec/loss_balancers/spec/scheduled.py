@@ -10,16 +10,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from loss_balancers.spec import errors, tables
+from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.schedules import Schedule, as_schedule
-from loss_balancers.spec.settings import Settings, named_schedules
-from loss_balancers.spec.state import StateEntry, base_entries
+from loss_balancers.spec.settings import named_schedules
+from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.static import SUM_TOLERANCE
 from loss_balancers.spec.tables import Table
 
 
 @dataclass(frozen=True)
-class ScheduledLossBalancerSettings(Settings):
+class ScheduledLossBalancerSettings(ByFactors):
     """The validated settings of `ScheduledLossBalancer` (spec S1 to S5). Hashable; round-trips through JSON.
 
     Args:
@@ -108,6 +109,11 @@ class ScheduledLossBalancerSettings(Settings):
         elif kd_names(tuple(dict(held))) != kd:
             raise errors.names_mismatch(kd_names(tuple(dict(held))), kd)
 
+    def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
+        """The factors of a call (spec S3)."""
+        del losses
+        return tables.at(self.table, state["steps"]).tolist()
+
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         held = self.kd_loss_weight
@@ -131,7 +137,7 @@ class ScheduledLossBalancerSettings(Settings):
 
 
 @dataclass(frozen=True)
-class WeightedSumLossBalancerSettings(Settings):
+class WeightedSumLossBalancerSettings(ByFactors):
     """The validated settings of `WeightedSumLossBalancer` (spec S6). Hashable; round-trips through JSON.
 
     Args:
@@ -181,6 +187,11 @@ class WeightedSumLossBalancerSettings(Settings):
         table = tables.columns(schedules)
         tables.check_bounds(table, list(schedules), 0.0, float(np.finfo(np.float32).max))
         return tables.rounded(table)
+
+    def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
+        """The factors of a call (spec S3)."""
+        del losses
+        return tables.at(self.table, state["steps"]).tolist()
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

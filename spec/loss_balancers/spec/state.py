@@ -48,6 +48,11 @@ def initial_state(entries: Sequence[StateEntry]) -> ReferenceState:
     return {e.name: (zero[e.dtype],) * e.shape[0] if e.shape else zero[e.dtype] for e in entries}
 
 
+def as_observed(values: Sequence[float], formats: Sequence[str]) -> list[float]:
+    """Losses as state sees them: in float32, rounded and flushed (spec T2)."""
+    return [flush(arithmetic.narrow(arithmetic.widen(x, fmt), "f32"), "f32") for x, fmt in zip(values, formats, strict=True)]
+
+
 def observe(state: ReferenceState, losses: Sequence[float]) -> ReferenceState:
     """Adds losses, in float32, to the pending sums; leaves them out if a sum would not be finite (spec T3)."""
     row = [*losses, 1.0, 0.0]

@@ -12,7 +12,7 @@ from loss_balancers.spec import arithmetic, errors
 from loss_balancers.spec.checks import check_mapping, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.settings import Settings
-from loss_balancers.spec.state import StateEntry
+from loss_balancers.spec.state import ReferenceState, StateEntry
 
 #: How far a sum of weights may be from 1 and still count as 1 (float64 sums of decimal weights seldom hit it exactly).
 SUM_TOLERANCE = 1e-9
@@ -94,6 +94,20 @@ class StaticLossBalancerSettings(Settings):
     def _kd_names(self) -> tuple[str, ...] | None:
         """The KD names that the weights are for, None where they are not named."""
         return kd_names(tuple(dict(self.kd_loss_weight))) if self._form is dict else None
+
+    def exact_weights(
+        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], state: ReferenceState
+    ) -> list[float]:
+        """The weight of each loss, in float64."""
+        del values, formats, state
+        return list(static_plan(self, names).weights)
+
+    def exact_aggregate(
+        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], cotangent: float, state: ReferenceState
+    ) -> tuple[float, list[float]]:
+        """The aggregate and the gradient to each loss (spec A4 to A8)."""
+        del state
+        return arithmetic.balance(values, formats, static_plan(self, names).factors, cotangent)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -208,5 +222,5 @@ def static_reference(
     plan = static_plan(settings, canonical_order(tuple(losses)))
     formats = [losses[name][0] for name in plan.names]
     values = [losses[name][1] for name in plan.names]
-    aggregate, gradients = arithmetic.balance(values, formats, plan.factors, cotangent)
+    aggregate, gradients = settings.exact_aggregate(plan.names, values, formats, cotangent, {})
     return aggregate, dict(zip(plan.names, gradients, strict=True))
