@@ -200,7 +200,7 @@ def scheduled_sum_with_student(step: int, total: float) -> ValueError:
 
 def weights_not_a_mapping(received: Any) -> TypeError:
     return TypeError(
-        f"`weights` must be a mapping from the name of each KD loss to its weight. Received {received!r} of type "
+        f"`weights` must be a mapping from the name of each loss to its weight. Received {received!r} of type "
         f"{type(received).__name__}. Name the weights."
     )
 
@@ -364,6 +364,20 @@ def state_too_large(file: str, size: int, most: int) -> ValueError:
     return ValueError(
         f"The settings in a state file must take at most {most} bytes. Those for {file} take {size}: they hold long tables. Use "
         "schedules of points where you can."
+    )
+
+
+def under_a_transform() -> RuntimeError:
+    return RuntimeError(
+        "A balancer in training mode cannot be called under `torch.func`, which refuses to change state. Call `eval()` on it, and "
+        "`observe(loss)` outside of the transform."
+    )
+
+
+def process_group_type(received: Any) -> TypeError:
+    return TypeError(
+        f"`process_group` must be None, False or a process group. Received {shown(received)} of type {type(received).__name__}. "
+        "Pass None for the default group, or False for none."
     )
 
 

@@ -31,15 +31,15 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
         TypeError: ``exported`` is no exported state.
         ValueError: Its settings are too large for such a file.
     """
-    numpy_files = _safetensors()[0]
+    safetensors = _safetensors()
     check_parts(exported)
     path = Path(file)
     try:
         description = {part: json.dumps(exported[part]) for part in DESCRIPTION}
         # As C has them: safetensors writes the memory of an array, whatever its strides.
         arrays = {name: np.array(array, order="C") for name, array in exported["state"].items()}
-        content = numpy_files.save(arrays, description)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        content = safetensors.numpy.save(arrays, description)
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise errors.not_a_state(f"one that no file can hold ({error})") from error
     size = sum(map(len, description.values()))
     if size > _LARGEST_HEADER:
@@ -66,25 +66,29 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: There is no such file, or it cannot be read.
         ValueError: It is another file, or a part of one.
     """
-    _, safetensors = _safetensors()
+    safetensors = _safetensors()
     path = Path(file)
     with path.open("rb"):
         pass  # what cannot be opened is an OSError in Python's words
     try:
         with safetensors.safe_open(path, framework="np") as opened:
             metadata = opened.metadata() or {}
-            if not all(part in metadata for part in DESCRIPTION):
-                raise errors.not_a_state_file(str(path), f"its metadata lacks one of {list(DESCRIPTION)}")
-            description = {part: json.loads(metadata[part]) for part in DESCRIPTION}
-            return {**description, "state": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
-    except (safetensors.SafetensorError, json.JSONDecodeError, RecursionError, TypeError) as error:
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError) as error:
         raise errors.not_a_state_file(str(path), str(error)) from error
+    if not all(part in metadata for part in DESCRIPTION):
+        raise errors.not_a_state_file(str(path), f"its metadata lacks one of {list(DESCRIPTION)}")
+    try:
+        description = {part: json.loads(metadata[part]) for part in DESCRIPTION}
+    except (ValueError, RecursionError) as error:
+        raise errors.not_a_state_file(str(path), str(error)) from error
+    return {**description, "state": arrays}
 
 
-def _safetensors() -> tuple[Any, Any]:
+def _safetensors() -> Any:
     try:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(errors.missing_package("State files need", "safetensors", "torch")) from error
-    return safetensors.numpy, safetensors
+    return safetensors

@@ -1,0 +1,227 @@
+"""State files: what is written is what is read; a file is whole at any moment; what is no state is refused by name."""
+
+import builtins
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from loss_balancers import spec
+from loss_balancers.spec import read_state, save_state, schedules, state_files
+
+SETTINGS = spec.EMANormalizedLossBalancerSettings(("student_loss", "MSELoss_0"), {"MSELoss_0": schedules.linear(0.0, 1.0, 3)})
+
+
+def state(steps: int = 3) -> dict:
+    held = {
+        "steps": np.array(steps, np.int32),
+        "skipped": np.array(0, np.int32),
+        "pending": np.array([1.5, 0, 2, 0], np.float32),
+        "total": np.array([1 / 3, 1e-38], np.float32),
+        "fix": np.array([1, 2], np.float32),
+    }
+    return spec.exported(SETTINGS.balancer, SETTINGS.as_json(), SETTINGS.names, held)
+
+
+def checked(exported):
+    return spec.checked_state(SETTINGS.balancer, SETTINGS.as_json(), SETTINGS.names, SETTINGS.state, exported)
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    file = tmp_path / "balancer.safetensors"
+    save_state(file, state())
+    read = read_state(str(file))
+    assert {**read, "state": None} == {**state(), "state": None}
+    arrays, expected = checked(read), state()["state"]
+    assert list(arrays) == list(expected)
+    for name, array in arrays.items():
+        assert (array.dtype, array.shape, array.tobytes()) == (expected[name].dtype, expected[name].shape, expected[name].tobytes())
+    assert [path.name for path in tmp_path.iterdir()] == ["balancer.safetensors"]  # nothing beside it
+
+
+def test_others_can_read_it(tmp_path):
+    save_state(tmp_path / "x", state())
+    assert safetensors.numpy.load_file(tmp_path / "x")["total"].tolist() == state()["state"]["total"].tolist()
+    with safetensors.safe_open(tmp_path / "x", framework="np") as opened:
+        metadata = opened.metadata()
+    assert metadata["schema"] == '"loss-balancers-state/1"'
+    assert json.loads(metadata["settings"]) == SETTINGS.as_json()
+
+
+def test_an_array_is_written_as_it_reads_not_as_it_lies(tmp_path):
+    exported = state()
+    exported["state"]["total"] = np.arange(4, dtype=np.float32)[::2]
+    save_state(tmp_path / "x", exported)
+    assert read_state(tmp_path / "x")["state"]["total"].tolist() == [0, 2]
+
+
+def test_what_is_read_can_be_written_to(tmp_path):
+    save_state(tmp_path / "x", state())
+    read_state(tmp_path / "x")["state"]["total"][...] = 1.0
+
+
+def test_a_file_cut_short_is_refused_by_name_at_every_length(tmp_path):
+    save_state(tmp_path / "whole", state())
+    content = (tmp_path / "whole").read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for length in range(len(content)):
+        cut.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(cut))} is not a state of a loss balancer: .*`save_state` wrote\.$"):
+            read_state(cut)
+
+
+def test_a_file_with_a_byte_changed_is_read_or_refused_in_words(tmp_path):
+    save_state(tmp_path / "whole", state())
+    content = (tmp_path / "whole").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(600):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] = rng.integers(256)
+        (tmp_path / "changed").write_bytes(changed)
+        try:
+            checked(read_state(tmp_path / "changed"))
+        except (TypeError, ValueError) as error:
+            refused.append(str(error))
+    assert len(refused) > 300
+    assert [
+        words for words in refused if not re.search(r"[Rr]eceived |; the state is of |is not a state of a loss balancer", words)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        pytest.param(None, "its metadata lacks one of ['schema', 'balancer', 'settings', 'names']", id="of-something-else"),
+        pytest.param({"format": "pt"}, "its metadata lacks one of", id="of-torch"),
+        pytest.param(dict.fromkeys(["schema", "balancer", "settings", "names"], "{"), "Expecting property name", id="no-json"),
+        pytest.param(dict.fromkeys(["schema", "balancer", "settings", "names"], "[" * 100_000), "recursion", id="deep-json"),
+        pytest.param(dict.fromkeys(["schema", "balancer", "settings", "names"], "1" * 5000), "digits", id="long-number"),
+    ],
+)
+def test_a_foreign_safetensors_file_is_refused_by_name(tmp_path, metadata, words):
+    file = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, file, metadata)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} is not a state of a loss balancer: .*{re.escape(words)}"):
+        read_state(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\xff" * 64], ids=["empty", "json", "png", "ff"]
+)
+def test_another_file_is_refused_by_name(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x is not a state of a loss balancer: "):
+        read_state(tmp_path / "x")
+
+
+def test_no_file_and_a_folder_are_the_systems_errors(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_state(tmp_path / "absent")
+    with pytest.raises(OSError, match="directory"):
+        read_state(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        save_state(tmp_path / "absent" / "x", state())
+
+
+@pytest.mark.parametrize(
+    ("exported", "words"),
+    [
+        pytest.param(None, "Received NoneType", id="none"),
+        pytest.param({"schema": 1}, "Received ['schema']", id="missing"),
+        pytest.param({**state(), "settings": {"beta": np.zeros(2)}}, "Received one that no file can hold (Object of type ndarray", id="settings"),
+        pytest.param({**state(), "state": {"total": np.array([None])}}, "no file can hold", id="objects"),
+        pytest.param({**state(), "state": {"total": [[1.0], [1.0, 2.0]]}}, "no file can hold", id="ragged"),
+        pytest.param({**state(), "state": {3: np.zeros(2)}}, "no file can hold", id="key"),
+        pytest.param({**state(), "state": [1]}, "no file can hold", id="list"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_is_not_written(tmp_path, exported, words):
+    save_state(tmp_path / "x", state())
+    before = (tmp_path / "x").read_bytes()
+    with pytest.raises(TypeError, match=re.escape(words)):
+        save_state(tmp_path / "x", exported)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == before
+
+
+def test_settings_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(state_files, "_LARGEST_HEADER", 100)
+    with pytest.raises(ValueError, match=r"must take at most 100 bytes. Those for .*x take \d+: they hold long tables"):
+        save_state(tmp_path / "x", state())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_a_million_steps_fits(tmp_path):
+    settings = spec.WeightedSumLossBalancerSettings({"A": schedules.tabulate(lambda step: step * 1e-6, 1_000_000)})
+    held = {"steps": np.int32(0), "skipped": np.int32(0), "pending": np.zeros(2, np.float32)}
+    save_state(tmp_path / "x", spec.exported(settings.balancer, settings.as_json(), settings.names, held))
+    assert type(settings).from_json(read_state(tmp_path / "x")["settings"]) == settings
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    save_state(tmp_path / "x", state(1))
+
+    def full(fileno: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path / "x", state(2))
+    assert int(read_state(tmp_path / "x")["state"]["steps"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+WRITER = """
+import sys
+import numpy as np
+from loss_balancers import spec
+step = 0
+while True:
+    step += 1
+    held = {"steps": np.int32(step), "pending": np.full(100_000, step, np.float32)}
+    spec.save_state(sys.argv[1], spec.exported("X", {}, [], held))
+    print(step, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
+    file = tmp_path / "x"
+    with subprocess.Popen([sys.executable, "-c", WRITER, file], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        said = [int(writer.stdout.readline()) for _ in range(3)]
+        time.sleep(0.05)
+        writer.send_signal(signal.SIGKILL)
+        said += map(int, writer.stdout.read().split())
+    read = read_state(file)["state"]
+    assert int(read["steps"]) in (said[-1], said[-1] + 1)  # of which it had not yet told
+    assert (read["pending"] == int(read["steps"])).all()
+
+
+def test_without_safetensors_the_error_names_the_extra(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("safetensors"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    words = r"State files need safetensors, which is not installed. Run `pip install 'loss-balancers\[torch\]'`"
+    with pytest.raises(ImportError, match=words):
+        save_state(tmp_path / "x", state())
+    with pytest.raises(ImportError, match=words):
+        read_state(tmp_path / "x")
+
+
+def test_safetensors_is_not_loaded_until_it_is_needed():
+    probe = "import sys, loss_balancers.spec; print('safetensors' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.strip() == "False"
