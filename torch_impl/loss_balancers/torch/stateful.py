@@ -234,8 +234,9 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        pending = self._state()["pending"]
-        return Inputs(names, terms, dtypes, pending[:0] if len(pending) == 2 else as_observed(terms))
+        if len(self._state()["pending"]) == 2:
+            return Inputs(names, terms, dtypes, self._table[0, :0])
+        return Inputs(names, terms, dtypes, as_observed(terms))
 
     def _observe(self, losses: Tensor, stacklevel: int) -> None:
         if not is_dynamo_compiling():

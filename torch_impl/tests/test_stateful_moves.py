@@ -1,0 +1,226 @@
+"""State goes where the model goes, and stays what it is."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.torch import EMANormalizedLossBalancer
+
+
+def train(balancer, draw, steps=3, start=0):
+    """Some steps, and an observation that is not committed yet."""
+    for i in range(start, start + steps):
+        balancer(draw(i))
+        balancer.step()
+    balancer(draw(start + steps))
+    return balancer
+
+
+def as_saved(balancer):
+    file = io.BytesIO()
+    torch.save(balancer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+CONVERSIONS = {
+    "half": lambda m: m.half(),
+    "bfloat16": lambda m: m.bfloat16(),
+    "double": lambda m: m.double(),
+    "float": lambda m: m.float(),
+    "to-dtype": lambda m: m.to(torch.float16),
+    "to-device-and-dtype": lambda m: m.to("cpu", torch.bfloat16),
+    "type": lambda m: m.type(torch.float16),
+    "share_memory": lambda m: m.share_memory(),
+}
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_formats_are_not_the_models(make, draw, convert, assert_same_state, values):
+    model = nn.Sequential(nn.Linear(2, 2), train(make(), draw))
+    balancer = model[1]
+    before = values(balancer)
+    convert(model)
+    assert {x.dtype for x in balancer.state_dict().values()} <= {torch.int32, torch.float32}
+    assert_same_state(balancer, before)
+    other = train(make(), draw)
+    assert_same_bits(balancer(draw(9)), other(draw(9)))
+    balancer.step()
+    other.step()
+    assert_same_state(balancer, other)
+
+
+def test_state_moves_to_a_device_and_back(make, draw, values, assert_same_state):
+    balancer = make()
+    fresh = values(balancer)
+    balancer.to("meta")
+    assert {x.device.type for x in balancer.state_dict().values()} == {"meta"}
+    balancer(draw(device="meta"))
+    balancer.step()
+    assert {x.device.type for x in balancer.weights(draw(device="meta")).values()} == {"meta"}
+    assert {x.device.type for x in balancer.breakdown(draw(device="meta")).values()} == {"meta"}
+    balancer.to_empty(device="cpu")  # what was on "meta" was nothing: a fresh balancer
+    assert_same_state(balancer, fresh)
+    assert_same_state(train(balancer, draw), train(make(), draw))
+    assert_same_bits(balancer(draw(9)), train(make(), draw)(draw(9)))
+
+
+@pytest.mark.parametrize("way", ["to_empty", "assign"])
+def test_a_balancer_made_on_meta(make, draw, way, assert_same_state):
+    trained = train(make(), draw)
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Identity(), make())
+    if way == "to_empty":
+        model.to_empty(device="cpu")
+    model.load_state_dict(nn.Sequential(nn.Identity(), trained).state_dict(), assign=way == "assign")
+    assert_same_state(model[1], trained)
+    assert_same_bits(model[1](draw(9)), copy.deepcopy(trained)(draw(9)))
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda b: pickle.loads(pickle.dumps(b)),
+    "state_dict": None,
+    "torch.save": None,
+    "export": None,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_goes_on_as_the_original_does(make, draw, way, assert_same_state):
+    balancer = train(make(), draw)
+    if COPIES[way] is not None:
+        other = COPIES[way](balancer)
+    else:
+        other = make()
+        if way == "export":
+            other.load_state(balancer.export_state())
+        else:
+            other.load_state_dict(balancer.state_dict() if way == "state_dict" else as_saved(balancer))
+    assert_same_state(other, balancer)
+    before = balancer.pending.clone()
+    train(other, draw, start=20)
+    assert_same_bits(balancer.pending, before)  # a copy shares nothing
+    other.load_state(balancer.export_state())
+    for i in range(5):
+        assert_same_bits(other(draw(i)), balancer(draw(i)))
+        other.step()
+        balancer.step()
+    assert_same_state(other, balancer)
+
+
+def test_a_whole_model_is_saved_with_its_balancer(make, draw, assert_same_state):
+    model = nn.ModuleDict({"student": nn.Linear(2, 2), "balancer": train(make(), draw)})
+    saved = as_saved(model)
+    assert list(saved)[:4] == ["student.weight", "student.bias", "balancer.steps", "balancer.skipped"]
+    assert list(saved)[-1] == "balancer.pending"
+    assert all(type(x) is torch.Tensor for x in saved.values())
+    other = nn.ModuleDict({"student": nn.Linear(2, 2), "balancer": make()})
+    assert str(other.load_state_dict(saved)) == "<All keys matched successfully>"
+    assert_same_state(other["balancer"], model["balancer"])
+
+
+def test_loading_is_strict(make, draw, values, assert_same_state):
+    balancer = train(make(), draw)
+    saved = balancer.state_dict()
+    for name in saved:
+        with pytest.raises(RuntimeError, match=f'Missing key\\(s\\) in state_dict: "{name}"'):
+            make().load_state_dict({other: x for other, x in saved.items() if other != name})
+    with pytest.raises(RuntimeError, match='Unexpected key\\(s\\) in state_dict: "more"'):
+        make().load_state_dict({**saved, "more": torch.ones(())})
+    with pytest.raises(RuntimeError, match="size mismatch for pending"):
+        make().load_state_dict({**saved, "pending": torch.ones(9)})
+    partly = make()
+    assert partly.load_state_dict({}, strict=False).missing_keys == list(saved)
+    assert_same_state(partly, make())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        partly.load_state_dict({"pending": torch.ones(9)}, strict=False)
+    assert_same_state(partly, make())
+    train(partly, draw)  # and it still works
+    assert "pending" not in dict(nn.Sequential(partly).named_buffers())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_formats_are_not_the_checkpoints(make_observing, draw, assign):
+    saved = {name: x.half() for name, x in train(make_observing(), draw).state_dict().items()}
+    balancer = make_observing()
+    balancer.load_state_dict(saved, assign=assign)
+    assert [x.dtype for x in balancer.state_dict().values()] == [torch.int32] * 2 + [torch.float32] * 3
+    assert_same_bits(balancer.total, saved["total"].float())
+    assert_same_bits(balancer.pending, saved["pending"].float())
+
+
+def test_assign_takes_the_tensors(make, draw):
+    saved = as_saved(train(make(), draw))
+    balancer = make()
+    balancer.load_state_dict(saved, assign=True)
+    assert {name: x.data_ptr() for name, x in balancer.state_dict().items()} == {name: x.data_ptr() for name, x in saved.items()}
+
+
+def test_hooks_of_state_dicts_see_all_of_it(make, draw, assert_same_state):
+    balancer, seen = train(make(), draw), []
+    balancer.register_state_dict_post_hook(lambda module, state, prefix, metadata: seen.extend(state))
+    saved = balancer.state_dict()
+    assert seen == list(saved)
+    other = make()
+    other.register_load_state_dict_pre_hook(lambda module, state, *rest: state.update(pending=state.pop("observations")))
+    other.load_state_dict({"observations" if name == "pending" else name: x for name, x in saved.items()})
+    assert_same_state(other, balancer)
+
+
+def test_keep_vars_gives_the_tensors_themselves(make):
+    balancer = make()
+    assert balancer.state_dict(keep_vars=True)["pending"] is balancer.pending
+
+
+def test_pending_is_a_buffer_for_those_who_ask_the_balancer_only(make):
+    """FSDP2 and distributed checkpoints ask each module; DistributedDataParallel, which must not send it, the model."""
+    balancer = make()
+    assert list(dict(balancer.named_buffers(recurse=False))) == list(balancer.state_dict())
+    assert list(dict(balancer.named_buffers("at"))) == [f"at.{name}" for name in balancer.state_dict()]
+    model = nn.Sequential(balancer)
+    assert list(dict(model.named_buffers())) == [name for name in model.state_dict() if name != "0.pending"]
+    assert not list(balancer.parameters())
+
+
+def test_a_reduction_that_is_a_module_moves_too(make, draw):
+    balancer = make()
+    balancer.set_student_loss_reduction_fn(nn.Linear(3, 1))
+    balancer.double()
+    assert {x.dtype for x in balancer.parameters()} == {torch.float64}
+    assert "_student_loss_reduction_fn.weight" in balancer.state_dict()
+    assert balancer.pending.dtype == torch.float32
+
+
+def test_an_exported_state_that_does_not_fit_changes_nothing(make, draw, values, assert_same_state):
+    balancer = train(make(), draw)
+    before = values(balancer)
+    good = train(make(), draw, steps=5).export_state()
+    names = ("Logits_0", "student_loss")
+    for bad, kind in [
+        (None, TypeError),
+        ({**good, "schema": "loss-balancers-state/0"}, ValueError),
+        (EMANormalizedLossBalancer(names).export_state(), ValueError),
+        ({**good, "state": {**good["state"], "steps": good["state"]["steps"] - 99}}, ValueError),
+        ({**good, "state": {**good["state"], "pending": good["state"]["pending"].astype("float64")}}, ValueError),
+        ({**good, "state": {**good["state"], "more": good["state"]["steps"]}}, ValueError),
+    ]:
+        with pytest.raises(kind):
+            balancer.load_state(bad)
+        assert_same_state(balancer, before)
+    balancer.load_state(good)
+    assert_same_state(balancer, good["state"])
+
+
+def test_an_exported_state_is_a_copy(make, draw):
+    balancer = make()
+    exported = balancer.export_state()
+    train(balancer, draw)
+    balancer.load_state(exported)
+    train(balancer, draw)
+    assert not exported["state"]["pending"].any()
