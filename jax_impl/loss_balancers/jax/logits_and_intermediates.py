@@ -15,12 +15,12 @@ from loss_balancers.jax.stateful import Inputs, StatefulLossBalancer, look_up
 from loss_balancers.spec import Schedule
 
 
-def ratio_to(reference: Array, total: Array, count: int) -> Array:
-    """What brings the sum of ``count`` losses to the scale of the reference (spec L2)."""
-    zero = jnp.zeros_like(total)
-    quotient = div(reference, total)
+def ratio_to(reference: Array, mean: Array) -> Array:
+    """What brings the mean of the intermediate losses to the scale of the reference (spec L2)."""
+    one, zero = jnp.ones_like(mean), jnp.zeros_like(mean)
+    quotient = div(reference, mean)
     positive = jnp.where(jnp.isfinite(quotient), quotient, zero)
-    return jnp.where(total > 0, positive, jnp.where(total == 0, zero, jnp.full_like(total, 1.0 / count)))
+    return jnp.where(mean > 0, positive, jnp.where(mean == 0, zero, one))
 
 
 def ratio_of(student: Array, distilled: Array) -> Array:
@@ -33,8 +33,8 @@ def ratio_of(student: Array, distilled: Array) -> Array:
 class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     """Scales the intermediate losses to the logits loss, and both to the student loss, at every call.
 
-    For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, T the sum of
-    the intermediate losses, S the student loss, and ratios detached: ``D = G + T * (G / T)``, aggregate =
+    For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, I the mean
+    of the intermediate losses, S the student loss, and ratios detached: ``D = G + I * (G / I)``, aggregate =
     ``S + D * (S / D) * kd_loss_scale``. Its value, ``S * (1 + kd_loss_scale)``, says nothing of the KD losses: log `breakdown`.
 
     Args:
@@ -71,7 +71,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     Deviations:
         From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss
         or two are an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
-        (intermediates) or 1 (student); their mean is their sum in the ratio, so that values may differ by 2 ulp.
+        (intermediates) or 1 (student). Where both are defined, values and gradients are the same bits.
     """
 
     def __init__(
@@ -89,9 +89,10 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Array:
         _, _, ratio, phi, scale = self._parts(inputs)
         roles = self._settings.roles(inputs.names)
+        share = div(ratio, jnp.full_like(ratio, float(len(roles.intermediates) or 1)))
         one, zero = jnp.ones_like(ratio), jnp.zeros_like(ratio)
         kd = one if roles.student is None else rmul(phi, scale)
-        factors = [rmul(kd, ratio) if i in roles.intermediates else zero for i in range(len(inputs.names))]
+        factors = [rmul(kd, share) if i in roles.intermediates else zero for i in range(len(inputs.names))]
         factors[roles.reference] = kd
         if roles.student is not None:
             factors[roles.student] = one
@@ -121,9 +122,10 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         ratio = jnp.zeros_like(logits)
         if roles.intermediates:
             total = summed(roles.intermediates)
-            ratio = ratio_to(lax.stop_gradient(logits), lax.stop_gradient(total), len(roles.intermediates))
+            mean = div(total, jnp.full_like(total, float(len(roles.intermediates))))
+            ratio = ratio_to(lax.stop_gradient(logits), lax.stop_gradient(mean))
             both = jnp.stack([jnp.ones_like(ratio), ratio])
-            distilled = sum_terms([terms[roles.reference], total], (dtypes[roles.reference], compute), both, compute)
+            distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
         phi = jnp.ones_like(ratio)
         if roles.student is not None:
             phi = ratio_of(lax.stop_gradient(summed([roles.student])), lax.stop_gradient(distilled))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -28,7 +28,7 @@ class Roles(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """The exact weights of a call, each in the compute format: of the intermediates, of the KD losses, and the scale."""
+    """The exact weights of a call: of the mean of the intermediates, of the KD losses, and the scale."""
 
     ratio: float
     balance: float
@@ -100,11 +100,10 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         reference = _sum([roles.reference], values, formats, compute)
         ratio = 0.0
         if roles.intermediates:
-            total = _sum(roles.intermediates, values, formats, compute)
-            ratio = 1.0 / len(roles.intermediates) if total < 0 or math.isnan(total) else 0.0
-            if total > 0:
-                ratio = _finite_or(0.0, arithmetic.div(reference, total, compute))
-        ratio = arithmetic.narrow(ratio, compute)
+            mean = _mean(roles.intermediates, values, formats, compute)
+            ratio = 1.0 if mean < 0 or math.isnan(mean) else 0.0
+            if mean > 0:
+                ratio = _finite_or(0.0, arithmetic.div(reference, mean, compute))
         scale = self.constant_scale
         if scale is None:
             scale = float(tables.at(self.table, state["steps"])[0])
@@ -116,6 +115,11 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
                 balance = _finite_or(1.0, arithmetic.div(student, distilled, compute))
         return Ratios(ratio, balance, scale)
 
+    @staticmethod
+    def weight_format(formats: Iterable[str]) -> str:
+        """The format of the weights: that in which losses of these formats are balanced."""
+        return compute_format(formats)
+
     def exact_weights(
         self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], state: ReferenceState
     ) -> list[float]:
@@ -123,7 +127,8 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         roles, compute = self.roles(names), compute_format(formats)
         ratio, balance, scale = self.exact_ratios(roles, values, formats, state)
         kd = 1.0 if roles.student is None else arithmetic.rmul(balance, round_weight(scale, compute), compute)
-        weights = [arithmetic.rmul(kd, ratio, compute) if i in roles.intermediates else 0.0 for i in range(len(names))]
+        share = arithmetic.div(ratio, float(len(roles.intermediates) or 1), compute)
+        weights = [arithmetic.rmul(kd, share, compute) if i in roles.intermediates else 0.0 for i in range(len(names))]
         weights[roles.reference] = kd
         if roles.student is not None:
             weights[roles.student] = 1.0
@@ -149,9 +154,10 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
             aggregate = arithmetic.weighted_sum([balanced, values[roles.student]], outer, (scale, 1.0), result)
             g, gradients[roles.student] = arithmetic.weighted_sum_gradient(cotangent, outer, (scale, 1.0), result)
             (g,) = arithmetic.weighted_sum_gradient(g, (compute,), (balance,), compute)
-        to_reference, to_total = arithmetic.weighted_sum_gradient(g, (formats[roles.reference], compute), (1.0, ratio), compute)
+        to_reference, to_mean = arithmetic.weighted_sum_gradient(g, (formats[roles.reference], compute), (1.0, ratio), compute)
         gradients[roles.reference] = to_reference
         for i in roles.intermediates:
+            to_total = arithmetic.div(to_mean, float(len(roles.intermediates)), compute)
             (gradients[i],) = arithmetic.weighted_sum_gradient(to_total, (formats[i],), (1.0,), compute)
         return aggregate, gradients
 
@@ -159,8 +165,8 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         """The reference loss and the intermediates scaled to it."""
         if not roles.intermediates:
             return _sum([roles.reference], values, formats, compute)
-        total = _sum(roles.intermediates, values, formats, compute)
-        return arithmetic.weighted_sum([values[roles.reference], total], (formats[roles.reference], compute), (1.0, ratio), compute)
+        mean = _mean(roles.intermediates, values, formats, compute)
+        return arithmetic.weighted_sum([values[roles.reference], mean], (formats[roles.reference], compute), (1.0, ratio), compute)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -174,6 +180,10 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
 
 def _sum(places: Sequence[int], values: Sequence[float], formats: Sequence[str], compute: str) -> float:
     return arithmetic.weighted_sum([values[i] for i in places], [formats[i] for i in places], (1.0,) * len(places), compute)
+
+
+def _mean(places: Sequence[int], values: Sequence[float], formats: Sequence[str], compute: str) -> float:
+    return arithmetic.div(_sum(places, values, formats, compute), float(len(places)), compute)
 
 
 def _finite_or(otherwise: float, value: float) -> float:

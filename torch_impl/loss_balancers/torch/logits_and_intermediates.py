@@ -10,17 +10,20 @@ from torch import Tensor
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.torch.functional import common_dtype, sum_terms
+from loss_balancers.torch.host import host_constant
 from loss_balancers.torch.portable import div, rmul
 from loss_balancers.torch.rounding import compute_dtype
 from loss_balancers.torch.stateful import Inputs, StatefulLossBalancer, look_up
 
+roles_of = host_constant(spec.LogitsAndIntermediatesLossBalancerSettings.roles)
 
-def ratio_to(reference: Tensor, total: Tensor, count: int) -> Tensor:
-    """What brings the sum of ``count`` losses to the scale of the reference (spec L2)."""
-    zero = torch.zeros_like(total)
-    quotient = div(reference, total)
+
+def ratio_to(reference: Tensor, mean: Tensor) -> Tensor:
+    """What brings the mean of the intermediate losses to the scale of the reference (spec L2)."""
+    one, zero = torch.ones_like(mean), torch.zeros_like(mean)
+    quotient = div(reference, mean)
     positive = torch.where(quotient.isfinite(), quotient, zero)
-    return torch.where(total > 0, positive, torch.where(total == 0, zero, torch.full_like(total, 1.0 / count)))
+    return torch.where(mean > 0, positive, torch.where(mean == 0, zero, one))
 
 
 def ratio_of(student: Tensor, distilled: Tensor) -> Tensor:
@@ -33,8 +36,8 @@ def ratio_of(student: Tensor, distilled: Tensor) -> Tensor:
 class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     """Scales the intermediate losses to the logits loss, and both to the student loss, at every call.
 
-    For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, T the sum of
-    the intermediate losses, S the student loss, and ratios detached: ``D = G + T * (G / T)``, aggregate =
+    For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, I the mean
+    of the intermediate losses, S the student loss, and ratios detached: ``D = G + I * (G / I)``, aggregate =
     ``S + D * (S / D) * kd_loss_scale``. Its value, ``S * (1 + kd_loss_scale)``, says nothing of the KD losses: log `breakdown`.
 
     Args:
@@ -71,7 +74,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     Deviations:
         From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss
         or two are an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
-        (intermediates) or 1 (student); their mean is their sum in the ratio, so that values may differ by 2 ulp.
+        (intermediates) or 1 (student). Where both are defined, values and gradients are the same bits.
     """
 
     _scalars = True
@@ -89,14 +92,15 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         super().__init__(settings, auto_step, process_group)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        self._settings.roles(names)
+        roles_of(self._settings, names)
 
     def _factors(self, inputs: Inputs) -> Tensor:
         _, _, ratio, phi, scale = self._parts(inputs)
-        roles = self._settings.roles(inputs.names)
+        roles = roles_of(self._settings, inputs.names)
+        share = div(ratio, torch.full_like(ratio, float(len(roles.intermediates) or 1)))
         one, zero = torch.ones_like(ratio), torch.zeros_like(ratio)
         kd = one if roles.student is None else rmul(phi, scale)
-        factors = [rmul(kd, ratio) if i in roles.intermediates else zero for i in range(len(inputs.names))]
+        factors = [rmul(kd, share) if i in roles.intermediates else zero for i in range(len(inputs.names))]
         factors[roles.reference] = kd
         if roles.student is not None:
             factors[roles.student] = one
@@ -104,7 +108,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     def _aggregate(self, inputs: Inputs) -> Tensor:
         distilled, compute, _, phi, scale = self._parts(inputs)
-        student, dtype = self._settings.roles(inputs.names).student, common_dtype(inputs.dtypes)
+        student, dtype = roles_of(self._settings, inputs.names).student, common_dtype(inputs.dtypes)
         if student is None:
             return sum_terms([distilled], (compute,), (1.0,), dtype)
         balanced = sum_terms([distilled], (compute,), phi.reshape(1))
@@ -114,7 +118,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _parts(self, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
         names, terms, dtypes, _ = inputs
-        roles = self._settings.roles(names)
+        roles = roles_of(self._settings, names)
         compute = compute_dtype(*dtypes)
 
         def summed(places: Any) -> Tensor:
@@ -124,9 +128,10 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         ratio = torch.zeros_like(logits)
         if roles.intermediates:
             total = summed(roles.intermediates)
-            ratio = ratio_to(logits.detach(), total.detach(), len(roles.intermediates))
+            mean = div(total, torch.full_like(total, float(len(roles.intermediates))))
+            ratio = ratio_to(logits.detach(), mean.detach())
             both = torch.stack([torch.ones_like(ratio), ratio])
-            distilled = sum_terms([terms[roles.reference], total], (dtypes[roles.reference], compute), both, compute)
+            distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
         phi = torch.ones_like(ratio)
         if roles.student is not None:
             phi = ratio_of(summed([roles.student]).detach(), distilled.detach())
