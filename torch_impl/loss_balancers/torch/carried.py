@@ -36,7 +36,7 @@ class CarriesState(nn.Module):
         return copied
 
     def _bring_table(self) -> None:
-        """Brings the table to where state is: FSDP2, `to_empty` and ``assign=True`` leave it behind."""
+        """Brings the table to where state is, made anew: on "meta" it had no values."""
         device = self.pending.device
         if self._table.device != device:
             self._table = torch.tensor(self._settings.table, device=device)
@@ -53,6 +53,7 @@ class CarriesState(nn.Module):
             return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
 
         self.pending = moved(self.pending)
+        self._bring_table()
         return super()._apply(moved, recurse=False)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -69,3 +70,4 @@ class CarriesState(nn.Module):
             self.pending = self._buffers.pop("pending")  # type: ignore[reportAttributeAccessIssue]
         for entry in self._settings.state:  # ``assign=True`` takes any dtype
             setattr(self, entry.name, getattr(self, entry.name).to(getattr(torch, entry.dtype)))
+        self._bring_table()

@@ -90,6 +90,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
         super().__init__(settings, auto_step, process_group)
+        self._constant_scale = settings.constant_scale  # here, since Dynamo would make a tensor of the settings' table
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         roles_of(self._settings, names)
@@ -138,7 +139,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         return distilled, compute, ratio, phi, self._scale(ratio)
 
     def _scale(self, like: Tensor) -> Tensor:
-        constant = self._settings.constant_scale
+        constant = self._constant_scale
         if constant is None:
             return look_up(self._table, self.steps).squeeze(0).to(like.dtype)
         return torch.full_like(like, constant)

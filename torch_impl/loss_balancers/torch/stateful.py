@@ -18,6 +18,7 @@ from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer
 from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.portable import div, rmul
+from loss_balancers.torch.recomputation import recomputing, unless_recomputing
 from loss_balancers.torch.rounding import compute_dtype, keep, narrow, widen
 
 State = dict[str, Tensor]
@@ -72,11 +73,6 @@ class Inputs(NamedTuple):
     losses: Tensor
 
 
-def _recomputing() -> bool:
-    """Whether this is a forward that activation checkpointing repeats: one within a backward."""
-    return not is_dynamo_compiling() and torch._C._current_graph_task_id() != -1
-
-
 def _check_process_group(group: Any) -> None:
     """Refuses what is no process group, None or False; `new_group` gives an int to the ranks that are not in it."""
     if group is None or group is False or not dist.is_available():
@@ -128,7 +124,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
         inputs = self._inputs(loss)
-        if self.training and not _recomputing():
+        if self.training:
             self._observe(inputs.losses, stacklevel=5)  # past two frames of nn.Module
         return self._aggregate(inputs)
 
@@ -239,14 +235,17 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         return Inputs(names, terms, dtypes, as_observed(terms))
 
     def _observe(self, losses: Tensor, stacklevel: int) -> None:
+        if recomputing():
+            return
         if not is_dynamo_compiling():
             if torch._C._are_functorch_transforms_active():
                 raise spec.errors.under_a_transform()
             if self._auto_step is None:
                 self._warn_if_never_stepped(stacklevel + 1)
         if self._auto_step is not None:
-            self._commit(self.pending[-2:].sum() >= self._auto_step)
-        self.pending.copy_(observed(self.pending, losses))
+            due = self.pending[-2:].sum() >= self._auto_step
+            self._commit(unless_recomputing(due, torch.zeros_like(due)))
+        self.pending.copy_(unless_recomputing(observed(self.pending, losses), self.pending))
 
     def _commit(self, due: Tensor) -> None:
         """Commits where ``due``; the decision stays on the device."""
@@ -267,7 +266,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         return pending
 
     def _state(self) -> State:
-        self._bring_table()
+        self._bring_table()  # FSDP2 moves the rest without a word
         return {entry.name: getattr(self, entry.name) for entry in self._settings.state}
 
     def _warn_if_never_stepped(self, stacklevel: int) -> None:

@@ -1,0 +1,178 @@
+"""A balancer with state compiles once, forward and step and all that is around them, and gives what eager gives."""
+
+import os
+import shutil
+from functools import partial
+
+import pytest
+import torch
+import torch._dynamo.config
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+from loss_balancers.parity.bits import assert_same_bits
+
+HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on CPU needs a C++ compiler")
+KINDS = ["scheduled", "weighted-sum", "ema", "ema-lagged", "logits"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+class Student(nn.Module):
+    """A model with its balancer inside, and two losses on top of its own."""
+
+    def __init__(self, balancer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3)
+        self.balancer = balancer
+
+    def forward(self, x):
+        y = self.linear(x)
+        kd, feature = (y - 1.0).square().mean(), (y * 0.1).square().mean()
+        return self.balancer({"student_loss": y.abs().mean(), "LogitsKL_0": kd, "MSE_1": feature})
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(8, 4, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("make", "auto_step"), [*((kind, None) for kind in KINDS), ("ema", 2)], ids=[*KINDS, "ema-auto-step"], indirect=["make"]
+)
+def test_compiled_once_in_a_thousand_steps(make, draw, auto_step, assert_same_state):
+    compiled, eager = make(auto_step=auto_step), make(auto_step=auto_step)
+    forward = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    step = torch.compile(compiled.step, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for i in range(1000):
+            losses = draw(i % 10, requires_grad=True)
+            aggregate = forward(losses)
+            torch.autograd.grad(aggregate, list(losses.values()))
+            if auto_step is None:
+                step()
+            if i < 20 or i > 990:
+                expected = eager(losses)
+                assert_same_bits(aggregate, expected)
+                if auto_step is None:
+                    eager.step()
+                assert_same_state(compiled, eager)
+            elif i == 990:
+                eager.load_state(compiled.export_state())
+    assert compiled.steps == (1000 if auto_step is None else 499)
+    assert counters["stats"]["unique_graphs"] == (2 if auto_step is None else 1)
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("make", "backend"),
+    [*((kind, "aot_eager") for kind in KINDS), pytest.param("ema", "inductor", marks=needs_compiler)],
+    ids=[*KINDS, "ema-inductor"],
+    indirect=["make"],
+)
+def test_a_training_step(make, backend, assert_same_state):
+    """The graph holds model, losses, balancer, its gradients and its step; the optimizer has a graph of its own."""
+    compiled, eager = Student(make()), Student(make())
+
+    def train_step(model, x):
+        aggregate = model(x)
+        gradients = torch.autograd.grad(aggregate, list(model.linear.parameters()))
+        model.balancer.step()
+        return aggregate.detach(), gradients
+
+    whole = torch.compile(train_step, fullgraph=True, backend=backend)
+    with torch._dynamo.config.patch(error_on_recompile=True, trace_autograd_ops=True):
+        for x in batches(12):
+            aggregate, gradients = whole(compiled, x)
+            expected, expected_gradients = train_step(eager, x)
+            torch.testing.assert_close(
+                aggregate, expected
+            )  # the losses are the compiler's business; the balancer's own bits are not
+            torch.testing.assert_close(gradients, expected_gradients)
+            with torch.no_grad():
+                for each in (compiled, eager):
+                    for p, g in zip(each.linear.parameters(), expected_gradients, strict=True):
+                        p.sub_(0.1 * g)
+    assert compiled.balancer.steps == eager.balancer.steps == 12
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@needs_compiler
+def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
+    compiled, eager = make(), make()
+    forward = torch.compile(compiled, fullgraph=True)
+    step = torch.compile(compiled.step, fullgraph=True)
+    for i in range(12):
+        for j in range(2):
+            losses = draw(10 * i + j, requires_grad=True)
+            if i == 5:
+                losses["MSE_1"] = torch.tensor(float("nan"), requires_grad=True)
+            aggregate, expected = forward(losses), eager(losses)
+            assert_same_bits(aggregate, expected)
+            gradients, wanted = (torch.autograd.grad(x, list(losses.values())) for x in (aggregate, expected))
+            for gradient, want in zip(gradients, wanted, strict=True):
+                assert_same_bits(gradient, want)
+        step()
+        eager.step()
+        assert_same_state(compiled, eager)
+
+
+@pytest.mark.parametrize("make", ["ema", "logits"], indirect=True)
+@pytest.mark.parametrize("method", ["observe", "weights", "breakdown"])
+def test_the_other_methods_compile(make, draw, method, assert_same_state):
+    balancer, eager = make(), make()
+    compiled = torch.compile(getattr(balancer, method), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for i in range(3):
+            result, expected = compiled(draw(i)), getattr(eager, method)(draw(i))
+            assert type(result) is type(expected)
+            for name in expected or ():
+                assert_same_bits(result[name], expected[name])
+    assert_same_state(balancer, eager)
+
+
+# Dynamo looks at `grad` of what it is given; a reentrant checkpoint gives it no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+@pytest.mark.parametrize("auto_step", [None, 1], ids=["step", "auto-step"])
+@pytest.mark.parametrize("where", ["reentrant", "not-reentrant", "inside"])
+@pytest.mark.parametrize("make", ["ema"], indirect=True)
+def test_a_compiled_forward_that_is_recomputed_observes_once(make, draw, where, auto_step, assert_same_state):
+    balancer, eager = make(auto_step=auto_step), make(auto_step=auto_step)
+
+    def model(scale, losses):
+        return balancer({name: x * scale for name, x in losses.items()})
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    if where == "inside":
+        inside = partial(checkpoint, model, use_reentrant=False)
+        train = torch.compile(lambda scale, losses: inside(scale, losses) * 1.0, fullgraph=True, backend="aot_eager")
+    else:
+        train = partial(checkpoint, compiled, use_reentrant=where == "reentrant")
+    for i in range(3):
+        scale = torch.tensor(1.25, requires_grad=True)
+        train(scale, draw(i)).backward()
+        eager({name: x * 1.25 for name, x in draw(i).items()})
+    assert_same_state(balancer, eager)
+
+
+@pytest.mark.parametrize("make", ["ema"], indirect=True)
+def test_eval_and_training_are_two_graphs(make, draw):
+    balancer = make()
+    forward = torch.compile(balancer, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        balancer.train()
+        forward(draw())
+        balancer.eval()
+        forward(draw())
+    assert balancer.pending[-2] == 3
+    assert counters["stats"]["unique_graphs"] == 2
