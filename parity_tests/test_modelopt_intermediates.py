@@ -6,7 +6,7 @@ Its module needs Megatron to import, so the class alone is taken from the text o
 import ast
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ NAME = "LogitsAndIntermediatesLossBalancer"
 CASES = {"f32": 1000, "f64": 1000}
 ROWS = 100  # cases that share settings and names, and so a compilation
 
-Values = dict[str, float]  # of the aggregate, and of the gradient to each loss
+Values = Mapping[str, float]  # of the aggregate, and of the gradient to each loss
 
 
 def _their_class() -> Any:
@@ -169,7 +169,7 @@ def test_the_callers_dict_is_left_alone_and_theirs_is_not() -> None:
 def test_ema_normalised_without_memory_is_the_ratio() -> None:
     """With beta 0, eps 0, the logits loss as unit and one intermediate, `EMANormalizedLossBalancer` gives the same float32."""
     rng = np.random.default_rng(18)
-    names = ("LogitsKLLoss_0", "MSELoss_1")
+    names: tuple[str, ...] = ("LogitsKLLoss_0", "MSELoss_1")
     ratio, by_ratio = _ours(1.0, True)
     settings = {"beta": 0.0, "eps": 0.0, "target": "LogitsKLLoss_0"}
     ema = loss_balancers.torch.EMANormalizedLossBalancer(names, **settings).eval()
@@ -177,7 +177,8 @@ def test_ema_normalised_without_memory_is_the_ratio() -> None:
     twin.eval()
     by_ema = jitted(twin)
     for row in rng.lognormal(0, 3, (200, 2)).astype(np.float32).tolist():
-        losses, cotangent = dict(zip(names, row, strict=True)), float(np.float32(rng.lognormal()))
+        losses: Values = dict(zip(names, row, strict=True))
+        cotangent = float(np.float32(rng.lognormal()))
         expected = _in_torch(ratio, losses, "f32", cotangent)
         assert expected == _in_torch(ema, losses, "f32", cotangent)
         assert expected == _in_jax(by_ratio, losses, "f32", cotangent) == _in_jax(by_ema, losses, "f32", cotangent)
