@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -16,6 +18,7 @@ from loss_balancers.jax.stateful import FLOAT, BalancerState, Inputs, State, Sta
 from loss_balancers.spec import Schedule
 
 
+@partial(jax.jit, static_argnums=2, inline=True)
 def averaged(state: State, losses: Array, beta: float) -> State:
     """The running sums after ``losses`` (spec M2)."""
     total = keep(state["total"] * FLOAT.type(beta)) + jnp.abs(losses)
@@ -23,6 +26,7 @@ def averaged(state: State, losses: Array, beta: float) -> State:
     return {"total": total, "fix": fix}
 
 
+@partial(jax.jit, static_argnums=(2, 3), inline=True)
 def normalized(state: State, weights: Array, eps: float, reference: int | None) -> Array:
     """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
     one = jnp.ones_like(weights)
@@ -80,6 +84,8 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
     Deviations:
         State is committed once per optimizer step and not per forward. A NaN or infinity never enters it.
     """
+
+    _scalars = True
 
     total: BalancerState
     fix: BalancerState

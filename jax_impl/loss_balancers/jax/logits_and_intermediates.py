@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -15,17 +17,25 @@ from loss_balancers.jax.stateful import Inputs, StatefulLossBalancer, look_up
 from loss_balancers.spec import Schedule
 
 
+@partial(jax.jit, static_argnums=1, inline=True)
+def filled(like: Array, value: float) -> Array:
+    """``value`` in the shape and dtype of ``like``: jitted, so that it is made on the device and not moved there."""
+    return jnp.full_like(like, value)
+
+
+@partial(jax.jit, inline=True)
 def ratio_to(reference: Array, mean: Array) -> Array:
     """What brings the mean of the intermediate losses to the scale of the reference (spec L2)."""
-    one, zero = jnp.ones_like(mean), jnp.zeros_like(mean)
+    one, zero = filled(mean, 1.0), filled(mean, 0.0)
     quotient = div(reference, mean)
     positive = jnp.where(jnp.isfinite(quotient), quotient, zero)
     return jnp.where(mean > 0, positive, jnp.where(mean == 0, zero, one))
 
 
+@partial(jax.jit, inline=True)
 def ratio_of(student: Array, distilled: Array) -> Array:
     """What brings the KD losses to the scale of the student loss (spec L3)."""
-    one = jnp.ones_like(student)
+    one = filled(student, 1.0)
     quotient = div(student, distilled)
     return jnp.where((distilled > 0) & (student > 0) & jnp.isfinite(quotient), quotient, one)
 
@@ -74,6 +84,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         (intermediates) or 1 (student). Where both are defined, values and gradients are the same bits.
     """
 
+    _scalars = True
+
     def __init__(
         self,
         kd_loss_scale: float | Schedule = 1.0,
@@ -86,11 +98,14 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
         super().__init__(settings, auto_step, axis_name)
 
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        self._settings.roles(names)
+
     def _factors(self, inputs: Inputs) -> Array:
         _, _, ratio, phi, scale = self._parts(inputs)
         roles = self._settings.roles(inputs.names)
-        share = div(ratio, jnp.full_like(ratio, float(len(roles.intermediates) or 1)))
-        one, zero = jnp.ones_like(ratio), jnp.zeros_like(ratio)
+        share = div(ratio, filled(ratio, float(len(roles.intermediates) or 1)))
+        one, zero = filled(ratio, 1.0), filled(ratio, 0.0)
         kd = one if roles.student is None else rmul(phi, scale)
         factors = [rmul(kd, share) if i in roles.intermediates else zero for i in range(len(inputs.names))]
         factors[roles.reference] = kd
@@ -104,29 +119,27 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         if student is None:
             return sum_terms([distilled], (compute,), (1.0,), dtype)
         balanced = sum_terms([distilled], (compute,), phi.reshape(1))
-        outer = jnp.stack([scale, jnp.ones_like(scale)])
+        outer = jnp.stack([scale, filled(scale, 1.0)])
         return sum_terms([balanced, inputs.terms[student]], (compute, inputs.dtypes[student]), outer, dtype)
 
     def _parts(self, inputs: Inputs) -> tuple[Array, Any, Array, Array, Array]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
-        _, terms, dtypes, _ = inputs
-        roles = self._settings.roles(inputs.names)
-        if terms[0].ndim:
-            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(inputs.names, terms, strict=True)})
+        names, terms, dtypes, _ = inputs
+        roles = self._settings.roles(names)
         compute = compute_dtype(*dtypes)
 
         def summed(places: Any) -> Array:
             return sum_terms([terms[i] for i in places], tuple(dtypes[i] for i in places), (1.0,) * len(places), compute)
 
         distilled = logits = summed([roles.reference])
-        ratio = jnp.zeros_like(logits)
+        ratio = filled(logits, 0.0)
         if roles.intermediates:
             total = summed(roles.intermediates)
-            mean = div(total, jnp.full_like(total, float(len(roles.intermediates))))
+            mean = div(total, filled(total, float(len(roles.intermediates))))
             ratio = ratio_to(lax.stop_gradient(logits), lax.stop_gradient(mean))
-            both = jnp.stack([jnp.ones_like(ratio), ratio])
+            both = jnp.stack([filled(ratio, 1.0), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
-        phi = jnp.ones_like(ratio)
+        phi = filled(ratio, 1.0)
         if roles.student is not None:
             phi = ratio_of(lax.stop_gradient(summed([roles.student])), lax.stop_gradient(distilled))
         return distilled, compute, ratio, phi, self._scale(ratio)
@@ -134,5 +147,5 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _scale(self, like: Array) -> Array:
         constant = self._settings.constant_scale
         if constant is None:
-            return look_up(self._table[...], self.steps[...])[0].astype(like.dtype)
-        return jnp.full_like(like, constant)
+            return look_up(self._table[...], self.steps[...]).squeeze(0).astype(like.dtype)
+        return filled(like, constant)

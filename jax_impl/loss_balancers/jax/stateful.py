@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.errors import TraceContextError
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -72,10 +74,25 @@ def look_up(table: Array, step: Array) -> Array:
     return lax.dynamic_index_in_dim(table, jnp.minimum(step, len(table) - 1), keepdims=False)
 
 
+@partial(jax.jit, inline=True)
 def as_observed(terms: list[Array]) -> Array:
     """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
+    if not terms:
+        return jnp.zeros(0, FLOAT)
     detached = [lax.stop_gradient(x) for x in terms]
     return keep(jnp.stack([narrow(x, FLOAT) if x.dtype == jnp.float64 else widen(x, FLOAT) for x in detached]))
+
+
+@partial(jax.jit, inline=True)
+def unstacked(factors: Array) -> tuple[Array, ...]:
+    """The elements of a vector."""
+    return tuple(factors)
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def enough(pending: Array, auto_step: int) -> Array:
+    """Whether ``pending`` is of as many calls as make an optimizer step."""
+    return pending[-2:].sum() >= auto_step
 
 
 class Inputs(NamedTuple):
@@ -85,6 +102,26 @@ class Inputs(NamedTuple):
     terms: list[Array]
     dtypes: tuple[Any, ...]
     losses: Array
+
+
+@partial(jax.jit, inline=True)
+def always() -> Array:
+    """True on the device: made there, not moved there."""
+    return jnp.ones((), bool)
+
+
+def _check_axis_name(axis_name: Any) -> None:
+    """Refuses what is no name of an axis, several, or None."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise spec.errors.axis_name_type(axis_name)
+
+
+def _write(variable: BalancerState, value: Array) -> None:
+    try:
+        variable[...] = value
+    except TraceContextError as error:
+        raise spec.errors.across_a_transform() from error
 
 
 class Forwards:
@@ -107,7 +144,6 @@ class StatefulLossBalancer(DistillationLossBalancer):
     """What the balancers that change over time share.
 
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
-
     In training mode `__call__` observes the losses and changes no weight; :meth:`step` commits, once per optimizer step. Nothing
     is observed in eval mode (``model.eval()`` sets ``use_running_average``), nor when a call is recomputed in a backward
     (`jax.remat`).
@@ -117,6 +153,9 @@ class StatefulLossBalancer(DistillationLossBalancer):
         a `BalancerState`.
     """
 
+    #: Whether losses must be scalars: where their values make weights.
+    _scalars: ClassVar[bool] = False
+
     steps: BalancerState
     skipped: BalancerState
     pending: BalancerState
@@ -124,6 +163,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
     def __init__(self, settings: Any, auto_step: int | None, axis_name: Any) -> None:
         super().__init__()
         spec.check_auto_step(auto_step)
+        _check_axis_name(axis_name)
         self._settings = settings
         self._auto_step = auto_step
         self._axis_name = axis_name
@@ -142,8 +182,18 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
         inputs = self._inputs(loss)
         if not self.use_running_average:
-            self._observe(inputs.losses)
+            self._observe(inputs.losses, stacklevel=3)
         return self._aggregate(inputs)
+
+    def observe(self, loss: Mapping[str, Any]) -> None:
+        """Observes the losses as a training call does, and computes no aggregate.
+
+        For loops whose call runs in eval mode, or in a transform that may not change state, as `jax.grad`: call this beside it,
+        outside of the transform, once per call.
+
+        Raises: as `__call__`.
+        """
+        self._observe(self._inputs(loss).losses, stacklevel=3)
 
     def step(self) -> None:
         """Commits what was observed since the last call: once per optimizer step, after it, as a learning rate schedule.
@@ -152,17 +202,17 @@ class StatefulLossBalancer(DistillationLossBalancer):
         stays as it is but for the counter ``steps``.
         """
         self._forwards.count = -1
-        self._commit(jnp.ones((), bool))
+        self._commit(always())
+        if self._axis_name is not None:
+            # Nothing pending on any device: for `shard_map` a select between that and what one device has seen is not the same on all.
+            _write(self._state()["pending"], jnp.zeros(self._values()["pending"].shape, FLOAT))
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, Array]:
-        """The weight that `__call__` would apply to each loss, in canonical order: float32 scalars on the device. Changes no state.
+        """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
 
         Raises: as `__call__`.
         """
-        inputs = self._inputs(loss)
-        factors = tuple(self._factors(inputs))
-        shared = len(inputs.names) - len(factors) + 1
-        return dict(zip(inputs.names, (*factors[:1] * shared, *factors[1:]), strict=True))
+        return self._weights(self._inputs(loss))
 
     def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Array]:
         """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
@@ -173,7 +223,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """
         inputs = self._inputs(loss)
         parts: dict[str, Array] = {}
-        for (name, weight), x in zip(self.weights(loss).items(), inputs.terms, strict=True):
+        for (name, weight), x in zip(self._weights(inputs).items(), inputs.terms, strict=True):
             raw = lax.stop_gradient(x)
             wide = widen(raw, compute_dtype(x.dtype))
             weighted = rmul(wide, jnp.broadcast_to(weight.astype(wide.dtype), wide.shape))
@@ -205,10 +255,10 @@ class StatefulLossBalancer(DistillationLossBalancer):
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         for name, variable in self._state().items():
-            variable[...] = jnp.asarray(arrays[name])
+            variable[...] = jnp.array(arrays[name])
 
     def __repr__(self) -> str:
-        shown = (f"{name}={value!r}" for name, value in vars(self._settings).items() if name in self._settings.as_json())
+        shown = (f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __str__(self) -> str:
@@ -227,24 +277,34 @@ class StatefulLossBalancer(DistillationLossBalancer):
         del mean
         return {}
 
-    def _inputs(self, loss: Mapping[str, Any]) -> Inputs:
-        names, terms, dtypes = self._ordered(loss)
-        if self.names and names != self.names:
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        """Refuses losses of other names than those fixed."""
+        if names != self.names:
             raise spec.errors.fixed_names(self.names, names)
-        pending = self._state()["pending"][...]
-        if len(pending) == 2:
-            return Inputs(names, terms, dtypes, pending[:0])
-        if terms[0].ndim:
+
+    def _weights(self, inputs: Inputs) -> dict[str, Array]:
+        factors = unstacked(self._factors(inputs))
+        shared = len(inputs.names) - len(factors) + 1
+        return dict(zip(inputs.names, (*factors[:1] * shared, *factors[1:]), strict=True))
+
+    def _inputs(self, loss: Mapping[str, Any]) -> Inputs:
+        """All that can be wrong with a call is found here, before anything is observed."""
+        names, terms, dtypes = self._ordered(loss)
+        self._check_names(names)
+        if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
+        if len(self._values()["pending"]) == 2:
+            return Inputs(names, terms, dtypes, as_observed([]))
         return Inputs(names, terms, dtypes, as_observed(terms))
 
-    def _observe(self, losses: Array) -> None:
+    def _observe(self, losses: Array, stacklevel: int) -> None:
         pending = self._state()["pending"]
-        if self._auto_step is not None:
-            self._commit(pending[-2:].sum() >= self._auto_step)
+        if self._auto_step is None:
+            self._warn_if_never_stepped(stacklevel + 1)
         else:
-            self._warn_if_never_stepped()
-        pending[...] = observed(pending[...], losses)
+            due = enough(pending[...], self._auto_step)
+            self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
+        _write(pending, observed(pending[...], losses))
 
     def _commit(self, due: Array) -> None:
         """Commits where ``due``; the decision stays on the device."""
@@ -253,7 +313,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         mean, informative = pending_mean(pending)
         own = {name: jnp.where(due & informative, value, state[name]) for name, value in self._committed(mean).items()}
         for name, value in (own | advanced(state, pending, due)).items():
-            variables[name][...] = value
+            _write(variables[name], value)
 
     def _over_ranks(self, pending: Array) -> Array:
         """The sum of ``pending`` over the mapped axis, if there is one."""
@@ -265,9 +325,9 @@ class StatefulLossBalancer(DistillationLossBalancer):
     def _values(self) -> State:
         return {name: variable[...] for name, variable in self._state().items()}
 
-    def _warn_if_never_stepped(self) -> None:
+    def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards.count >= 0:
             self._forwards.count += 1
             if self._forwards.count == _PATIENCE:
                 self._forwards.count = -1
-                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=4)
+                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=stacklevel)

@@ -381,6 +381,21 @@ def process_group_type(received: Any) -> TypeError:
     )
 
 
+def axis_name_type(received: Any) -> TypeError:
+    return TypeError(
+        f"`axis_name` must be None, the name of an axis or a tuple of names. Received {shown(received)} of type "
+        f"{type(received).__name__}. Pass the axis of the `shard_map` in which `step()` is called."
+    )
+
+
+def across_a_transform() -> RuntimeError:
+    return RuntimeError(
+        "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "
+        "and use the transform of `nnx` (`nnx.jit`, `nnx.value_and_grad`), or call `eval()` on it, and `observe(loss)` and `step()` "
+        "outside of the transform."
+    )
+
+
 # --- calls ----------------------------------------------------------------------------------------------------------
 
 

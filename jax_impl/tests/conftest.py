@@ -1,0 +1,70 @@
+"""What the tests of stateful balancers share: one balancer of every kind, losses, and state as values to compare."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from loss_balancers.jax import (
+    EMANormalizedLossBalancer,
+    LogitsAndIntermediatesLossBalancer,
+    ScheduledLossBalancer,
+    WeightedSumLossBalancer,
+)
+from loss_balancers.spec import schedules
+
+NAMES = ("LogitsKL_0", "MSE_1", "student_loss")
+RAMP = schedules.linear(0.0, 1.0, 10)
+
+#: By id; each takes `auto_step` and `axis_name`.
+BALANCERS = {
+    "scheduled": lambda **options: ScheduledLossBalancer(RAMP, names=NAMES, **options),
+    "weighted-sum": lambda **options: WeightedSumLossBalancer({"LogitsKL_0": RAMP, "MSE_1": 3.0}, 0.5, **options),
+    "ema": lambda **options: EMANormalizedLossBalancer(NAMES, {"MSE_1": RAMP}, beta=0.5, **options),
+    "ema-lagged": lambda **options: EMANormalizedLossBalancer(NAMES, target="student_loss", lagged=True, **options),
+    "logits": lambda **options: LogitsAndIntermediatesLossBalancer(RAMP, **options),
+}
+OBSERVING = ("ema", "ema-lagged")
+
+
+@pytest.fixture(params=BALANCERS)
+def make(request):
+    """Makes a balancer: of every kind in turn."""
+    return BALANCERS[request.param]
+
+
+@pytest.fixture(params=OBSERVING)
+def make_observing(request):
+    """Makes a balancer that observes losses: of every such kind in turn."""
+    return BALANCERS[request.param]
+
+
+@pytest.fixture
+def draw():
+    """Draws losses; another seed, other losses."""
+
+    def draw(seed=0, dtype=jnp.float32, shape=()):
+        drawn = np.random.default_rng(seed).uniform(0.1, 4.1, (len(NAMES), *shape)).astype(np.float32)
+        return {name: jnp.array(x, dtype) for name, x in zip(NAMES, drawn, strict=True)}
+
+    return draw
+
+
+@pytest.fixture
+def values():
+    """The state of a balancer as NumPy arrays: changes of it do not reach them."""
+    return lambda balancer: balancer.export_state()["state"]
+
+
+@pytest.fixture
+def assert_same_state(values):
+    """Compares the state of balancers, or what `values` gave, by bits."""
+
+    def compare(actual, expected, apart_from=()):
+        actual, expected = (x if isinstance(x, dict) else values(x) for x in (actual, expected))
+        assert list(actual) == list(expected)
+        for name in expected.keys() - set(apart_from):
+            assert actual[name].dtype == expected[name].dtype, name
+            assert actual[name].shape == expected[name].shape, name
+            assert actual[name].tobytes() == expected[name].tobytes(), (name, actual[name], expected[name])
+
+    return compare

@@ -1,0 +1,329 @@
+"""State has one discipline: the call observes, `step()` commits, and nothing else changes anything."""
+
+import math
+import operator
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from loss_balancers.parity.bits import assert_same_bits
+
+NAN, INF = math.nan, math.inf
+
+
+def nothing_pending(state):
+    return not state["pending"].any()
+
+
+def test_a_call_observes_and_changes_nothing_else(make, draw, values, assert_same_state):
+    balancer = make()
+    before = values(balancer)
+    balancer(draw(0))
+    balancer(draw(1))
+    assert_same_state(balancer, before, apart_from=["pending"])
+    sums = [draw(0)[name] + draw(1)[name] for name in draw()] if "total" in before else []
+    assert_same_bits(balancer.pending[...], jnp.asarray([*sums, 2.0, 0.0]))
+
+
+def test_step_commits(make, draw, values, assert_same_state):
+    balancer = make()
+    before = values(balancer)
+    balancer(draw())
+    balancer.step()
+    assert balancer.steps[...] == 1
+    assert nothing_pending(values(balancer))
+    if "total" in before:
+        assert_same_bits(balancer.total[...], jnp.stack([*draw().values()]))
+        assert_same_bits(balancer.fix[...], jnp.ones(3))
+    else:
+        assert_same_state(balancer, before, apart_from=["steps"])
+
+
+def test_a_step_without_an_observation_counts_and_no_more(make, draw, values, assert_same_state):
+    balancer = make()
+    balancer(draw())
+    balancer.step()
+    before = values(balancer)
+    balancer.step()
+    assert balancer.steps[...] == 2
+    assert_same_state(balancer, before, apart_from=["steps"])
+
+
+def test_eval_observes_nothing(make, draw, values, assert_same_state):
+    balancer = make(auto_step=1)
+    balancer(draw())
+    before = values(balancer)
+    balancer.eval()
+    for _ in range(3):
+        balancer(draw(1))
+    assert_same_state(balancer, before)
+
+
+def test_weights_and_breakdown_change_no_state(make, draw, values, assert_same_state):
+    balancer = make(auto_step=1)
+    balancer(draw())
+    before = values(balancer)
+    balancer.weights(draw(1))
+    balancer.breakdown(draw(1))
+    assert_same_state(balancer, before)
+
+
+def test_micro_batches_are_averaged(make_observing, draw):
+    balancer, whole = make_observing(), make_observing()
+    for seed in range(4):
+        balancer(draw(seed))
+    sums = dict(draw(0))
+    for seed in range(1, 4):
+        sums = {name: sums[name] + x for name, x in draw(seed).items()}
+    whole({name: x / 4 for name, x in sums.items()})
+    for each in (balancer, whole):
+        each.step()
+    assert_same_bits(balancer.total[...], whole.total[...])
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
+def test_what_is_not_finite_shows_in_the_aggregate_and_never_in_state(make_observing, draw, bad, assert_same_state):
+    balancer, spared = make_observing(), make_observing()
+    for each in (balancer, spared):
+        each(draw(0))
+        each.step()
+        each(draw(1))
+    for name in draw():
+        aggregate = balancer({**draw(2), name: jnp.float32(bad)})
+        assert not jnp.isfinite(aggregate)
+    for each in (balancer, spared):
+        each.step()
+    assert balancer.skipped[...] == 3
+    assert_same_state(balancer, spared, apart_from=["skipped"])
+
+
+def test_a_sum_that_overflows_leaves_its_last_observation_out(make_observing, draw):
+    balancer = make_observing()
+    large = {**draw(), "MSE_1": jnp.float32(3e38)}
+    balancer(large)
+    balancer(large)
+    balancer.step()
+    assert balancer.skipped[...] == 1
+    assert balancer.total[...][1] == jnp.float32(3e38)
+
+
+def test_only_what_is_not_finite_is_no_observation(make_observing, draw, values, assert_same_state):
+    balancer = make_observing()
+    before = values(balancer)
+    balancer({**draw(), "MSE_1": jnp.float32(NAN)})
+    balancer.step()
+    assert_same_state(balancer, before, apart_from=["steps", "skipped"])
+    assert (balancer.steps[...], balancer.skipped[...]) == (1, 1)
+
+
+BAD = {
+    "no-mapping": (lambda x: list(x.values()), TypeError, "must be a mapping"),
+    "a-number": (lambda x: {**x, "MSE_1": 1.0}, TypeError, "'MSE_1' must be a floating-point array"),
+    "an-integer": (lambda x: {**x, "MSE_1": jnp.int32(1)}, TypeError, "array of int32"),
+    "another-shape": (lambda x: {**x, "MSE_1": jnp.ones(2)}, ValueError, "one shape"),
+    "no-kd-loss": (lambda x: {"student_loss": x["student_loss"]}, ValueError, "at least one KD loss"),
+}
+
+
+@pytest.mark.parametrize("call", ["__call__", "observe", "weights", "breakdown"])
+@pytest.mark.parametrize(("spoil", "kind", "message"), BAD.values(), ids=BAD)
+def test_a_call_that_fails_changes_nothing(make, draw, values, assert_same_state, spoil, kind, message, call):
+    balancer = make(auto_step=1)
+    balancer(draw())
+    before = values(balancer)
+    with pytest.raises(kind, match=message):
+        getattr(balancer, call)(spoil(draw()))
+    assert_same_state(balancer, before)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "another"])
+def test_names_are_fixed(make, draw, values, assert_same_state, change):
+    balancer = make(auto_step=1)
+    losses = draw()
+    if change != "extra":
+        del losses["LogitsKL_0"]
+    if change != "missing":
+        losses["Logits_7" if balancer.names else "LogitsKL_7"] = jnp.float32(1.0)
+    if not balancer.names and change == "another":
+        return  # takes any names that have one logits loss
+    balancer(draw())
+    before = values(balancer)
+    with pytest.raises(ValueError, match="built for" if balancer.names else 'exactly one KD loss whose name holds "Logits"'):
+        balancer(losses)
+    assert_same_state(balancer, before)
+
+
+def test_losses_that_make_weights_must_be_scalars(make, draw, values, assert_same_state):
+    balancer = make()
+    losses = {name: jnp.broadcast_to(x, (2,)) for name, x in draw().items()}
+    if type(balancer).__name__ in ("ScheduledLossBalancer", "WeightedSumLossBalancer"):
+        assert balancer(losses).shape == (2,)
+        return
+    before = values(balancer)
+    with pytest.raises(ValueError, match=r"must be scalars, of shape \(\)"):
+        balancer(losses)
+    assert_same_state(balancer, before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_auto_step_commits_at_the_start_of_a_call(make, draw, count, assert_same_state):
+    by_itself, by_hand = make(auto_step=count), make()
+    steps = []
+    for i in range(8):
+        if i and i % count == 0:
+            by_hand.step()
+        losses = {**draw(i), "MSE_1": jnp.float32(NAN)} if i % 3 == 2 else draw(i)
+        assert_same_bits(by_itself(losses), by_hand(losses))
+        assert_same_state(by_itself, by_hand)
+        steps.append(int(by_itself.steps[...]))
+    assert steps == [i // count for i in range(8)]
+
+
+def test_auto_step_and_step_go_together(make, draw):
+    balancer = make(auto_step=2)
+    balancer(draw())
+    balancer.step()
+    balancer(draw())
+    balancer(draw())
+    assert balancer.steps[...] == 1
+    balancer(draw())
+    assert balancer.steps[...] == 2
+
+
+@pytest.mark.parametrize("given", [0, -1, True, 1.0, "2"])
+def test_auto_step_is_a_count(make, given):
+    with pytest.raises((TypeError, ValueError), match="`auto_step` must be None or an int of at least 1"):
+        make(auto_step=given)
+
+
+@pytest.mark.parametrize("given", [True, 1, (), ("i", 2), ["i"]])
+def test_an_axis_name_is_one(make, given):
+    with pytest.raises(TypeError, match="`axis_name` must be None, the name of an axis or a tuple of names"):
+        make(axis_name=given)
+
+
+# --- observe --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("auto_step", [None, 2])
+def test_observe_is_what_a_training_call_observes(make, draw, auto_step, assert_same_state):
+    calling, observing = make(auto_step=auto_step), make(auto_step=auto_step)
+    observing.eval()
+    for i in range(5):
+        calling(draw(i))
+        observing.observe(draw(i))
+        assert_same_state(observing, calling)
+        calling.eval()
+        assert_same_bits(observing(draw(i)), calling(draw(i)))
+        calling.train()
+        if i % 2:
+            calling.step()
+            observing.step()
+
+
+# --- the warning ----------------------------------------------------------------------------------------------------
+
+
+class Model(nnx.Module):
+    def __init__(self, balancer):
+        self.balancer = balancer
+
+    def __call__(self, losses):
+        return self.balancer(losses)
+
+
+@pytest.mark.parametrize("way", ["call", "inside-a-model", "observe"])
+def test_who_never_steps_is_warned_once_and_by_line(make, draw, way):
+    balancer = make()
+    call = {"call": balancer, "inside-a-model": Model(balancer), "observe": balancer.observe}[way]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(99):
+            call(draw())
+        assert not caught
+        for _ in range(200):
+            call(draw())
+    (warning,) = caught
+    assert warning.category is UserWarning
+    assert str(warning.message).startswith("`step()` was not called in 100 training forwards")
+    assert warning.filename == __file__
+    with open(__file__) as source:
+        line = source.readlines()[warning.lineno - 1]
+    assert line.strip() == ("return self.balancer(losses)" if way == "inside-a-model" else "call(draw())")
+
+
+@pytest.mark.parametrize("why", ["stepped", "eval", "auto-step"])
+def test_who_steps_is_not_warned(make, draw, why):
+    balancer = make(auto_step=1000 if why == "auto-step" else None)
+    if why == "eval":
+        balancer.eval()
+    for i in range(150):
+        balancer(draw())
+        if i == 50 and why == "stepped":
+            balancer.step()
+
+
+# --- what is logged -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+def test_breakdown(make, draw, dtype):
+    balancer = make()
+    losses = draw(dtype=dtype)
+    for _ in range(3):
+        balancer(losses)
+        balancer.step()
+        parts, weights = balancer.breakdown(losses), balancer.weights(losses)
+        names = ["LogitsKL_0", "MSE_1", "student_loss"]
+        assert list(weights) == names
+        assert list(parts) == [f"{name}/{part}" for name in names for part in ("raw", "weight", "weighted")] + ["total"]
+        assert_same_bits(parts["total"], balancer(losses))
+        for name in names:
+            raw, weight, weighted = (parts[f"{name}/{part}"] for part in ("raw", "weight", "weighted"))
+            assert_same_bits(raw, losses[name])
+            assert_same_bits(weight, weights[name])
+            wide = weighted.dtype
+            assert_same_bits(weighted, raw.astype(wide) * weight.astype(wide))
+        assert all(x.ndim == 0 for x in parts.values())
+        total = sum(parts[f"{name}/weighted"] for name in names)
+        np.testing.assert_allclose(parts["total"].astype(jnp.float32), total, rtol=0.01 if dtype == jnp.bfloat16 else 1e-6)
+
+
+def test_a_student_reduction_comes_first(make, draw):
+    balancer, reduced = make(), make()
+    balancer.set_student_loss_reduction_fn(jnp.sum)
+    losses = {**draw(), "student_loss": jnp.ones(5)}
+    expected = {**draw(), "student_loss": jnp.float32(5.0)}
+    assert_same_bits(balancer(losses), reduced(expected))
+    assert_same_bits(balancer.breakdown(losses)["student_loss/raw"], jnp.float32(5.0))
+    assert_same_bits(balancer.pending[...], reduced.pending[...])
+
+
+def test_the_callers_dict_is_unchanged(make, draw):
+    balancer = make()
+    balancer.set_student_loss_reduction_fn(operator.neg)
+    losses = draw()
+    before = dict(losses)
+    for call in (balancer, balancer.observe, balancer.weights, balancer.breakdown):
+        call(losses)
+    assert list(losses) == list(before)
+    assert all(losses[name] is before[name] for name in losses)
+
+
+def test_the_order_of_the_dict_does_not_matter(make, draw, assert_same_state):
+    one, other = make(), make()
+    for i in range(4):
+        losses = draw(i)
+        assert_same_bits(one(losses), other(dict(reversed(losses.items()))))
+        one.step()
+        other.step()
+    assert_same_state(one, other)
+
+
+def test_repr_shows_the_settings(make):
+    shown = repr(make())
+    assert shown.startswith(type(make()).__name__ + "(")
+    assert "Schedule(0: " in shown
