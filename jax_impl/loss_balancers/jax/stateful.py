@@ -204,7 +204,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         self._forwards.count = -1
         self._commit(always())
         if self._axis_name is not None:
-            # Nothing pending on any device: for `shard_map` a select between that and what one device has seen is not the same on all.
+            # Cleared on all devices alike, and of a type that says so: what a select leaves of one device's sums is not.
             _write(self._state()["pending"], jnp.zeros(self._values()["pending"].shape, FLOAT))
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, Array]:

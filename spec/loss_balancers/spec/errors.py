@@ -391,8 +391,8 @@ def axis_name_type(received: Any) -> TypeError:
 def across_a_transform() -> RuntimeError:
     return RuntimeError(
         "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "
-        "and use the transform of `nnx` (`nnx.jit`, `nnx.value_and_grad`), or call `eval()` on it, and `observe(loss)` and `step()` "
-        "outside of the transform."
+        "and use the transform of `nnx` (`nnx.jit`, `nnx.value_and_grad`), or call `eval()` on it, and `observe(loss)` and "
+        "`step()` outside of the transform."
     )
 
 

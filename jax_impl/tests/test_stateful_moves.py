@@ -1,0 +1,234 @@
+"""State goes where the model goes: copies, checkpoints, NNX's own ways, and stays what it is, with x64 and without."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from loss_balancers.jax import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
+from loss_balancers.jax.stateful import BalancerState, BalancerTable
+from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import schedules
+
+
+def train(balancer, draw, steps=3, start=0):
+    """Some steps, and an observation that is not committed yet."""
+    for i in range(start, start + steps):
+        balancer(draw(i))
+        balancer.step()
+    balancer(draw(start + steps))
+    return balancer
+
+
+def by_update(balancer, make):
+    other = make()
+    nnx.update(other, nnx.state(balancer, BalancerState))
+    return other
+
+
+def by_export(balancer, make):
+    other = make()
+    other.load_state(balancer.export_state())
+    return other
+
+
+def by_pure_dict(balancer, make):
+    other, state = make(), nnx.state(make(), BalancerState)
+    nnx.replace_by_pure_dict(state, nnx.to_pure_dict(nnx.state(balancer, BalancerState)))
+    nnx.update(other, state)
+    return other
+
+
+COPIES = {
+    "deepcopy": lambda b, make: copy.deepcopy(b),
+    "pickle": lambda b, make: pickle.loads(pickle.dumps(b)),
+    "clone": lambda b, make: nnx.clone(b),
+    "split-merge": lambda b, make: nnx.merge(*pickle.loads(pickle.dumps(nnx.split(b)))),
+    "update": by_update,
+    "pure-dict": by_pure_dict,
+    "export": by_export,
+}
+
+
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+def test_a_copy_goes_on_as_the_original_does(make, draw, way, values, assert_same_state):
+    balancer = train(make(), draw)
+    before = values(balancer)
+    other = way(balancer, make)
+    assert_same_state(other, balancer)
+    train(other, draw, start=20)
+    assert_same_state(balancer, before)  # a copy shares nothing
+    other.load_state(balancer.export_state())
+    for i in range(5):
+        assert_same_bits(other(draw(i)), balancer(draw(i)))
+        other.step()
+        balancer.step()
+    assert_same_state(other, balancer)
+
+
+def test_orbax(make, draw, tmp_path, assert_same_state):
+    balancer, other = train(make(), draw), make()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", nnx.state(balancer, BalancerState))
+        checkpointer.wait_until_finished()
+        nnx.update(other, checkpointer.restore(tmp_path / "state", nnx.state(other, BalancerState)))
+    assert_same_state(other, balancer)
+    assert_same_bits(other(draw(9)), balancer(draw(9)))
+
+
+def test_a_whole_model_is_saved_with_its_balancer(make, draw, tmp_path, assert_same_state):
+    class Model(nnx.Module):
+        def __init__(self):
+            self.student, self.balancer = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), make()
+
+    model, other = Model(), Model()
+    train(model.balancer, draw)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "model", nnx.to_pure_dict(nnx.state(model)))
+        checkpointer.wait_until_finished()
+        state = nnx.state(other)
+        nnx.replace_by_pure_dict(state, checkpointer.restore(tmp_path / "model", nnx.to_pure_dict(state)))
+    nnx.update(other, state)
+    assert_same_state(other.balancer, model.balancer)
+
+
+def test_what_is_in_the_state(make):
+    balancer = make()
+    state = nnx.state(balancer, BalancerState)
+    assert sorted(state) == sorted(balancer.export_state()["state"])
+    assert all(type(key) is str for path, _ in nnx.to_flat_state(nnx.state(balancer)) for key in path)
+    assert all(
+        type(variable) in (BalancerState, BalancerTable) for variable in jax.tree.leaves(nnx.state(balancer), is_leaf=_is_variable)
+    )
+    assert {x[...].dtype for x in jax.tree.leaves(state, is_leaf=_is_variable)} <= {np.dtype("int32"), np.dtype("float32")}
+    assert nnx.variablelib.variable_name_from_type(BalancerState) == "balancer_state"
+    assert nnx.variablelib.variable_name_from_type(BalancerTable) == "balancer_table"
+    assert not jax.tree.leaves(nnx.state(balancer, nnx.Param))
+
+
+def _is_variable(x):
+    return isinstance(x, nnx.Variable)
+
+
+def test_nothing_is_allocated_at_a_call(make, draw):
+    balancer = make()
+    attributes = set(vars(balancer))
+    before = [(path, x.shape, x.dtype) for path, x in nnx.to_flat_state(nnx.state(balancer))]
+    for _ in range(3):
+        balancer(draw())
+        balancer.step()
+    assert [(path, x.shape, x.dtype) for path, x in nnx.to_flat_state(nnx.state(balancer))] == before
+    assert set(vars(balancer)) == attributes
+
+
+# --- x64 ------------------------------------------------------------------------------------------------------------
+
+
+def test_x64_changes_no_bit_and_no_format(make, draw, assert_same_state):
+    exported = train(make(), draw).export_state()
+    with jax.enable_x64(True):
+        other = train(make(), draw)
+        assert_same_state(other, exported["state"])
+        other.load_state(exported)
+        compiled = nnx.jit(lambda balancer, losses: (balancer(losses), balancer.step())[0])
+        aggregate = compiled(other, draw(8))
+        back = other.export_state()
+    balancer = make()
+    balancer.load_state(exported)
+    assert_same_bits(aggregate, balancer(draw(8)))
+    balancer.step()
+    assert_same_state(balancer, back["state"])
+    balancer.load_state(back)
+
+
+def test_float64_losses(make, draw):
+    with jax.enable_x64(True):
+        balancer = make()
+        losses = {name: jnp.asarray(np.asarray(x, np.float64) / 3) for name, x in draw().items()}
+        eager = balancer(losses)
+        assert eager.dtype == jnp.float64
+        other = make()
+        assert_same_bits(nnx.jit(lambda balancer, losses: balancer(losses))(other, losses), eager)
+        assert_same_bits(other.pending[...], balancer.pending[...])
+        assert other.pending[...].dtype == jnp.float32
+
+
+# --- export and load ------------------------------------------------------------------------------------------------
+
+
+def test_an_exported_state_that_does_not_fit_changes_nothing(make, draw, values, assert_same_state):
+    balancer = train(make(), draw)
+    before = values(balancer)
+    good = train(make(), draw, steps=5).export_state()
+    state = good["state"]
+    for bad, kind in [
+        (None, TypeError),
+        ({**good, "schema": "loss-balancers-state/0"}, ValueError),
+        (EMANormalizedLossBalancer(("Logits_0", "student_loss")).export_state(), ValueError),
+        ({**good, "state": {**state, "steps": state["steps"] - 99}}, ValueError),
+        ({**good, "state": {**state, "pending": state["pending"].astype("float64")}}, ValueError),
+        ({**good, "state": {**state, "more": state["steps"]}}, ValueError),
+    ]:
+        with pytest.raises(kind):
+            balancer.load_state(bad)
+        assert_same_state(balancer, before)
+    balancer.load_state(good)
+    assert_same_state(balancer, state)
+
+
+def test_an_exported_state_is_a_copy(make, draw, assert_same_state):
+    balancer = train(make(), draw)
+    exported = balancer.export_state()
+    before = copy.deepcopy(exported["state"])
+    train(balancer, draw)
+    balancer.load_state(exported)
+    train(balancer, draw)
+    assert_same_state(exported["state"], before)
+    balancer.load_state(exported)
+    for array in exported["state"].values():
+        array[...] = 7
+    assert_same_state(balancer, before)
+
+
+# --- the cost of settings -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1_000_000])
+def test_a_long_table_is_not_hashed_at_every_call(steps, draw):
+    """A table is bytes, whose hash Python keeps, and a variable: one trace, and a call costs what it costs with a short one."""
+    table = schedules.tabulate(lambda step: step / steps, steps)
+    traces, times = [], {}
+
+    @nnx.jit
+    def compiled(balancer, losses):
+        traces.append(1)
+        aggregate = balancer(losses)
+        balancer.step()
+        return aggregate
+
+    import time
+
+    for name, schedule in {"short": schedules.linear(0.0, 1.0, 2), "long": table}.items():
+        balancer = ScheduledLossBalancer(schedule, names=tuple(draw()))
+        compiled(balancer, draw()).block_until_ready()
+        losses = draw()
+        rounds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            for _ in range(20):
+                aggregate = compiled(balancer, losses)
+            aggregate.block_until_ready()
+            rounds.append(time.perf_counter() - start)
+        times[name] = min(rounds) / 20
+    assert len(traces) == 2
+    assert times["long"] < 3 * times["short"] + 1e-3, times  # the hash of 8 MB alone takes 2 ms
+
+
+def test_a_balancer_that_never_changes_needs_no_table_of_steps():
+    table = LogitsAndIntermediatesLossBalancer(2.0).export_state()["settings"]
+    assert table["kd_loss_scale"] == {"points": [[0, 2.0, "linear"]]}
