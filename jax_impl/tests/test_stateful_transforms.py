@@ -114,6 +114,19 @@ def test_the_table_is_no_constant_of_the_graph(draw):
 
 @of_each_sort
 @pytest.mark.parametrize("auto_step", [None, 2], ids=["step", "auto-step"])
+def test_state_is_replaced_not_scattered_into(make, draw, auto_step):
+    balancer = make(auto_step=auto_step)
+    graphdef, state = nnx.split(balancer)
+
+    def step(state, losses):
+        merged = nnx.merge(graphdef, state)
+        return train_step(merged, losses), nnx.state(merged)
+
+    assert "scatter" not in jax.jit(step).lower(state, draw()).as_text()
+    assert "scatter" in jax.jit(lambda x: x.at[0].set(1.0)).lower(jnp.zeros(3)).as_text()  # the search can see
+
+
+@pytest.mark.parametrize("auto_step", [None, 2], ids=["step", "auto-step"])
 @pytest.mark.parametrize("way", ["eager", "jit"])
 def test_no_transfer(make, draw, way, auto_step):
     balancer = make(auto_step=auto_step)

@@ -146,7 +146,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
     In training mode `__call__` observes the losses and changes no weight; :meth:`step` commits, once per optimizer step. Nothing
     is observed in eval mode (``model.eval()`` sets ``use_running_average``), nor when a call is recomputed in a backward
-    (`jax.remat`).
+    (`nnx.remat`).
+
+    A transform must have the balancer, or its state, as an argument: `nnx.jit` and its like, or `jax.jit` over `nnx.split` and
+    `nnx.merge`. With global arrays under `jit` nothing is to be done for several devices. In a `shard_map`, where losses are those of
+    one device, pass ``axis_name`` and call `step()` in the same `shard_map` as the calls that it commits: before it ``pending`` is
+    each device's own (in a scan of micro-batches there, `jax.lax.pcast` it to "varying" first), after it all state is everywhere the same.
+
+    Who never calls `step()` is warned at the 100th call in Python: a compiled call is one when it is traced, and no more.
 
     State:
         ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(n + 2,)``, what was observed since the last commit. Each is
