@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from loss_balancers.jax import EMANormalizedLossBalancer
-from loss_balancers.jax.stateful import BalancerState
+from loss_balancers.jax.carried import BalancerState
 from loss_balancers.parity.bits import assert_same_bits
 
 NAMES = ("MSELoss_0", "KLDivLoss_1", "student_loss")

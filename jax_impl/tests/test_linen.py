@@ -6,7 +6,9 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from loss_balancers.jax import ScheduledLossBalancer
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import schedules
 
 STATE = ["balancer_state"]
 
@@ -101,9 +103,6 @@ def test_errors_keep_their_class_and_words(linen, draw):
 
 
 def test_the_table_is_no_constant_of_the_graph(draw):
-    from loss_balancers.jax import ScheduledLossBalancer
-    from loss_balancers.spec import schedules
-
     model = Student(ScheduledLossBalancer, (schedules.linear(0.0, 1.0, 100_000), tuple(draw())))
     variables = model.init(jax.random.key(0), draw())
     text = jax.jit(lambda variables, losses: model.apply(variables, losses, mutable=STATE)).lower(variables, draw()).as_text()

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from loss_balancers.jax import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
-from loss_balancers.jax.stateful import BalancerState, BalancerTable
+from loss_balancers.jax.carried import BalancerState, BalancerTable
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import schedules
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from loss_balancers import spec
+from loss_balancers.jax.carried import BalancerState
 from loss_balancers.jax.functional import balance
 from loss_balancers.jax.portable import div, rmul
 from loss_balancers.jax.rounding import keep
-from loss_balancers.jax.stateful import FLOAT, BalancerState, Inputs, State, StatefulLossBalancer, look_up
+from loss_balancers.jax.stateful import FLOAT, Inputs, State, StatefulLossBalancer, look_up
 from loss_balancers.spec import Schedule
 
 

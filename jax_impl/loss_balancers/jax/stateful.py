@@ -12,13 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.errors import TraceContextError
 from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, write
 from loss_balancers.jax.portable import div, rmul
 from loss_balancers.jax.rounding import compute_dtype, keep, narrow, widen
 
@@ -28,16 +27,6 @@ FLOAT = np.dtype(np.float32)
 
 #: After how many training calls without a `step()` a balancer warns.
 _PATIENCE = 100
-
-
-@nnx.register_variable_name("balancer_state")
-class BalancerState(nnx.Variable):
-    """One entry of a balancer's state: select all of it with ``nnx.state(model, BalancerState)``."""
-
-
-@nnx.register_variable_name("balancer_table")
-class BalancerTable(nnx.Variable):
-    """A balancer's weights at every step. It follows from the settings and never changes: no checkpoint needs it."""
 
 
 @partial(jax.jit, inline=True)
@@ -110,36 +99,6 @@ def always() -> Array:
     return jnp.ones((), bool)
 
 
-def _check_axis_name(axis_name: Any) -> None:
-    """Refuses what is no name of an axis, several, or None."""
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    if axis_name is not None and not (names and all(isinstance(name, str) for name in names)):
-        raise spec.errors.axis_name_type(axis_name)
-
-
-def _write(variable: BalancerState, value: Array) -> None:
-    try:
-        variable[...] = value
-    except TraceContextError as error:
-        raise spec.errors.across_a_transform() from error
-
-
-class Forwards:
-    """How many training calls there were before the first `step()`, -1 from then on.
-
-    Kept out of what JAX compares, as `WarnedOnce`.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Forwards)
-
-    def __hash__(self) -> int:
-        return hash(Forwards)
-
-
 class StatefulLossBalancer(DistillationLossBalancer):
     """What the balancers that change over time share.
 
@@ -149,9 +108,9 @@ class StatefulLossBalancer(DistillationLossBalancer):
     (`nnx.remat`).
 
     A transform must have the balancer, or its state, as an argument: `nnx.jit` and its like, or `jax.jit` over `nnx.split` and
-    `nnx.merge`. With global arrays under `jit` nothing is to be done for several devices. In a `shard_map`, where losses are those of
-    one device, pass ``axis_name`` and call `step()` in the same `shard_map` as the calls that it commits: before it ``pending`` is
-    each device's own (in a scan of micro-batches there, `jax.lax.pcast` it to "varying" first), after it all state is everywhere the same.
+    `nnx.merge`. With global arrays under `jit`, several devices need nothing. In a `shard_map`, whose losses are those of one
+    device, pass ``axis_name``, and call `step()` in the same `shard_map` as the calls that it commits: until then ``pending`` is
+    each device's own (carried by a scan there, `jax.lax.pcast` it to "varying" first); after it, all state is the same everywhere.
 
     Who never calls `step()` is warned at the 100th call in Python: a compiled call is one when it is traced, and no more.
 
@@ -170,7 +129,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
     def __init__(self, settings: Any, auto_step: int | None, axis_name: Any) -> None:
         super().__init__()
         spec.check_auto_step(auto_step)
-        _check_axis_name(axis_name)
+        check_axis_name(axis_name)
         self._settings = settings
         self._auto_step = auto_step
         self._axis_name = axis_name
@@ -212,7 +171,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         self._commit(always())
         if self._axis_name is not None:
             # Cleared on all devices alike, and of a type that says so: what a select leaves of one device's sums is not.
-            _write(self._state()["pending"], jnp.zeros(self._values()["pending"].shape, FLOAT))
+            write(self._state()["pending"], jnp.zeros(self._values()["pending"].shape, FLOAT))
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, Array]:
         """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
@@ -311,7 +270,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         else:
             due = enough(pending[...], self._auto_step)
             self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
-        _write(pending, observed(pending[...], losses))
+        write(pending, observed(pending[...], losses))
 
     def _commit(self, due: Array) -> None:
         """Commits where ``due``; the decision stays on the device."""
@@ -320,7 +279,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         mean, informative = pending_mean(pending)
         own = {name: jnp.where(due & informative, value, state[name]) for name, value in self._committed(mean).items()}
         for name, value in (own | advanced(state, pending, due)).items():
-            _write(variables[name], value)
+            write(variables[name], value)
 
     def _over_ranks(self, pending: Array) -> Array:
         """The sum of ``pending`` over the mapped axis, if there is one."""

@@ -1,0 +1,56 @@
+"""How a balancer carries its state: NNX variables, how they are written, over which axis, and what JAX must not compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+from flax.errors import TraceContextError
+from jax import Array
+
+from loss_balancers.spec import errors
+
+
+@nnx.register_variable_name("balancer_state")
+class BalancerState(nnx.Variable):
+    """One entry of a balancer's state: select all of it with ``nnx.state(model, BalancerState)``."""
+
+
+@nnx.register_variable_name("balancer_table")
+class BalancerTable(nnx.Variable):
+    """A balancer's weights at every step. It follows from the settings and never changes: no checkpoint needs it."""
+
+
+def write(variable: BalancerState, value: Array) -> None:
+    """Gives a variable its next value.
+
+    Raises:
+        RuntimeError: The variable is of outside the transform that this is in: the value could not get out.
+    """
+    try:
+        variable[...] = value
+    except TraceContextError as error:
+        raise errors.across_a_transform() from error
+
+
+def check_axis_name(axis_name: Any) -> None:
+    """Refuses what is no name of an axis, several, or None."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise errors.axis_name_type(axis_name)
+
+
+class Forwards:
+    """How many training calls there were before the first `step()`, -1 from then on.
+
+    Kept out of what JAX compares, as `WarnedOnce`.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Forwards)
+
+    def __hash__(self) -> int:
+        return hash(Forwards)
