@@ -1,0 +1,190 @@
+"""What one of several ranks does, in a process of its own: `python ranks_program.py FOLDER RANK WORLD` writes what it saw."""
+
+import copy
+import datetime
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from loss_balancers.torch import EMANormalizedLossBalancer, ScheduledLossBalancer
+
+NAMES = ("KL_0", "MSE_1", "student_loss")
+BATCH, STEPS = 64, 5
+
+
+def per_sample(step, exact):
+    """The losses of each sample of a step's batch, shape (BATCH, 3): dyadic numbers whose sums are exact, or any."""
+    generator = torch.Generator().manual_seed(step)
+    drawn = torch.randint(1, 256, (BATCH, len(NAMES)), generator=generator) * 0.125
+    return drawn if exact else drawn * 0.1
+
+
+def losses(rows):
+    """The mean of each loss over some samples."""
+    return dict(zip(NAMES, rows.mean(0).unbind(), strict=True))
+
+
+def in_bits(state):
+    """State as text that keeps every bit."""
+    return {name: [float(x).hex() for x in value.flatten()] for name, value in state.items()}
+
+
+def split(world, micro_batches, exact=True, group=None, rank=0):
+    """The state after some steps, the batch split over ranks and micro-batches."""
+    balancer = EMANormalizedLossBalancer(NAMES, process_group=group)
+    for step in range(STEPS):
+        mine = per_sample(step, exact).chunk(world)[rank]
+        for rows in mine.chunk(micro_batches):
+            balancer(losses(rows))
+        balancer.step()
+    return in_bits(balancer.state_dict())
+
+
+class Model(nn.Module):
+    """A student with a balancer inside, its losses dyadic: the last bits are no matter of the model's."""
+
+    def __init__(self, balancer):
+        super().__init__()
+        self.scale = nn.Linear(1, 4, bias=False)
+        nn.init.ones_(self.scale.weight)
+        self.balancer = balancer
+
+    def forward(self, rows):
+        zero = (self.scale(torch.ones(1, 1)).sum() - 4.0) * 0.0  # so that the weights are used, and change nothing
+        return self.balancer({name: x + zero for name, x in losses(rows).items()})
+
+
+def wrapped(wrap, balancer, rank, world):
+    """The state after some steps in a wrapper; every rank has other losses, four micro-batches a step."""
+    model = wrap(Model(balancer))
+    for step in range(STEPS):
+        for rows in per_sample(step, exact=True).chunk(world)[rank].chunk(4):
+            model(rows).backward()
+        balancer.step()
+    return model
+
+
+def sharded(model):
+    """FSDP2, as on a mesh of devices."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(model.scale, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def checkpointed(model):
+    """The balancer of another model, after a distributed checkpoint read on rank 0 went to all."""
+    everything = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    saved = get_model_state_dict(model, options=everything)
+    with torch.device("meta"):
+        other = sharded(Model(EMANormalizedLossBalancer(NAMES)))
+    other.to_empty(device="cpu")
+    everything = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(other, saved if dist.get_rank() == 0 else {}, options=everything)
+    other(per_sample(0, exact=True))
+    return other.balancer.state_dict()
+
+
+class CountsReductions:
+    """Counts the all-reduces of a block, and how large they are."""
+
+    def __enter__(self):
+        self.sizes, self.all_reduce = [], dist.all_reduce
+
+        def counted(tensor, *args, **kwargs):
+            self.sizes.append(tensor.numel())
+            return self.all_reduce(tensor, *args, **kwargs)
+
+        dist.all_reduce = counted
+        return self
+
+    def __exit__(self, *_):
+        dist.all_reduce = self.all_reduce
+
+
+def counted_reductions(rank):
+    """What is reduced: in a step, in forwards, in forwards that commit by themselves."""
+    balancer, seen = EMANormalizedLossBalancer(NAMES), {}
+    with CountsReductions() as counts:
+        for _ in range(3):
+            balancer(losses(per_sample(rank, exact=True)))
+        balancer.weights(losses(per_sample(rank, exact=True)))
+    seen["forwards"] = counts.sizes
+    with CountsReductions() as counts:
+        balancer.step()
+    seen["step"] = counts.sizes
+    balancer = EMANormalizedLossBalancer(NAMES, auto_step=2)
+    with CountsReductions() as counts:
+        for step in range(4):
+            balancer(losses(per_sample(step, exact=True)))
+    seen["auto_step"], seen["auto_step state"] = counts.sizes, in_bits(balancer.state_dict())
+    return seen
+
+
+def uneven(rank):
+    """Rank 0 has two micro-batches, rank 1 none, the others a NaN and one."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    if rank == 0:
+        balancer(losses(per_sample(0, exact=True)[:32]))
+        balancer(losses(per_sample(0, exact=True)[32:]))
+    elif rank > 1:
+        balancer({**losses(per_sample(0, exact=True)), "MSE_1": torch.tensor(float("nan"))})
+        balancer(losses(per_sample(rank, exact=True)))
+    balancer.step()
+    return in_bits(balancer.state_dict())
+
+
+def groups(rank, world):
+    """A group of the even ranks; no group."""
+    even = dist.new_group(list(range(0, world, 2)))
+    balancer = EMANormalizedLossBalancer(NAMES, process_group=even)
+    alone = EMANormalizedLossBalancer(NAMES, process_group=False)
+    copied = copy.deepcopy(balancer)
+    for each in (balancer, alone, copied):
+        each(losses(per_sample(rank, exact=True)))
+        each.step()
+    return {"even": in_bits(balancer.state_dict()), "copied": in_bits(copied.state_dict()), "False": in_bits(alone.state_dict())}
+
+
+def compiled(rank):
+    """The step as one graph, its all-reduce in it."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    step = torch.compile(balancer.step, fullgraph=True, backend="aot_eager")
+    for i in range(3):
+        balancer(losses(per_sample(10 * i + rank, exact=False)))
+        step()
+    return in_bits(balancer.state_dict())
+
+
+def main(folder, rank, world):
+    """All of it, on this rank."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store-{world}", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
+    seen = {f"exact, {n}": split(world, n, rank=rank) for n in (1, 4, 16)}
+    seen["inexact"] = split(world, 4, exact=False, rank=rank)
+    seen["reductions"] = counted_reductions(rank)
+    seen["uneven"] = uneven(rank)
+    seen |= groups(rank, world)
+    seen["compiled"] = compiled(rank)
+    balancer = EMANormalizedLossBalancer(NAMES)
+    seen["DDP"] = in_bits(wrapped(DistributedDataParallel, balancer, rank, world).module.balancer.state_dict())
+    balancer = ScheduledLossBalancer([0.25, 0.5], names=NAMES)
+    seen["DDP, scheduled"] = in_bits(wrapped(DistributedDataParallel, balancer, rank, world).module.balancer.state_dict())
+    model = wrapped(sharded, EMANormalizedLossBalancer(NAMES), rank, world)
+    seen["FSDP2"] = in_bits(model.balancer.state_dict())
+    seen["checkpoint"] = in_bits(checkpointed(model))
+    dist.barrier()
+    dist.destroy_process_group()
+    Path(folder, f"{world}-{rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
