@@ -11,7 +11,7 @@ from loss_balancers.parity.bits import from_bits
 from loss_balancers.parity.certificate import make_certificate
 from loss_balancers.parity.lanes import LABELS, find_lanes
 from loss_balancers.parity.run import run_lane
-from loss_balancers.parity.vectors import Value, Vectors, cases, columns, digest
+from loss_balancers.parity.vectors import Value, Vectors, cases, columns, digest, installed_vectors
 from loss_balancers.spec import load_golden
 
 BALANCER = "StaticLossBalancer"
@@ -21,8 +21,23 @@ BALANCER = "StaticLossBalancer"
 def few_vectors() -> dict[str, Vectors]:
     """Two groups of each column; of each group zeros, minus zeros, an infinity, a NaN, and two draws."""
     chosen = [group for found in columns(load_golden(), LABELS).values() for group in found[2:4]]
-    groups = tuple(group._replace(vectors=(*group.vectors[:4], *group.vectors[-4:-2])) for group in chosen)
+    groups = tuple(group._replace(sequences=(*group.sequences[:4], *group.sequences[-4:-2])) for group in chosen)
     return {BALANCER: Vectors(hashlib.sha256(repr(groups).encode()).hexdigest(), groups)}
+
+
+@cache
+def few_sequences() -> dict[str, Vectors]:
+    """Of each balancer that changes over time a group of the first and the last column: two steps of two sequences."""
+    found = {}
+    for balancer, vectors in installed_vectors().items():
+        if balancer != BALANCER:
+            groups = tuple(
+                group._replace(sequences=tuple(sequence[2:4] for sequence in group.sequences[1:3]))
+                for label in (LABELS[0], LABELS[-1])
+                for group in columns(vectors.groups, [label])[balancer, label][:1]
+            )
+            found[balancer] = Vectors(hashlib.sha256(repr(groups).encode()).hexdigest(), groups)
+    return found
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Planted faults, for the tests of lanes: every aggregate an ulp or two too large, or nothing that holds a compiler off.
+"""Planted faults, for the tests of lanes: aggregates, weights, state an ulp or two too large, or nothing that holds a compiler off.
 
 In whatever process runs the lane, so that they reach those that run in one of their own.
 """
@@ -19,6 +19,27 @@ from loss_balancers.parity.lanes import Lane, Result
 from loss_balancers.parity.own_process import in_own_process
 from loss_balancers.spec import Group
 
+#: An ulp of 1 in float32.
+EPS = 2.0**-23
+
+
+class FaultyTorchState(loss_balancers.torch.EMANormalizedLossBalancer):
+    def weights(self, loss: Any) -> Any:
+        return {name: weight * (1 + EPS) for name, weight in super().weights(loss).items()}
+
+    def step(self) -> None:
+        super().step()
+        self.total.mul_(1 + EPS)
+
+
+class FaultyJaxState(loss_balancers.jax.EMANormalizedLossBalancer):
+    def weights(self, loss: Any) -> Any:
+        return {name: weight * (1 + EPS) for name, weight in super().weights(loss).items()}
+
+    def step(self) -> None:
+        super().step()
+        self.total[...] *= 1 + EPS
+
 
 class FaultyTorch(loss_balancers.torch.StaticLossBalancer):
     def forward(self, loss: Any) -> Any:
@@ -36,6 +57,8 @@ def faulty(run: Callable[[Sequence[Group]], Iterable[list[Result]]], groups: Seq
     with (
         mock.patch.object(loss_balancers.torch, "StaticLossBalancer", FaultyTorch),
         mock.patch.object(loss_balancers.jax, "StaticLossBalancer", FaultyJax),
+        mock.patch.object(loss_balancers.torch, "EMANormalizedLossBalancer", FaultyTorchState),
+        mock.patch.object(loss_balancers.jax, "EMANormalizedLossBalancer", FaultyJaxState),
     ):
         yield from list(run(groups))
 
@@ -59,9 +82,9 @@ def _unguarded(run: Callable[[Sequence[Group]], Iterable[list[Result]]], groups:
 def without_guards(lane: Lane) -> Lane:
     """The lane, with balancers that let compilers keep excess precision (torch, A9) or fuse a multiply and an add (JAX, A4).
 
-    In a process of its own, since JAX would keep what it compiled of them.
+    In a process of its own, since JAX would keep what it compiled of them: the variable only tells it apart.
     """
-    return lane._replace(run=partial(in_own_process, {}, partial(_unguarded, lane.run)))
+    return lane._replace(run=partial(in_own_process, {"LOSS_BALANCERS_GUARDS": "off"}, partial(_unguarded, lane.run)))
 
 
 def devices_seen(groups: Sequence[Group]) -> Iterable[Any]:

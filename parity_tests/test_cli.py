@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import loss_balancers.parity.vectors
 from loss_balancers.parity.bits import from_bits, to_bits
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.vectors import Vectors
-from loss_balancers.spec import golden_hash, load_golden
+from loss_balancers.parity.vectors import Vectors, installed_vectors
+from loss_balancers.spec import load_golden
 
 QUICK = ["parity", "--lane", "torch-cpu-eager"]
 
@@ -23,10 +23,11 @@ def test_all_identical_is_exit_status_0_and_the_matrix(tmp_path: Path) -> None:
     file = tmp_path / "matrix.json"
     result = _run(*QUICK, "--json", str(file))
     assert result.exit_code == 0, result.output
-    total = sum(len(group.vectors) for group in load_golden())
+    installed = installed_vectors()
+    total = sum(len(group.vectors) for vectors in installed.values() for group in vectors.groups)
     assert f"1 lanes, {total}/{total} bit-identical" in result.output
     written = json.loads(file.read_text())
-    assert written["vectors"] == {"StaticLossBalancer": golden_hash()}
+    assert written["vectors"] == {balancer: vectors.hash for balancer, vectors in installed.items()}
     assert {cell["lane"] for cell in written["cells"]} == {"1:torch-cpu-eager"}
     assert sum(cell["identical"] for cell in written["cells"]) == written["identical"] == total
     assert [f.name for f in tmp_path.iterdir()] == ["matrix.json"]  # nothing left beside it
@@ -35,10 +36,10 @@ def test_all_identical_is_exit_status_0_and_the_matrix(tmp_path: Path) -> None:
 def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     groups = list(load_golden())
     index = next(i for i, group in enumerate(groups) if group.id == "sequence-2-f32")
-    vector = groups[index].vectors[12]
+    (vector,) = groups[index].sequences[12]
     doctored = vector._replace(aggregate=from_bits(to_bits(vector.aggregate, "f32") + 1, "f32"))
-    vectors = [*groups[index].vectors[:12], doctored, *groups[index].vectors[13:]]
-    groups[index] = groups[index]._replace(vectors=tuple(vectors))
+    sequences = [*groups[index].sequences[:12], (doctored,), *groups[index].sequences[13:]]
+    groups[index] = groups[index]._replace(sequences=tuple(sequences))
     found = {"StaticLossBalancer": Vectors("0" * 64, tuple(groups))}
     monkeypatch.setattr(loss_balancers.parity.vectors, "installed_vectors", lambda: found)
     file = tmp_path / "matrix.json"

@@ -25,10 +25,11 @@ from loss_balancers.parity.lanes import KNOWN_DEVICES, LABELS, Lane, find_lanes,
 from loss_balancers.parity.own_process import in_own_process
 from loss_balancers.parity.run import run_lane
 from loss_balancers.parity.torch_lanes import torch_lanes
-from loss_balancers.parity.vectors import case_name
+from loss_balancers.parity.vectors import case_name, installed_vectors
 from loss_balancers.spec import FORMATS, load_golden
 
 GROUPS = load_golden()
+EMA = load_golden("ema_normalized")
 HERE = find_lanes()
 
 
@@ -136,7 +137,7 @@ def test_another_package_adds_lanes_by_an_entry_point(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    total = 2 * sum(len(group.vectors) for group in GROUPS)
+    total = 2 * sum(len(group.vectors) for vectors in installed_vectors().values() for group in vectors.groups)
     assert f"2 lanes, {total}/{total} bit-identical" in result.stdout
     pid = int(result.stdout.split()[1])
     ran = [file.name.split("-") for file in (tmp_path / "ran").iterdir()]
@@ -187,6 +188,22 @@ def test_a_planted_fault_of_an_ulp_is_found(lane: Lane) -> None:
     assert normal <= set(found)
     assert {found[name].ulp for name in normal} <= {1, 2}
     assert all(math.isfinite(from_bits(found[name].expected, "f32")) for name in normal)
+
+
+@pytest.mark.parametrize("lane", [lane for lane in HERE if lane.device == "cpu"], ids=lambda lane: lane.name)
+def test_a_planted_fault_of_an_ulp_in_weights_and_in_state_is_found(lane: Lane) -> None:
+    """Of the first step, where the one does not follow from the other yet."""
+    if reason := lane.why_absent():
+        pytest.skip(reason)
+    group = next(group for group in EMA if group.label == "f32")
+    (cell,) = run_lane(with_fault(lane), [group._replace(sequences=tuple(s[:2] for s in group.sequences[:1]))], ["f32"])
+    found = {d.what: d.ulp for d in cell.differences if d.case == case_name(group, 0)}
+    names = group.sequences[0][0].weights
+    # The weight of the first loss begins at zero, which is off by nothing.
+    assert set(found) == {f"the weight of {name}" for name in names if name != "MSELoss_0"} | {
+        f"the state's total[{i}]" for i in range(len(names))
+    }
+    assert set(found.values()) <= {1, 2}
 
 
 @pytest.mark.parametrize(

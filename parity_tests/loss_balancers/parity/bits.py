@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 _PACK = {"f16": ("<e", "<H"), "f32": ("<f", "<I"), "f64": ("<d", "<Q")}
-_WIDTH = {"bf16": 16, "f16": 16, "f32": 32, "f64": 64}
-_FORMAT_OF_DTYPE = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
+_WIDTH = {"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "i32": 32}
+#: dtype name to format name: those of losses, and that of the counters in a balancer's state.
+FORMAT_OF_DTYPE = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64", "int32": "i32"}
 
 
 def to_bits(value: float, fmt: str) -> int:
@@ -24,6 +25,10 @@ def to_bits(value: float, fmt: str) -> int:
         if bits & 0xFFFF and not math.isnan(value):
             raise ValueError(f"{value.hex()} is no bf16 value")
         return bits >> 16 | (0x40 if math.isnan(value) else 0)
+    if fmt == "i32":
+        if value != int(value) or not -(2**31) <= value < 2**31:
+            raise ValueError(f"{value.hex()} is no i32 value")
+        return int(value) % 2**32
     float_code, int_code = _PACK[fmt]
     bits = struct.unpack(int_code, struct.pack(float_code, value))[0]
     if not math.isnan(value) and from_bits(bits, fmt) != value:
@@ -35,6 +40,8 @@ def from_bits(bits: int, fmt: str) -> float:
     """The value that the bits stand for."""
     if fmt == "bf16":
         return from_bits(bits << 16, "f32")
+    if fmt == "i32":
+        return float(_ordered(bits, fmt))
     float_code, int_code = _PACK[fmt]
     return struct.unpack(float_code, struct.pack(int_code, bits))[0]
 
@@ -48,6 +55,8 @@ def ulp_distance(a: int, b: int, fmt: str) -> int | None:
 
 def _ordered(bits: int, fmt: str) -> int:
     sign = 1 << (_WIDTH[fmt] - 1)
+    if fmt == "i32":
+        return bits if bits < sign else bits - 2 * sign
     return bits if bits < sign else sign - 1 - bits  # -0 comes right below +0
 
 
@@ -99,11 +108,11 @@ def assert_same_bits(actual: Any, expected: Any, *, nan: Literal["bits", "class"
     if not differ.any():
         return
     index = tuple(int(i) for i in np.argwhere(differ)[0])
-    if a.dtype.name not in _FORMAT_OF_DTYPE:
+    if a.dtype.name not in FORMAT_OF_DTYPE:
         raise AssertionError(
             f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {a[index]} is not {b[index]}"
         )
-    fmt = _FORMAT_OF_DTYPE[a.dtype.name]
+    fmt = FORMAT_OF_DTYPE[a.dtype.name]
     bits_a, bits_b = int(array_bits(actual)[index]), int(array_bits(expected)[index])
     raise AssertionError(f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {describe(bits_a, bits_b, fmt)}")
 
@@ -117,4 +126,6 @@ def describe(actual: int, expected: int, fmt: str) -> str:
 
 def _hex(bits: int, fmt: str) -> str:
     value = from_bits(bits, fmt)
+    if fmt == "i32":
+        return str(int(value))
     return f"nan:{bits:#x}" if math.isnan(value) else value.hex()

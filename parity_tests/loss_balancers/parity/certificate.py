@@ -14,7 +14,7 @@ from loss_balancers.parity.run import Cell, Difference
 from loss_balancers.parity.vectors import Case, Vectors, cases, installed_vectors
 
 SCHEMA = "loss-balancers-certificate/1"
-_HEX_DIGITS = {"bf16": 4, "f16": 4, "f32": 8, "f64": 16}
+_HEX_DIGITS = {"bf16": 4, "f16": 4, "f32": 8, "f64": 16, "i32": 8}
 
 
 class CertificateError(ValueError):

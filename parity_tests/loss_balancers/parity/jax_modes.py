@@ -4,137 +4,82 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import loss_balancers.jax
-from loss_balancers.parity.bits import array_bits
+from loss_balancers.parity.jax_program import Losses, Program, Step, array, batch_of, narrowed, results, wide
 from loss_balancers.parity.lanes import Result
-from loss_balancers.spec import FORMAT_OF_DTYPE, FORMATS, Group
+from loss_balancers.parity.vectors import shape
+from loss_balancers.spec import FORMATS, Group
 
-Losses = dict[str, Array]
-#: From the losses of all groups to their aggregates.
-Aggregates = Callable[[list[Losses]], list[Array]]
-#: From the losses and the cotangents of all groups to their aggregates and gradients.
-Step = Callable[[list[Losses], list[Array]], tuple[list[Array], list[Losses]]]
+Results = Iterator[list[Result]]
 
 
-def run_mode(platform: str, mode: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
+def run_mode(platform: str, mode: str, groups: Sequence[Group]) -> Results:
     """Runs groups in a mode, on the devices of a platform as JAX calls it."""
     devices = jax.local_devices(backend=platform)
     # float64 exists in JAX only with x64: switched on for the vectors that have it, and only inside this function.
     wide = mode == "x64" or any("f64" in group.formats.values() for group in groups)
     with jax.enable_x64(wide), jax.default_device(devices[0]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some vectors drop the student's weight on purpose
-        results = list(SHARDED[mode](groups, devices) if mode in SHARDED else ONE_DEVICE[mode](groups))
-    yield from results
+        found = list(SHARDED[mode](groups, devices) if mode in SHARDED else ONE_DEVICE[mode](groups))
+    yield from found
 
 
-def _balancers(groups: Sequence[Group]) -> list[Any]:
-    return [getattr(loss_balancers.jax, group.balancer)(**group.settings) for group in groups]
+def _one_by_one(step: Step, program: Program) -> Results:
+    """Step by step; each sequence with a new balancer."""
+    groups = program.groups
+    sequences, steps = shape(groups[0])
+    for sequence in range(sequences):
+        state = program.begin
+        for t in range(steps):
+            state, balanced = step(state, *batch_of(groups, sequence, t))
+            yield results(balanced)
 
 
-def _aggregates(balancers: list[Any]) -> Aggregates:
-    return lambda batch: [balancer(losses) for balancer, losses in zip(balancers, batch, strict=True)]
+def _eager(groups: Sequence[Group]) -> Results:
+    program = Program(groups)
+    return _one_by_one(program.step, program)
 
 
-def _pullback_step(aggregates: Aggregates) -> Step:
-    def step(batch: list[Losses], cotangents: list[Array]) -> tuple[list[Array], list[Losses]]:
-        outputs, pullback = jax.vjp(aggregates, batch)
-        return outputs, pullback(cotangents)[0]
-
-    return step
+def _jit(groups: Sequence[Group]) -> Results:
+    program = Program(groups)
+    return _one_by_one(jax.jit(program.step), program)
 
 
-def _of(groups: Sequence[Group]) -> Step:
-    return _pullback_step(_aggregates(_balancers(groups)))
+def _remat(groups: Sequence[Group]) -> Results:
+    """The forward is computed again in the backward: it observes once all the same."""
+    program = Program(groups)
+    return _one_by_one(jax.jit(partial(program.step, forward=jax.checkpoint(program.forward))), program)
 
 
-def _batch(groups: Sequence[Group], index: int) -> tuple[list[Losses], list[Array]]:
-    """Losses and cotangents of one vector of each group."""
-    losses = [{name: _array(value, group.formats[name]) for name, value in group.vectors[index].losses.items()} for group in groups]
-    return losses, [_array(group.vectors[index].cotangent, group.result) for group in groups]
+def _grad(groups: Sequence[Group]) -> Results:
+    """Flax's `value_and_grad` with the modules as arguments, as a training step has it: they change in place."""
+    program = Program(groups)
 
-
-def _array(value: float, fmt: str) -> Array:
-    return jnp.asarray(np.asarray(value, jnp.dtype(FORMATS[fmt].dtype)))  # type: ignore[index]
-
-
-def _results(outputs: list[Any], gradients: list[Any]) -> list[Result]:
-    return [
-        Result(_bits(output), {name: _bits(g) for name, g in losses.items()})
-        for output, losses in zip(outputs, gradients, strict=True)
-    ]
-
-
-def _bits(x: Any) -> tuple[str, int]:
-    x = np.asarray(x)
-    return FORMAT_OF_DTYPE[x.dtype.name], int(array_bits(x))
-
-
-def _each(step: Step, groups: Sequence[Group]) -> Iterator[list[Result]]:
-    for index in range(len(groups[0].vectors)):
-        yield _results(*step(*_batch(groups, index)))
-
-
-def _eager(groups: Sequence[Group]) -> Iterator[list[Result]]:
-    return _each(_of(groups), groups)
-
-
-def _jit(groups: Sequence[Group]) -> Iterator[list[Result]]:
-    return _each(jax.jit(_of(groups)), groups)
-
-
-def _remat(groups: Sequence[Group]) -> Iterator[list[Result]]:
-    return _each(jax.jit(_pullback_step(jax.checkpoint(_aggregates(_balancers(groups))))), groups)
-
-
-def _stacked(groups: Sequence[Group], indices: Sequence[int]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *(_batch(groups, index) for index in indices))
-
-
-def _row(stacked: Any, index: int) -> list[Result]:
-    return _results(*jax.tree.map(lambda x: x[index], stacked))
-
-
-def _all_at_once(transform: Callable[[Step], Callable[..., Any]], groups: Sequence[Group]) -> Iterator[list[Result]]:
-    indices = range(len(groups[0].vectors))
-    out = jax.device_get(jax.jit(transform(_of(groups)))(*_stacked(groups, indices)))
-    return (_row(out, index) for index in indices)
-
-
-def _vmap(groups: Sequence[Group]) -> Iterator[list[Result]]:
-    return _all_at_once(jax.vmap, groups)
-
-
-def _scan(groups: Sequence[Group]) -> Iterator[list[Result]]:
-    def transform(step: Step) -> Callable[..., Any]:
-        return lambda *rows: jax.lax.scan(lambda carry, row: (carry, step(*row)), None, rows)[1]
-
-    return _all_at_once(transform, groups)
-
-
-def _grad(groups: Sequence[Group]) -> Iterator[list[Result]]:
-    """`value_and_grad` with the modules as arguments, as a training step has it."""
-    balancers = _balancers(groups)
-
-    def objective(balancers: Any, batch: Any, cotangents: Any) -> Any:
-        outputs = _aggregates(balancers)(batch)
+    def objective(balancers: list[Any], batch: list[Losses], cotangents: list[Array]) -> Any:
+        outputs = program.outputs(balancers, batch)
         return _objective(outputs, cotangents), outputs
 
-    compiled = jax.jit(jax.value_and_grad(objective, argnums=1, has_aux=True))
+    @nnx.jit
+    def step(balancers: list[Any], batch: list[Losses], cotangents: list[Array]) -> Any:
+        (_, outputs), gradients = nnx.value_and_grad(objective, argnums=1, has_aux=True)(balancers, batch, cotangents)
+        return program.balanced(balancers, batch, outputs, gradients)
 
-    def step(batch: list[Losses], cotangents: list[Array]) -> tuple[list[Array], list[Losses]]:
-        (_, outputs), gradients = compiled(balancers, batch, cotangents)
-        return outputs, gradients
+    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
+        balancers = nnx.merge(program.graph, state, copy=True)
+        balanced = step(balancers, batch, cotangents)
+        return nnx.state(balancers), balanced
 
-    return _each(step, groups)
+    return _one_by_one(pure_step, program)
 
 
 def _objective(outputs: Sequence[Array], cotangents: Sequence[Array]) -> Any:
@@ -142,99 +87,140 @@ def _objective(outputs: Sequence[Array], cotangents: Sequence[Array]) -> Any:
     return sum(jnp.sum((o * ct).astype(jnp.float32)) for o, ct in zip(outputs, cotangents, strict=True))
 
 
-def _embedded(groups: Sequence[Group]) -> Iterator[list[Result]]:
+def _embedded(groups: Sequence[Group]) -> Results:
     """The losses computed in the graph that balances them, and the aggregate used in it, as a real step does."""
-    inner = _of(groups)
+    program = Program(groups)
 
-    def outer(wide: list[Losses], cotangents: list[Array], one: Array) -> tuple[list[Array], list[Losses]]:
-        return inner(_losses_from(wide, one, groups), [ct * one.astype(ct.dtype) for ct in cotangents])
+    def step(state: Any, wide_batch: list[Losses], cotangents: list[Array], one: Array) -> Any:
+        batch = _losses_from(wide_batch, one, groups)
+        return program.step(state, batch, [ct * one.astype(ct.dtype) for ct in cotangents])
 
-    return _each_wide(jax.jit(_widened(outer)), groups)
+    return _one_by_one(_in_wide_formats(step), program)
 
 
-def _step(groups: Sequence[Group]) -> Iterator[list[Result]]:
+def _step(groups: Sequence[Group]) -> Results:
     """A jitted training step with optax: the losses are computed from parameters, and updated by their gradient."""
-    aggregates, optimizer = _aggregates(_balancers(groups)), optax.adam(1e-3)
+    program, optimizer = Program(groups), optax.adam(1e-3)
 
-    def step(parameters: list[Losses], cotangents: list[Array], one: Array) -> tuple[list[Array], list[Losses], Any]:
+    def step(state: Any, parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
         def objective(parameters: list[Losses]) -> Any:
-            outputs = aggregates(_losses_from(parameters, one, groups))
-            return _objective(outputs, cotangents), outputs
+            batch = _losses_from(parameters, one, groups)
+            outputs, observed = program.forward(state, batch)
+            return _objective(outputs, cotangents), (batch, outputs, observed)
 
-        (_, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-        updates, state = optimizer.update(gradients, optimizer.init(parameters), parameters)
-        return outputs, gradients, (optax.apply_updates(parameters, updates), state)
+        (_, (batch, outputs, observed)), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
+        updates, moments = optimizer.update(gradients, optimizer.init(parameters), parameters)
+        state, balanced = program.commit(observed, batch, outputs, gradients)
+        return state, balanced, (optax.apply_updates(parameters, updates), moments)
 
-    return _each_wide(jax.jit(_widened(step)), groups)
+    return _one_by_one(_in_wide_formats(step), program)
 
 
-def _losses_from(wide: list[Losses], one: Array, groups: Sequence[Group]) -> list[Losses]:
+def _losses_from(wide_batch: list[Losses], one: Array, groups: Sequence[Group]) -> list[Losses]:
     """Arithmetic in the wide format, then the conversion that XLA might elide."""
     return [
         {name: (x * one.astype(x.dtype)).astype(FORMATS[group.formats[name]].dtype) for name, x in losses.items()}  # type: ignore[index]
-        for losses, group in zip(wide, groups, strict=True)
+        for losses, group in zip(wide_batch, groups, strict=True)
     ]
 
 
-def _widened(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Hands results on in the wide format: a value that the narrow one does not hold would show."""
+def _in_wide_formats(step: Callable[..., Any]) -> Step:
+    """A step that takes losses in the wide format, and hands aggregates and gradients on in it.
 
-    def wide_step(*args: Any) -> Any:
-        outputs, gradients, *rest = step(*args)
-        return jax.tree.map(_wide, (outputs, gradients)), rest
+    A value that the narrow format does not hold would show.
+    """
 
-    return wide_step
+    @jax.jit
+    def compiled(*args: Any) -> Any:
+        state, balanced, *rest = step(*args)
+        outputs, gradients = jax.tree.map(wide, (balanced.outputs, balanced.gradients))
+        return state, balanced._replace(outputs=outputs, gradients=gradients), rest
 
+    def narrow_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
+        state, balanced, _ = compiled(state, jax.tree.map(wide, batch), cotangents, jnp.float32(1))
+        outputs, gradients = jax.tree.map(
+            lambda x, like: narrowed(x, like.dtype), (balanced.outputs, balanced.gradients), (cotangents, batch)
+        )
+        return state, balanced._replace(outputs=outputs, gradients=gradients)
 
-def _each_wide(compiled: Callable[..., Any], groups: Sequence[Group]) -> Iterator[list[Result]]:
-    def step(batch: list[Losses], cotangents: list[Array]) -> Any:
-        results, _ = compiled(jax.tree.map(_wide, batch), cotangents, jnp.float32(1))
-        return jax.tree.map(lambda x, like: _narrowed(x, like.dtype), results, (cotangents, batch))
-
-    return _each(step, groups)
-
-
-def _wide(x: Array) -> Array:
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def _narrowed(x: Array, dtype: Any) -> Any:
-    """``x`` in its own format if that holds it, else as it is, which will then count as a difference."""
-    wide = np.asarray(x)
-    narrow = wide.astype(dtype)
-    exact = np.isnan(wide) or narrow.astype(wide.dtype) == wide
-    return narrow if exact else wide
+    return narrow_step
 
 
-def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Iterator[list[Result]]:
-    """Arrays with a vector on each device, and the compiler partitions the step."""
-    sharding = _over(devices)
-    return _a_vector_a_device(jax.jit(jax.vmap(_of(groups)), in_shardings=sharding, out_shardings=sharding), groups, sharding)
+def _vmap(groups: Sequence[Group]) -> Results:
+    """All sequences at once, step by step."""
+    program = Program(groups)
+    sequences, _ = shape(groups[0])
+    return _side_by_side(jax.jit(jax.vmap(program.step)), program, [list(range(sequences))], lambda tree: tree)
 
 
-def _shard_map(groups: Sequence[Group], devices: Sequence[Any]) -> Iterator[list[Result]]:
+def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
+    """Arrays with a sequence on each device, and the compiler partitions the step."""
+    program, sharding = Program(groups), _over(devices)
+    step = jax.jit(jax.vmap(program.step), in_shardings=sharding, out_shardings=sharding)
+    return _a_sequence_a_device(step, program, sharding)
+
+
+def _shard_map(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
     """The same, and each device is given the step on its own shard."""
-    sharding = _over(devices)
-    step = jax.shard_map(_of(groups), mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec)
-    return _a_vector_a_device(jax.jit(step), groups, sharding)
+    program, sharding = Program(groups), _over(devices)
+    step = jax.shard_map(jax.vmap(program.step), mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec)
+    return _a_sequence_a_device(jax.jit(step), program, sharding)
 
 
 def _over(devices: Sequence[Any]) -> NamedSharding:
     if len(devices) < 2:
         raise RuntimeError(f"A sharded lane needs at least two devices. Received {len(devices)}.")
-    return NamedSharding(Mesh(np.array(devices), ("vectors",)), PartitionSpec("vectors"))
+    return NamedSharding(Mesh(np.array(devices), ("sequences",)), PartitionSpec("sequences"))
 
 
-def _a_vector_a_device(step: Callable[..., Any], groups: Sequence[Group], sharding: NamedSharding) -> Iterator[list[Result]]:
-    count, width = len(groups[0].vectors), sharding.num_devices
-    for start in range(0, count, width):
-        # The last lot is filled up from the front.
-        stacked = _stacked(groups, [(start + k) % count for k in range(width)])
-        out = jax.device_get(step(*jax.device_put(stacked, sharding)))
-        yield from (_row(out, k) for k in range(min(width, count - start)))
+def _a_sequence_a_device(step: Step, program: Program, sharding: NamedSharding) -> Results:
+    sequences, width = shape(program.groups[0])[0], sharding.num_devices
+    # The last lot is filled up from the front.
+    lots = [[(start + k) % sequences for k in range(width)] for start in range(0, sequences, width)]
+    return _side_by_side(step, program, lots, lambda tree: jax.device_put(tree, sharding))
 
 
-ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Iterator[list[Result]]]] = {
+def _side_by_side(step: Step, program: Program, lots: Sequence[Sequence[int]], put: Callable[[Any], Any]) -> Results:
+    """Lots of sequences, each step of a lot at once. Of a sequence that comes twice, the first time counts."""
+    groups = program.groups
+    sequences, steps = shape(groups[0])
+    found: dict[tuple[int, int], list[Result]] = {}
+    for lot in lots:
+        state = put(_stacked([program.begin] * len(lot)))
+        for t in range(steps):
+            state, balanced = step(state, *put(_stacked([batch_of(groups, sequence, t) for sequence in lot])))
+            balanced = jax.device_get(balanced)
+            for k, sequence in enumerate(lot):
+                if (sequence, t) not in found:
+                    found[sequence, t] = results(_row(balanced, k))
+    yield from (found[sequence, t] for sequence in range(sequences) for t in range(steps))
+
+
+def _scan(groups: Sequence[Group]) -> Results:
+    """All steps of all sequences in one `lax.scan`, which carries the state; where a sequence begins, it begins too."""
+    program = Program(groups)
+    sequences, steps = shape(groups[0])
+
+    def step(state: Any, row: Any) -> Any:
+        first, *batch = row
+        state = jax.tree.map(lambda new, old: jnp.where(first, new, old), program.begin, state)
+        return program.step(state, *batch)
+
+    rows = [(array(t == 0), *batch_of(groups, sequence, t)) for sequence in range(sequences) for t in range(steps)]
+    _, balanced = jax.jit(partial(jax.lax.scan, step))(program.begin, _stacked(rows))
+    balanced = jax.device_get(balanced)
+    return (results(_row(balanced, index)) for index in range(len(rows)))
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+def _row(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Results]] = {
     "eager": _eager,
     "jit": _jit,
     "vmap": _vmap,
@@ -245,7 +231,7 @@ ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Iterator[list[Result]]]] = {
     "step": _step,
     "x64": _jit,
 }
-SHARDED: dict[str, Callable[[Sequence[Group], Sequence[Any]], Iterator[list[Result]]]] = {
+SHARDED: dict[str, Callable[[Sequence[Group], Sequence[Any]], Results]] = {
     "sharded": _sharded,
     "shard_map": _shard_map,
 }

@@ -18,19 +18,30 @@ KNOWN_DEVICES = ("cpu", "cuda", "rocm", "mps", "tpu")
 ENTRY_POINTS = "loss_balancers.lanes"
 
 
-class Result(NamedTuple):
-    """What one vector gave: the bits of the aggregate and of the gradient to each loss, with their formats."""
+#: A format and bits.
+Bits = tuple[str, int]
 
-    aggregate: tuple[str, int]
-    gradients: dict[str, tuple[str, int]]
+
+class Result(NamedTuple):
+    """What one step gave: the bits of the aggregate and of the gradient to each loss, with their formats.
+
+    Of a balancer that changes over time also its weights, and each number of its state after the step, such as ``total[0]``.
+    """
+
+    aggregate: Bits
+    gradients: dict[str, Bits]
+    weights: dict[str, Bits] = {}  # noqa: RUF012  # of a NamedTuple, and never changed
+    state: dict[str, Bits] = {}  # noqa: RUF012
 
 
 class Lane(NamedTuple):
     """One way to run a balancer.
 
-    ``run`` takes groups of one label and yields, for each vector index, the results of all groups. ``why_absent`` says why the
+    ``run`` takes groups of one label, with as many sequences of as many steps each, and yields for each step of each sequence, one
+    sequence after the other, the results of all groups. ``why_absent`` says why the
     lane cannot be run on this host, None if it can; it may take a while to find out. ``why_no_format`` says why the device
     lacks a format, such as ``f64``; a column that needs it is absent. ``here`` is whether this host has the device at all.
+    ``why_not_these`` says why the lane leaves out a column for another reason.
     """
 
     framework: str
@@ -40,16 +51,18 @@ class Lane(NamedTuple):
     why_absent: Callable[[], str | None] = lambda: None
     why_no_format: Callable[[str], str | None] = lambda fmt: None
     here: bool = True
+    why_not_these: Callable[[Sequence[Group]], str | None] = lambda groups: None
 
     @property
     def name(self) -> str:
         """``framework-device-mode``."""
         return f"{self.framework}-{self.device}-{self.mode}"
 
-    def why_no_column(self, groups: Iterable[Group]) -> str | None:
+    def why_no_column(self, groups: Sequence[Group]) -> str | None:
         """Why this lane, though present, cannot run these groups; None if it can."""
         formats = dict.fromkeys(fmt for group in groups for fmt in (*group.formats.values(), group.result))
-        return next((reason for fmt in formats if (reason := self.why_no_format(fmt)) is not None), None)
+        lacking = next((reason for fmt in formats if (reason := self.why_no_format(fmt)) is not None), None)
+        return self.why_not_these(groups) if lacking is None else lacking
 
 
 def find_lanes() -> list[Lane]:

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
 from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
-from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, values_of
+from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
 from loss_balancers.spec import Group
+
+#: Groups by balancer and label.
+Columns = dict[tuple[str, str], list[Group]]
 
 
 class Difference(NamedTuple):
@@ -94,7 +97,17 @@ def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS
         groups: Golden vectors.
         labels: The columns to run.
     """
-    return [_cell(lane, balancer, label, chosen) for (balancer, label), chosen in columns(groups, labels).items()]
+    chosen = columns(groups, labels)
+    cells = {(cell.balancer, cell.label): cell for together in _together(chosen) for cell in _cells(lane, together)}
+    return [cells[pair] for pair in chosen]
+
+
+def _together(chosen: Columns) -> list[Columns]:
+    """The columns that one run of a lane can serve: those of one label and shape. A compilation for each would take minutes."""
+    found: dict[tuple[str, tuple[int, int]], Columns] = {}
+    for (balancer, label), groups in chosen.items():
+        found.setdefault((label, shape(groups[0])), {})[balancer, label] = groups
+    return list(found.values())
 
 
 def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]) -> dict[str, list[Cell]]:
@@ -110,18 +123,24 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
     """
     chosen = columns(groups, LABELS)
     # The lanes of Inductor first: they take longest.
-    keys = sorted(((name, *pair) for name in names for pair in chosen), key=lambda key: not key[0].endswith(("compiled", "step")))
+    ordered = sorted(names, key=lambda name: not name.endswith(("compiled", "step")))
+    runs = [(name, together) for name in ordered for together in _together(chosen)]
     here = {lane.name for lane in find_lanes() if lane.device != "cpu"}
     done: dict[tuple[str, str, str], Cell] = {}
+
+    def finish(cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            done[cell.lane, cell.balancer, cell.label] = cell
+            advance(cell)
+
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_accelerators) as pool:
-        futures = {pool.submit(_run_cell, *key, chosen[key[1:]]): key for key in keys if key[0] not in here}
+        futures = [pool.submit(_run_cells, name, together) for name, together in runs if name not in here]
         try:
-            for key in (key for key in keys if key[0] in here):
-                done[key] = _run_cell(*key, chosen[key[1:]])
-                advance(done[key])
+            for name, together in runs:
+                if name in here:
+                    finish(_run_cells(name, together))
             for future in as_completed(futures):
-                done[futures[future]] = future.result()
-                advance(future.result())
+                finish(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -132,28 +151,32 @@ def _leave_accelerators() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
 
 
-def _run_cell(name: str, balancer: str, label: str, groups: Sequence[Group]) -> Cell:
-    lane = next(lane for lane in find_lanes() if lane.name == name)
-    return _cell(lane, balancer, label, groups)
+def _run_cells(name: str, together: Columns) -> list[Cell]:
+    return _cells(next(lane for lane in find_lanes() if lane.name == name), together)
 
 
-def _cell(lane: Lane, balancer: str, label: str, groups: Sequence[Group]) -> Cell:
+def _cells(lane: Lane, together: Columns) -> list[Cell]:
+    groups = [group for chosen in together.values() for group in chosen]
     if (reason := lane.why_no_column(groups)) is not None:
-        return Cell(lane.name, balancer, label, absent=reason)
-    given: dict[str, tuple[Value, ...]] = {}
+        return [Cell(lane.name, *pair, absent=reason) for pair in together]
+    given: dict[tuple[str, str], tuple[Value, ...]] = {}
     for index, results in enumerate(lane.run(groups)):
         for group, result in zip(groups, results, strict=True):
-            given[case_name(group, index)] = values_of(result)
-    expected = cases(groups)
-    if set(given) != {case.name for case in expected}:
-        raise RuntimeError(f"The lane {lane.name} gave {len(given)} results for {len(expected)} vectors.")
-    return Cell(
-        lane=lane.name,
-        balancer=balancer,
-        label=label,
-        digests=tuple(digest(given[case.name]) for case in expected),
-        differences=tuple(different for case in expected for different in differences(case, given[case.name])),
-    )
+            given[group.balancer, case_name(group, index)] = values_of(result)
+    expected = {pair: cases(chosen) for pair, chosen in together.items()}
+    if set(given) != {(balancer, case.name) for (balancer, _), of_pair in expected.items() for case in of_pair}:
+        count = sum(map(len, expected.values()))
+        raise RuntimeError(f"The lane {lane.name} gave {len(given)} results for {count} vectors.")
+    return [
+        Cell(
+            lane=lane.name,
+            balancer=balancer,
+            label=label,
+            digests=tuple(digest(given[balancer, case.name]) for case in of_pair),
+            differences=tuple(different for case in of_pair for different in differences(case, given[balancer, case.name])),
+        )
+        for (balancer, label), of_pair in expected.items()
+    ]
 
 
 def differences(case: Case, given: Sequence[Value]) -> list[Difference]:

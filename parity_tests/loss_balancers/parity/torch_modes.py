@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 import loss_balancers.torch
-from loss_balancers.parity.bits import array_bits
 from loss_balancers.parity.lanes import Result
+from loss_balancers.parity.vectors import balancer_of, shape, state_bits
 from loss_balancers.spec import FORMATS, Group
+from loss_balancers.torch.stateful import StatefulLossBalancer
 
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 
 Losses = dict[str, Tensor]
-#: From the losses of all groups to their aggregates.
-Aggregates = Callable[[list[Losses]], list[Tensor]]
+Results = Iterator[list[Result]]
 
 
-def run_mode(device: str, mode: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
+def run_mode(device: str, mode: str, groups: Sequence[Group]) -> Results:
     """Runs groups in a mode, on a device as PyTorch calls it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some vectors drop the student's weight on purpose
@@ -29,113 +29,210 @@ def run_mode(device: str, mode: str, groups: Sequence[Group]) -> Iterator[list[R
     yield from results
 
 
-def _aggregates(groups: Sequence[Group]) -> Aggregates:
-    balancers = [getattr(loss_balancers.torch, group.balancer)(**group.settings) for group in groups]
-    # All groups in one function, so that the compiled modes have one graph: a compilation each would take minutes.
-    return lambda batch: [balancer(losses) for balancer, losses in zip(balancers, batch, strict=True)]
+class Program:
+    """The balancers of some groups. All in one function, so that the compiled modes have one graph: one each would take minutes."""
+
+    def __init__(self, device: str, groups: Sequence[Group]) -> None:
+        self.device, self.groups = device, groups
+        self.balancers = [balancer_of(group, loss_balancers.torch).to(device) for group in groups]
+        self.changing = [balancer for balancer in self.balancers if isinstance(balancer, StatefulLossBalancer)]
+        self._begin = [balancer.export_state() for balancer in self.changing]
+
+    def begin(self) -> None:
+        """Makes them as new."""
+        for balancer, state in zip(self.changing, self._begin, strict=True):
+            balancer.load_state(state)
+
+    def forward(self, batch: list[Losses]) -> tuple[list[Tensor], list[Losses]]:
+        """Aggregates and weights. In training mode it observes the losses."""
+        outputs = [balancer(losses) for balancer, losses in zip(self.balancers, batch, strict=True)]
+        return outputs, self.weights(batch)
+
+    def weights(self, batch: list[Losses]) -> list[Losses]:
+        """The weights of those that change."""
+        pairs = zip(self.balancers, batch, strict=True)
+        return [balancer.weights(losses) if isinstance(balancer, StatefulLossBalancer) else {} for balancer, losses in pairs]
+
+    def observe(self, batch: list[Losses]) -> None:
+        """What a forward in training mode observes."""
+        for balancer, losses in zip(self.balancers, batch, strict=True):
+            if isinstance(balancer, StatefulLossBalancer):
+                balancer.observe(losses)
+
+    def commit(self) -> None:
+        """The end of an optimizer step."""
+        for balancer in self.changing:
+            balancer.step()
+
+    def results(self, outputs: Sequence[Tensor], gradients: Sequence[Losses], weights: Sequence[Losses]) -> list[Result]:
+        """What was given as bits, group by group."""
+        return [
+            Result(state_bits({"": output})[""], state_bits(of_each), state_bits(by_name), state_bits(_state(balancer)))
+            for balancer, output, of_each, by_name in zip(self.balancers, outputs, gradients, weights, strict=True)
+        ]
+
+    def steps(self, run: Callable[[list[Losses], list[Tensor]], list[Result]]) -> Results:
+        """Each step of each sequence, which begins with balancers as new."""
+        sequences, steps = shape(self.groups[0])
+        for sequence in range(sequences):
+            self.begin()
+            for t in range(steps):
+                yield run(*self.batch(sequence, t))
+
+    def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor]]:
+        """Losses and cotangents of one step of each group."""
+        vectors = [group.sequences[sequence][t] for group in self.groups]
+        losses = [
+            {name: self._tensor(value, group.formats[name]) for name, value in vector.losses.items()}
+            for group, vector in zip(self.groups, vectors, strict=True)
+        ]
+        return losses, [self._tensor(vector.cotangent, g.result) for g, vector in zip(self.groups, vectors, strict=True)]
+
+    def _tensor(self, value: float, fmt: str) -> Tensor:
+        return torch.tensor(value, dtype=DTYPES[fmt], device=self.device)
+
+
+def _state(balancer: Any) -> dict[str, Tensor]:
+    if not isinstance(balancer, StatefulLossBalancer):
+        return {}
+    return {entry.name: getattr(balancer, entry.name) for entry in balancer._settings.state}
 
 
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
-    # Dynamo counts compilations by the code of a function, which all columns share, and gives up after a few.
-    torch.compiler.reset()
     # No graph break: what is between two graphs would run eager.
     return torch.compile(fn, fullgraph=True, dynamic=False)
 
 
-def _batch(groups: Sequence[Group], index: int, device: str) -> tuple[list[Losses], list[Tensor]]:
-    """Losses and cotangents of one vector of each group."""
-    losses = [
-        {
-            name: torch.tensor(value, dtype=DTYPES[group.formats[name]], device=device)
-            for name, value in group.vectors[index].losses.items()
-        }
-        for group in groups
-    ]
-    return losses, [torch.tensor(g.vectors[index].cotangent, dtype=DTYPES[g.result], device=device) for g in groups]
+def _eager(device: str, groups: Sequence[Group]) -> Results:
+    program = Program(device, groups)
+    return _called(program, program.forward, program.commit)
 
 
-def _results(outputs: Sequence[Tensor], gradients: Sequence[Losses]) -> list[Result]:
-    return [
-        Result(_bits(output), {name: _bits(g) for name, g in losses.items()})
-        for output, losses in zip(outputs, gradients, strict=True)
-    ]
+def _compiled(device: str, groups: Sequence[Group]) -> Results:
+    # Dynamo counts compilations by the code of a function, which all columns share, and gives up after a few.
+    torch.compiler.reset()
+    program = Program(device, groups)
+    return _called(program, _compile(program.forward), _compile(program.commit) if program.changing else program.commit)
 
 
-def _bits(x: Tensor) -> tuple[str, int]:
-    fmt = next(name for name, dtype in DTYPES.items() if dtype == x.dtype)
-    return fmt, int(array_bits(x))
+def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
+    """As a training loop does: a forward, its backward by autograd, a commit."""
 
-
-def _eager(device: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
-    return _each(_aggregates(groups), device, groups)
-
-
-def _compiled(device: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
-    return _each(_compile(_aggregates(groups)), device, groups)
-
-
-def _each(aggregates: Aggregates, device: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
-    for index in range(len(groups[0].vectors)):
-        batch, cotangents = _batch(groups, index, device)
+    def step(batch: list[Losses], cotangents: list[Tensor]) -> list[Result]:
         leaves = [x.requires_grad_() for losses in batch for x in losses.values()]
-        outputs = aggregates(batch)
-        gradients = iter(torch.autograd.grad(outputs, leaves, cotangents))
-        yield _results(outputs, [{name: next(gradients) for name in losses} for losses in batch])
+        outputs, weights = forward(batch)
+        # A student loss that is left out of the aggregate is not in the graph: its gradient is zero.
+        gradients = iter(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
+        commit()
+        return program.results(outputs, [{name: next(gradients) for name in losses} for losses in batch], weights)
+
+    return program.steps(step)
 
 
-def _vmap(device: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
-    """All vectors at once: value and gradient of one, under `torch.func.vmap`."""
-    aggregates = _aggregates(groups)
+class _WithWeights(torch.nn.Module):
+    """A forward that gives the weights too, for `functional_call`."""
 
-    def step(batch: list[Losses], cotangents: list[Tensor]) -> tuple[list[Tensor], list[Losses]]:
-        outputs, pullback, *_ = torch.func.vjp(aggregates, batch)
-        return outputs, pullback(cotangents)[0]
+    def __init__(self, balancer: torch.nn.Module) -> None:
+        super().__init__()
+        self.balancer = balancer
 
-    count = len(groups[0].vectors)
-    batches, cotangents = zip(*(_batch(groups, index, device) for index in range(count)), strict=True)
-    stacked = [{name: torch.stack([x[name] for x in rows]) for name in rows[0]} for rows in zip(*batches, strict=True)]
-    outputs, gradients = torch.func.vmap(step)(stacked, [torch.stack(rows) for rows in zip(*cotangents, strict=True)])
-    for index in range(count):
-        yield _results([o[index] for o in outputs], [{name: g[index] for name, g in losses.items()} for losses in gradients])
+    def forward(self, losses: Losses) -> tuple[Tensor, Losses]:
+        weights = self.balancer.weights(losses) if isinstance(self.balancer, StatefulLossBalancer) else {}
+        return self.balancer(losses), weights
 
 
-def _step(device: str, groups: Sequence[Group]) -> Iterator[list[Result]]:
-    """A training step in one graph: losses from parameters, the aggregate used further, its gradient, and the update by it."""
-    aggregates = _aggregates(groups)
+def _vmap(device: str, groups: Sequence[Group]) -> Results:
+    """All sequences at once under `torch.func.vmap`, with their states stacked: the forward in eval mode, value and gradient.
+
+    `torch.func` refuses to change state: what is observed and committed, is so outside of it, by a balancer for each sequence.
+    """
+    sequences, steps = shape(groups[0])
+    programs = [Program(device, groups) for _ in range(sequences)]
+    wrapped = [[_WithWeights(balancer).eval() for balancer in program.balancers] for program in programs]
+    found: dict[tuple[int, int], list[Result]] = {}
+    for t in range(steps):
+        batches, cotangents = zip(*(program.batch(sequence, t) for sequence, program in enumerate(programs)), strict=True)
+        given = []
+        for modules, losses, backs in zip(
+            zip(*wrapped, strict=True), zip(*batches, strict=True), zip(*cotangents, strict=True), strict=True
+        ):
+            given.append(_of_all(modules, {name: torch.stack([x[name] for x in losses]) for name in losses[0]}, torch.stack(backs)))
+        for sequence, program in enumerate(programs):
+            program.observe(batches[sequence])
+            program.commit()
+            outputs, gradients, weights = zip(
+                *((o[sequence], _at(g, sequence), _at(w, sequence)) for o, g, w in given), strict=True
+            )
+            found[sequence, t] = program.results(outputs, gradients, weights)
+    return (found[sequence, t] for sequence in range(sequences) for t in range(steps))
+
+
+def _of_all(modules: Sequence[torch.nn.Module], losses: Losses, cotangents: Tensor) -> tuple[Tensor, Losses, Losses]:
+    """Aggregate, gradients and weights of one group in all sequences."""
+    buffers = {
+        name: torch.stack([dict(module.named_buffers())[name] for module in modules]) for name, _ in modules[0].named_buffers()
+    }
+
+    def step(buffers: Losses, losses: Losses, cotangent: Tensor) -> tuple[Tensor, Losses, Losses]:
+        given: Any = torch.func.vjp(lambda x: torch.func.functional_call(modules[0], buffers, (x,)), losses, has_aux=True)
+        output, pullback, weights = given
+        return output, pullback(cotangent)[0], weights
+
+    return torch.func.vmap(step)(buffers, losses, cotangents)
+
+
+def _at(stacked: Losses, index: int) -> Losses:
+    return {name: x[index] for name, x in stacked.items()}
+
+
+def _step(device: str, groups: Sequence[Group]) -> Results:
+    """A training step in one graph: losses from parameters, the aggregate used further, its gradient, the update, the commit."""
+    torch.compiler.reset()
+    program = Program(device, groups)
+    for balancer in program.balancers:
+        balancer.eval()  # a forward under `torch.func` may not change state
     dtypes = [{name: DTYPES[fmt] for name, fmt in group.formats.items()} for group in groups]
 
+    def losses_from(parameters: list[Tensor], one: Tensor) -> list[Losses]:
+        """Arithmetic in the wide format, then the conversion that Inductor elides."""
+        return [
+            {name: x.to(dtype) for (name, dtype), x in zip(narrow.items(), (p * one.to(p.dtype)).unbind(), strict=True)}
+            for narrow, p in zip(dtypes, parameters, strict=True)
+        ]
+
     def step(parameters: list[Tensor], cotangents: list[Tensor], one: Tensor, rate: Tensor) -> Any:
-        def objective(parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            # Arithmetic in the wide format, then the conversion that Inductor elides.
-            batch = [
-                {name: x.to(dtype) for (name, dtype), x in zip(narrow.items(), (p * one.to(p.dtype)).unbind(), strict=True)}
-                for narrow, p in zip(dtypes, parameters, strict=True)
-            ]
-            outputs = [o.to(p.dtype) for o, p in zip(aggregates(batch), parameters, strict=True)]
+        def objective(parameters: list[Tensor]) -> tuple[Tensor, Any]:
+            outputs, weights = program.forward(losses_from(parameters, one))
+            outputs = [o.to(p.dtype) for o, p in zip(outputs, parameters, strict=True)]
             # Each aggregate gets its cotangent; the sum itself is nobody's business.
             terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
-            return torch.stack(terms).sum(), outputs
+            return torch.stack(terms).sum(), (outputs, weights)
 
-        gradients, outputs = torch.func.grad(objective, has_aux=True)(parameters)
-        return outputs, gradients, [p - rate.to(p.dtype) * g for p, g in zip(parameters, gradients, strict=True)]
+        gradients, (outputs, weights) = torch.func.grad(objective, has_aux=True)(parameters)
+        program.observe(losses_from(parameters, one))
+        program.commit()
+        return outputs, weights, gradients, [p - rate.to(p.dtype) * g for p, g in zip(parameters, gradients, strict=True)]
 
     compiled = _compile(step)
     one, rate = torch.tensor(1.0, device=device), torch.tensor(0.125, device=device)
-    for index in range(len(groups[0].vectors)):
-        batch, cotangents = _batch(groups, index, device)
+
+    def run(batch: list[Losses], cotangents: list[Tensor]) -> list[Result]:
         # A vector of all losses of a group: a scalar each would make the compiler work three times as long.
         parameters = [
             torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow])
             for losses, narrow in zip(batch, dtypes, strict=True)
         ]
-        outputs, gradients, _ = compiled(parameters, cotangents, one, rate)
-        yield _results(
+        outputs, weights, gradients, _ = compiled(parameters, cotangents, one, rate)
+        return program.results(
             [_narrowed(o, ct.dtype) for o, ct in zip(outputs, cotangents, strict=True)],
             [
                 {name: _narrowed(x, dtype) for (name, dtype), x in zip(narrow.items(), g, strict=True)}
                 for narrow, g in zip(dtypes, gradients, strict=True)
             ],
+            weights,
         )
+
+    return program.steps(run)
 
 
 def _wide(dtypes: Iterable[torch.dtype]) -> torch.dtype:
@@ -149,7 +246,7 @@ def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow if exact else x
 
 
-MODES: dict[str, Callable[[str, Sequence[Group]], Iterator[list[Result]]]] = {
+MODES: dict[str, Callable[[str, Sequence[Group]], Results]] = {
     "eager": _eager,
     "compiled": _compiled,
     "vmap": _vmap,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from loss_balancers.parity.bits import from_bits, to_bits
-from loss_balancers.parity.lanes import Result
+from loss_balancers.parity.bits import FORMAT_OF_DTYPE, array_bits, from_bits, to_bits
+from loss_balancers.parity.lanes import Bits, Result
 from loss_balancers.spec import Group, canonical_order, golden, golden_hash, load_golden
+from loss_balancers.spec.reference import SETTINGS, arguments
 
 #: Hex digits of a digest: 64 bits tell results apart; nobody is kept from forging by them.
 DIGEST_DIGITS = 16
@@ -43,9 +43,9 @@ class Vectors(NamedTuple):
 
 def installed_vectors() -> dict[str, Vectors]:
     """The vectors that come with this library, by balancer: one JSON file each."""
-    stems = sorted(file.name.removesuffix(".json") for file in files(golden).iterdir() if file.name.endswith(".json"))
-    found = (Vectors(golden_hash(stem), load_golden(stem)) for stem in stems)
-    return {vectors.groups[0].balancer: vectors for vectors in found}
+    found = (Vectors(golden_hash(stem), load_golden(stem)) for stem in golden.stems())
+    by_name = {vectors.groups[0].balancer: vectors for vectors in found}
+    return {balancer: by_name[balancer] for balancer in SETTINGS if balancer in by_name}
 
 
 def columns(groups: Iterable[Group], labels: Sequence[str]) -> dict[tuple[str, str], list[Group]]:
@@ -56,32 +56,73 @@ def columns(groups: Iterable[Group], labels: Sequence[str]) -> dict[tuple[str, s
     return {pair: found for pair, found in by_pair.items() if found}
 
 
+def shape(group: Group) -> tuple[int, int]:
+    """How many sequences a group has, and of how many steps each."""
+    return len(group.sequences), len(group.sequences[0])
+
+
+def balancer_of(group: Group, framework: Any) -> Any:
+    """A new balancer of a group's settings: ``framework`` is `loss_balancers.torch` or `loss_balancers.jax`."""
+    settings = SETTINGS[group.balancer].from_json(group.settings)
+    return getattr(framework, group.balancer)(**arguments(settings))
+
+
+def state_bits(state: Mapping[str, Any]) -> dict[str, Bits]:
+    """Each number of a state as a `Result` has them; its entries are arrays of either framework."""
+    found: dict[str, Bits] = {}
+    for name, array in state.items():
+        fmt, bits = FORMAT_OF_DTYPE[str(array.dtype).removeprefix("torch.")], array_bits(array)
+        found |= {f"{name}[{i}]": (fmt, int(one)) for i, one in enumerate(bits)} if bits.ndim else {name: (fmt, int(bits))}
+    return found
+
+
 def case_name(group: Group, index: int) -> str:
-    """The name of the vector ``index`` of a group."""
-    return f"{group.id}[{index}]"
+    """The name of a step of a group, counted through all sequences: ``GROUP[SEQUENCE.STEP]``; ``GROUP[INDEX]`` without state."""
+    _, steps = shape(group)
+    return f"{group.id}[{index}]" if steps == 1 else f"{group.id}[{index // steps}.{index % steps}]"
 
 
 def cases(groups: Iterable[Group]) -> list[Case]:
     """Every vector of the groups, group by group: the order of the digests in a certificate."""
-    return [
-        Case(case_name(group, index), vector.losses, vector.cotangent, _reference(group, index))
-        for group in groups
-        for index, vector in enumerate(group.vectors)
-    ]
+    return [case for group in groups for case in _cases(group)]
 
 
-def _reference(group: Group, index: int) -> tuple[Value, ...]:
-    vector = group.vectors[index]
-    gradients = {name: (group.formats[name], to_bits(value, group.formats[name])) for name, value in vector.gradients.items()}
-    return values_of(Result((group.result, to_bits(vector.aggregate, group.result)), gradients))
+def _cases(group: Group) -> Iterator[Case]:
+    settings = SETTINGS[group.balancer].from_json(group.settings)
+    entries = {entry.name: FORMAT_OF_DTYPE[entry.dtype] for entry in settings.state}
+    weight_formats: dict[str, str] = {}
+    if entries:
+        weight_format = settings.weight_format(group.formats.values())
+        weight_formats = {name: weight_format for name in group.formats}  # noqa: C420
+    for index, vector in enumerate(group.vectors):
+        result = Result(
+            (group.result, to_bits(vector.aggregate, group.result)),
+            _bits(vector.gradients, group.formats),
+            _bits(vector.weights, weight_formats),
+            {what: bits for name, value in vector.state.items() for what, bits in _entry(name, value, entries[name])},
+        )
+        yield Case(case_name(group, index), vector.losses, vector.cotangent, values_of(result))
+
+
+def _bits(values: Mapping[str, float], formats: Mapping[str, str]) -> dict[str, Bits]:
+    return {name: (formats[name], to_bits(value, formats[name])) for name, value in values.items()}
+
+
+def _entry(name: str, value: Any, fmt: str) -> Iterator[tuple[str, Bits]]:
+    """Each number of an entry of the state, which is one or a tuple of them."""
+    numbers = [(f"{name}[{i}]", x) for i, x in enumerate(value)] if isinstance(value, tuple) else [(name, value)]
+    yield from ((what, (fmt, to_bits(float(x), fmt))) for what, x in numbers)
 
 
 def values_of(result: Result) -> tuple[Value, ...]:
-    """What a lane gave for one case, in canonical order: the aggregate, then the gradients."""
+    """What a lane gave for one case: the aggregate, the gradients and the weights in canonical order, the state by name."""
     names = canonical_order(tuple(result.gradients))
+    weighted = canonical_order(tuple(result.weights)) if result.weights else ()
     return (
         Value("the aggregate", *result.aggregate),
         *(Value(f"the gradient to {name}", *result.gradients[name]) for name in names),
+        *(Value(f"the weight of {name}", *result.weights[name]) for name in weighted),
+        *(Value(f"the state's {name}", *bits) for name, bits in sorted(result.state.items())),
     )
 
 

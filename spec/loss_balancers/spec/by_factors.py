@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.settings import Settings
@@ -12,6 +12,12 @@ from loss_balancers.spec.state import ReferenceState, as_observed
 
 class ByFactors(Settings):
     """Settings of a balancer that weighs its losses by factors (spec A5)."""
+
+    @staticmethod
+    def weight_format(formats: Iterable[str]) -> str:
+        """The format of the weights, whatever those of the losses."""
+        del formats
+        return "f32"
 
     @abstractmethod
     def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:

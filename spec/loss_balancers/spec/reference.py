@@ -1,7 +1,7 @@
 """The exact reference of a training run: every balancer, step after step, in fractions.
 
-Each settings class has ``balancer``, ``names``, ``state``, ``as_json`` and ``from_json``, ``exact_weights`` and ``exact_aggregate``;
-one whose balancer keeps more than counters, ``exact_committed`` too. The table of settings classes is what all others derive from.
+Each settings class has ``exact_weights`` and ``exact_aggregate``; if its balancer keeps state, ``weight_format``; if that is more
+than counters, ``exact_committed`` too. The table of settings classes here is what all others derive from.
 """
 
 from __future__ import annotations

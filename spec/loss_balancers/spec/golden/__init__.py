@@ -13,19 +13,25 @@ from typing import Any, NamedTuple
 
 
 class Vector(NamedTuple):
-    """One call: losses in, aggregate and gradients out. Values are floats that their format represents."""
+    """One step: losses in, aggregate and gradients out. Values are floats that their format represents.
+
+    Of a balancer that changes over time also the weights, and the state after the step: a number or a tuple of them by entry.
+    """
 
     losses: dict[str, float]
     cotangent: float
     aggregate: float
     gradients: dict[str, float]
+    weights: dict[str, float]
+    state: dict[str, Any]
 
 
 class Group(NamedTuple):
-    """Vectors that share settings, names and formats, so that one compiled function serves them all.
+    """Sequences of steps that share settings, names and formats, so that one compiled function serves them all.
 
-    ``formats`` has the names in the shuffled order in which the losses are to be given; ``label`` is the column of the
-    parity matrix: a format, or ``mixed``.
+    Each sequence begins with a new balancer. All groups of one balancer and label have as many sequences, of as many steps: of one,
+    if the balancer has no state. ``formats`` has the names in the shuffled order in which the losses are to be given; ``label`` is
+    the column of the parity matrix: a format, or ``mixed``. ``weights`` are those that never change.
     """
 
     id: str
@@ -35,26 +41,38 @@ class Group(NamedTuple):
     formats: dict[str, str]
     result: str
     weights: dict[str, float]
-    vectors: tuple[Vector, ...]
+    sequences: tuple[tuple[Vector, ...], ...]
+
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """The steps of all sequences, one sequence after the other."""
+        return tuple(vector for sequence in self.sequences for vector in sequence)
 
 
-def golden_text(balancer: str = "static") -> str:
+def stems() -> list[str]:
+    """The files of vectors that there are, without their suffix: each named as the module of its balancer."""
+    return sorted(file.name.removesuffix(".json") for file in files(__name__).iterdir() if file.name.endswith(".json"))
+
+
+def golden_text(stem: str = "static") -> str:
     """The JSON text of one balancer's vectors."""
-    return (files(__name__) / f"{balancer}.json").read_text("ascii")
+    return (files(__name__) / f"{stem}.json").read_text("ascii")
 
 
-def golden_hash(balancer: str = "static") -> str:
+def golden_hash(stem: str = "static") -> str:
     """SHA-256 of the vectors, by which two hosts know that they ran the same ones."""
-    return hashlib.sha256(golden_text(balancer).encode("ascii")).hexdigest()
+    return hashlib.sha256(golden_text(stem).encode("ascii")).hexdigest()
 
 
-def load_golden(balancer: str = "static") -> tuple[Group, ...]:
+def load_golden(stem: str = "static") -> tuple[Group, ...]:
     """The groups of one balancer's vectors."""
-    data = json.loads(golden_text(balancer))
+    data = json.loads(golden_text(stem))
     return tuple(_group(data["balancer"], group) for group in data["groups"])
 
 
 def _group(balancer: str, group: dict[str, Any]) -> Group:
+    # Without state, a file has vectors in place of sequences of one step.
+    sequences = group["sequences"] if "sequences" in group else [[vector] for vector in group["vectors"]]
     return Group(
         id=group["id"],
         balancer=balancer,
@@ -62,16 +80,22 @@ def _group(balancer: str, group: dict[str, Any]) -> Group:
         label=group["label"],
         formats=group["formats"],
         result=group["result"],
-        weights=_floats(group["weights"]),
-        vectors=tuple(
-            Vector(
-                losses=_floats(vector["losses"]),
-                cotangent=float.fromhex(vector["cotangent"]),
-                aggregate=float.fromhex(vector["aggregate"]),
-                gradients=_floats(vector["gradients"]),
-            )
-            for vector in group["vectors"]
-        ),
+        weights=_floats(group.get("weights", {})),
+        sequences=tuple(tuple(map(_vector, sequence)) for sequence in sequences),
+    )
+
+
+def _vector(vector: dict[str, Any]) -> Vector:
+    return Vector(
+        losses=_floats(vector["losses"]),
+        cotangent=float.fromhex(vector["cotangent"]),
+        aggregate=float.fromhex(vector["aggregate"]),
+        gradients=_floats(vector["gradients"]),
+        weights=_floats(vector.get("weights", {})),
+        state={
+            name: tuple(map(float.fromhex, value)) if isinstance(value, list) else value
+            for name, value in vector.get("state", {}).items()
+        },
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from loss_balancers.spec.golden.static import static_vectors
+from loss_balancers.spec.golden.files import FILES
 
 if __name__ == "__main__":
-    target = Path(__file__).with_name("static.json")
-    beside = target.with_suffix(".new")
-    beside.write_text(static_vectors(), "ascii")
-    os.replace(beside, target)
-    print(f"wrote {target}")
+    for stem, text in FILES.items():
+        target = Path(__file__).with_name(f"{stem}.json")
+        beside = target.with_suffix(".new")
+        beside.write_text(text(), "ascii")
+        os.replace(beside, target)
+        print(f"wrote {target}")

@@ -9,19 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 from loss_balancers.spec.formats import FORMATS, compute_format, result_format, round_to, round_weight
+from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, indexed, label_of, largest
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_plan, static_reference
 
 SEED = 20_240_601
-FORMAT_SETS = {
-    "bf16": ["bf16"],
-    "f16": ["f16"],
-    "f32": ["f32"],
-    "f64": ["f64"],
-    "mixed": ["f32", "bf16"],
-    "mixed-narrow": ["bf16", "f16"],
-    "mixed-wide": ["f64", "f32", "bf16", "f16"],
-}
 #: Which forms a set of formats gets; the long ones, slow to compile, stand where they show most.
 FORMS_OF = {
     "": ("number-1", "number-1-alone", "number-3", "sequence-2", "mapping-student", "sequence-5"),
@@ -31,7 +23,6 @@ FORMS_OF = {
 }
 FORMS_OF["f64"] = (*FORMS_OF[""], "number-8-dropped")
 FORMS_OF["f32"] = (*FORMS_OF["f64"], "sequence-2-dropped", "mapping-3", "sequence-12", "sequence-40")
-KINDS = ("MSELoss", "KLDivLoss", "CosineEmbeddingLoss", "LogitsDistillationLoss")
 
 
 def static_vectors() -> str:
@@ -50,26 +41,22 @@ def _forms(rng: random.Random) -> list[tuple[str, Any, list[str]]]:
     student = [STUDENT_LOSS_KEY]
     many = [rng.randrange(1, 1000) for _ in range(13)]
     return [
-        ("number-1", 0.3, [*_indexed(1), *student]),
-        ("number-1-alone", 1.0, _indexed(1)),
-        ("number-3", 0.6, [*_indexed(3), *student]),
-        ("number-8-dropped", 0.5, _indexed(8)),
-        ("sequence-2", [0.5, 0.25], [*_indexed(2), *student]),
-        ("sequence-2-dropped", [0.7, 0.2], _indexed(2)),
+        ("number-1", 0.3, [*indexed(1), *student]),
+        ("number-1-alone", 1.0, indexed(1)),
+        ("number-3", 0.6, [*indexed(3), *student]),
+        ("number-8-dropped", 0.5, indexed(8)),
+        ("sequence-2", [0.5, 0.25], [*indexed(2), *student]),
+        ("sequence-2-dropped", [0.7, 0.2], indexed(2)),
         (
             "mapping-3",
             {"soft targets": 0.1, "Attention": 0.25, "hidden": 0.35},
             ["hidden", "soft targets", "Attention", *student],
         ),
         ("mapping-student", {"KL_3": 0.45, "MSE_11": 0.05, STUDENT_LOSS_KEY: 0.5}, ["MSE_11", "KL_3", *student]),
-        ("sequence-5", [0.05, 0.3, 0.1, 0.2, 0.15], [*_indexed(5), *student]),
-        ("sequence-12", [weight / sum(many) for weight in many[:12]], [*_indexed(12), *student]),
-        ("sequence-40", [1 / 41] * 40, [*_indexed(40), *student]),
+        ("sequence-5", [0.05, 0.3, 0.1, 0.2, 0.15], [*indexed(5), *student]),
+        ("sequence-12", [weight / sum(many) for weight in many[:12]], [*indexed(12), *student]),
+        ("sequence-40", [1 / 41] * 40, [*indexed(40), *student]),
     ]
-
-
-def _indexed(count: int) -> list[str]:
-    return [f"{KINDS[i % len(KINDS)]}_{i}" for i in range(count)]
 
 
 def _group(
@@ -83,13 +70,13 @@ def _group(
     vectors = []
     weights = dict(zip(plan.names, plan.weights, strict=True))
     for values in [*_rows(rng, names, formats), _just_below_tiny(weights, formats)]:
-        cotangent = _cotangent(rng, len(vectors), result)
+        given_back = cotangent(rng, len(vectors), result)
         losses = {name: (formats[name], values[name]) for name in given}
-        aggregate, gradients = static_reference(settings, losses, cotangent)
+        aggregate, gradients = static_reference(settings, losses, given_back)
         vectors.append(
             {
                 "losses": {name: values[name].hex() for name in given},
-                "cotangent": cotangent.hex(),
+                "cotangent": given_back.hex(),
                 "aggregate": aggregate.hex(),
                 "gradients": {name: gradient.hex() for name, gradient in gradients.items()},
             }
@@ -97,18 +84,12 @@ def _group(
     return {
         "id": group_id,
         "settings": {"kd_loss_weight": kd_loss_weight},
-        "label": label.split("-", maxsplit=1)[0],
+        "label": label_of(label),
         "formats": {name: formats[name] for name in given},
         "result": result,
         "weights": {name: weight.hex() for name, weight in weights.items()},
         "vectors": vectors,
     }
-
-
-def _cotangent(rng: random.Random, index: int, result: str) -> float:
-    """1 as `backward()` has it, a loss scale, one whose products underflow, and draws."""
-    special = (1.0, 1024.0, FORMATS[result].tiny * 2, -1.0)  # type: ignore[index]
-    return special[index] if index < len(special) else _draw(rng, result, -6, 6)
 
 
 def _rows(rng: random.Random, names: list[str], formats: dict[str, str]) -> list[dict[str, float]]:
@@ -118,7 +99,7 @@ def _rows(rng: random.Random, names: list[str], formats: dict[str, str]) -> list
         return {name: make(FORMATS[formats[name]], i) for i, name in enumerate(names)}  # type: ignore[index]
 
     def one(value: float) -> dict[str, float]:
-        row = all_of(lambda fmt, i: _draw(rng, fmt.name, -2, 2))
+        row = all_of(lambda fmt, i: draw(rng, fmt.name, -2, 2))
         row[rng.choice(names)] = value
         return row
 
@@ -134,13 +115,13 @@ def _rows(rng: random.Random, names: list[str], formats: dict[str, str]) -> list
         all_of(lambda fmt, i: fit(Fraction(fmt.tiny) * (i % 7 + 1) * Fraction(3, 4), fmt)),  # products below and above tiny
         all_of(lambda fmt, i: fit(Fraction(fmt.tiny) * Fraction(i % 5 + 1, 8), fmt)),  # subnormal losses
         all_of(lambda fmt, i: fit(Fraction(fmt.tiny) * 2 * (1 + (i % 2) * Fraction(2) ** (1 - fmt.precision)), fmt)),
-        all_of(lambda fmt, i: _largest(fmt)),  # overflow in the sum, or at the final rounding
+        all_of(lambda fmt, i: largest(fmt)),  # overflow in the sum, or at the final rounding
         all_of(lambda fmt, i: fit(1 + (i % 2) * Fraction(2) ** (1 - fmt.precision), fmt)),  # ties
         all_of(lambda fmt, i: fit(2 if i == 0 else Fraction(2) ** (1 - fmt.precision) * (2 * i - 1), fmt)),  # ties in the sum
-        all_of(lambda fmt, i: _draw(rng, fmt.name, 0, 0) * (-1) ** i),  # cancellation
+        all_of(lambda fmt, i: draw(rng, fmt.name, 0, 0) * (-1) ** i),  # cancellation
     ]
-    rows += [all_of(lambda fmt, i: _draw(rng, fmt.name, -3, 3)) for _ in range(4)]
-    rows += [all_of(lambda fmt, i: _draw(rng, fmt.name, -14, 14) * rng.choice((1, -1))) for _ in range(2)]
+    rows += [all_of(lambda fmt, i: draw(rng, fmt.name, -3, 3)) for _ in range(4)]
+    rows += [all_of(lambda fmt, i: draw(rng, fmt.name, -14, 14) * rng.choice((1, -1))) for _ in range(2)]
     return rows
 
 
@@ -163,12 +144,3 @@ def _rounding_up(weight: float, fmt: str, compute: str) -> float:
             if Fraction(loss) * w < tiny and round_to(Fraction(loss) * w, compute) == tiny:
                 return loss
     return round_to(2 * tiny, fmt)
-
-
-def _draw(rng: random.Random, fmt: str, low: int, high: int) -> float:
-    """A positive number of the format with a random significand and an exponent from ``low`` to ``high``."""
-    return round_to((1 + Fraction(rng.getrandbits(53), 2**53)) * Fraction(2) ** rng.randint(low, high), fmt)
-
-
-def _largest(fmt: Any) -> float:
-    return math.ldexp(2 - 2.0 ** (1 - fmt.precision), fmt.max_exponent)

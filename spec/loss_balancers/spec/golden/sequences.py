@@ -1,0 +1,138 @@
+"""Draws sequences of training steps for a balancer that changes over time, and has the exact reference answer them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from loss_balancers.spec.formats import FORMATS, Format, result_format, round_to
+from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, label_of
+from loss_balancers.spec.reference import Answer, run
+from loss_balancers.spec.settings import Settings
+
+#: Steps of a sequence. As many in every group, so that lanes can run all sequences of a column side by side.
+STEPS = 8
+
+
+class Form(NamedTuple):
+    """Settings, the names of the losses that they meet, and the sets of formats in which they do."""
+
+    id: str
+    settings: Settings
+    names: Sequence[str]
+    formats: Sequence[str]
+
+
+def sequence_vectors(forms: Sequence[Form], seed: int) -> str:
+    """The file of one balancer as text, the same on every machine."""
+    rng = random.Random(seed)
+    groups = [_group(rng, form, formats) for formats in FORMAT_SETS for form in forms if formats in form.formats]
+    return json.dumps({"schema": 2, "balancer": forms[0].settings.balancer, "groups": groups}, indent=0) + "\n"
+
+
+def _group(rng: random.Random, form: Form, format_set: str) -> dict[str, Any]:
+    in_turn = FORMAT_SETS[format_set]
+    of = {name: in_turn[i % len(in_turn)] for i, name in enumerate(form.names)}
+    formats = {name: of[name] for name in rng.sample(form.names, len(form.names))}  # the order that the caller's dict has
+    result = result_format(formats.values())
+    sequences = []
+    for rows in _sequences(_Inputs(rng, formats)):
+        cotangents = [cotangent(rng, (index + len(sequences)) % STEPS, result) for index in range(STEPS)]
+        steps = [({name: (formats[name], x) for name, x in row.items()}, back) for row, back in zip(rows, cotangents, strict=True)]
+        answers = run(form.settings, steps)
+        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, strict=True)])
+    return {
+        "id": f"{form.id}-{format_set}",
+        "settings": form.settings.as_json(),
+        "label": label_of(format_set),
+        "formats": formats,
+        "result": result,
+        "sequences": sequences,
+    }
+
+
+def _vector(row: dict[str, float], back: float, answer: Answer) -> dict[str, Any]:
+    return {
+        "losses": _hex(row),
+        "cotangent": back.hex(),
+        "aggregate": answer.aggregate.hex(),
+        "gradients": _hex(answer.gradients),
+        "weights": _hex(answer.weights),
+        "state": {name: [x.hex() for x in value] if isinstance(value, tuple) else value for name, value in answer.state.items()},
+    }
+
+
+def _hex(values: dict[str, float]) -> dict[str, str]:
+    return {name: value.hex() for name, value in values.items()}
+
+
+class _Inputs:
+    """Rows of losses of given formats."""
+
+    def __init__(self, rng: random.Random, formats: dict[str, str]) -> None:
+        self.rng, self.formats = rng, formats
+
+    def all_of(self, make: Callable[[Format, int], float | Fraction]) -> dict[str, float]:
+        """A value for each loss: rounded to its format."""
+        row = {}
+        for i, (name, fmt) in enumerate(self.formats.items()):
+            value = make(FORMATS[fmt], i)  # type: ignore[index]
+            row[name] = round_to(Fraction(value), fmt) if math.isfinite(value) and value != 0 else float(value)
+        return row
+
+    def drawn(self, low: int, high: int, signs: Sequence[int] = (1,)) -> dict[str, float]:
+        """Drawn values, with exponents of this range."""
+        return self.all_of(lambda fmt, i: draw(self.rng, fmt.name, low, high) * self.rng.choice(signs))
+
+    def one(self, value: float) -> dict[str, float]:
+        """Ordinary values, but for one of them."""
+        return {**self.drawn(-2, 2), self.rng.choice(list(self.formats)): value}
+
+
+def _sequences(inputs: _Inputs) -> Iterator[list[dict[str, float]]]:
+    """What training gives; what is no number, or none to learn from; the ends of the range; both signs, and scales far apart."""
+    both = (1, -1)
+
+    def tiny(times: Callable[[int], Fraction]) -> dict[str, float]:
+        return inputs.all_of(lambda fmt, i: Fraction(fmt.tiny) * times(i))
+
+    def apart(fmt: Format, i: int) -> float:
+        """Alternately large and small: quotients overflow, and underflow."""
+        return math.ldexp(1.0 + i / 8, (1 if i % 2 else -1) * (fmt.max_exponent - (1 if fmt.name == "f16" else 27)))
+
+    yield [
+        *(inputs.drawn(-3, 3) for _ in range(4)),
+        inputs.all_of(lambda fmt, i: 1.0),  # equal losses
+        *(inputs.drawn(-8, -2) for _ in range(3)),
+    ]
+    yield [
+        inputs.all_of(lambda fmt, i: 0.0),  # before any state
+        inputs.all_of(lambda fmt, i: -0.0),
+        inputs.drawn(-2, 2),
+        inputs.one(math.nan),
+        inputs.one(math.inf),
+        inputs.all_of(lambda fmt, i: math.inf if i % 2 else -math.inf),
+        inputs.one(0.0),
+        inputs.drawn(-2, 2),
+    ]
+    yield [
+        tiny(lambda i: Fraction(i % 7 + 1) * Fraction(3, 4)),
+        tiny(lambda i: Fraction(i % 5 + 1, 8)),  # subnormal losses
+        inputs.all_of(apart),
+        inputs.all_of(lambda fmt, i: -apart(fmt, i + 1)),
+        inputs.all_of(lambda fmt, i: 1 + (i % 2) * Fraction(2) ** (1 - fmt.precision)),  # neighbours, and ties
+        inputs.all_of(lambda fmt, i: 2 if i == 0 else Fraction(2) ** (1 - fmt.precision) * (2 * i - 1)),
+        inputs.drawn(6, 12),
+        inputs.drawn(-12, -6),
+    ]
+    yield [
+        inputs.all_of(lambda fmt, i: draw(inputs.rng, fmt.name, 0, 0) * (-1) ** i),  # cancellation
+        *(inputs.drawn(-4, 4, both) for _ in range(3)),
+        *(inputs.drawn(-12, 12) for _ in range(2)),
+        inputs.one(math.nan),
+        inputs.drawn(-12, 12, both),
+    ]
