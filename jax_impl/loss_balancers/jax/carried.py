@@ -18,7 +18,11 @@ class BalancerState(nnx.Variable):
 
 @nnx.register_variable_name("balancer_table")
 class BalancerTable(nnx.Variable):
-    """A balancer's weights at every step. It follows from the settings and never changes: no checkpoint needs it."""
+    """A balancer's weights at every step. It follows from the settings and never changes: no checkpoint needs it.
+
+    XLA copies what a compiled function takes and returns as it is. `nnx.jit` in graph mode returns all variables; in tree mode,
+    ``graph=False``, or with the table split off by ``nnx.split(model, BalancerState, ...)``, a long table costs a step nothing.
+    """
 
 
 def write(variable: BalancerState, value: Array) -> None:
