@@ -27,7 +27,7 @@ def per_sample(step, exact):
     return drawn if exact else drawn * 0.1
 
 
-def losses(rows):
+def losses(rows) -> dict[str, torch.Tensor]:
     """The mean of each loss over some samples."""
     return dict(zip(NAMES, rows.mean(0).unbind(), strict=True))
 
@@ -166,8 +166,8 @@ def compiled(rank):
 def main(folder, rank, world):
     """All of it, on this rank."""
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store-{world}", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
+    meeting = f"file://{folder}/store-{world}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
     seen = {f"exact, {n}": split(world, n, rank=rank) for n in (1, 4, 16)}
     seen["inexact"] = split(world, 4, exact=False, rank=rank)
     seen["reductions"] = counted_reductions(rank)

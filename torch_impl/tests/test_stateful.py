@@ -304,7 +304,8 @@ def test_breakdown(make, draw, dtype):
             wide = weighted.dtype
             assert_same_bits(weighted, raw.to(wide) * weight.to(wide))
         assert all(x.ndim == 0 and not x.requires_grad and x.device == losses["MSE_1"].device for x in parts.values())
-        torch.testing.assert_close(sum(parts[f"{name}/weighted"] for name in names).to(dtype), parts["total"])
+        weighted = torch.stack([parts[f"{name}/weighted"] for name in names])
+        torch.testing.assert_close(weighted.sum().to(dtype), parts["total"])
 
 
 def test_a_student_reduction_comes_first(make, draw):

@@ -42,8 +42,8 @@ CONVERSIONS = {
 
 @pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
 def test_formats_are_not_the_models(make, draw, convert, assert_same_state, values):
-    model = nn.Sequential(nn.Linear(2, 2), train(make(), draw))
-    balancer = model[1]
+    balancer = train(make(), draw)
+    model = nn.Sequential(nn.Linear(2, 2), balancer)
     before = values(balancer)
     convert(model)
     assert {x.dtype for x in balancer.state_dict().values()} <= {torch.int32, torch.float32}

@@ -88,6 +88,10 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     In training mode `forward` observes the losses and changes no weight; :meth:`step` commits, once per optimizer step. Nothing
     is observed in eval mode, nor when a forward is recomputed in a backward (activation checkpointing).
 
+    Over ranks, `step()` is one all-reduce of ``pending``. With ``auto_step`` each training forward has one, since what is due is
+    known on the device alone: all ranks must then have equally many forwards. With ``process_group=False`` each rank has weights
+    of its own, unless DistributedDataParallel sends rank 0's buffers to all, as it does by default.
+
     State:
         ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(n + 2,)``, what this rank observed since the last commit.
         Each keeps its dtype whatever `half()` does to the model. ``state_dict()`` holds all of them: save it after `step()`, when
