@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from multiprocessing import get_context
 
 from loss_balancers.parity.lanes import Result
@@ -15,21 +14,15 @@ from loss_balancers.spec import Group
 def in_own_process(
     environment: Mapping[str, str], run: Callable[[Sequence[Group]], Iterable[list[Result]]], groups: Sequence[Group]
 ) -> Iterator[list[Result]]:
-    """What ``run`` yields in a process in which these environment variables were set before anything else.
-
-    One process for all runs with the same variables: to start one takes seconds.
+    """What ``run`` yields in a fresh process, in which these environment variables were set first.
 
     Args:
         environment: The variables, in addition to those of this process.
         run: A lane's `run`, which must be picklable.
         groups: What to run.
     """
-    yield from _process(tuple(environment.items())).submit(_run, run, groups).result()
-
-
-@cache
-def _process(environment: tuple[tuple[str, str], ...]) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_set, initargs=(dict(environment),))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_set, initargs=(dict(environment),)) as pool:
+        yield from pool.submit(_run, run, groups).result()
 
 
 def _set(environment: dict[str, str]) -> None:
