@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
+from loss_balancers.torch.again import Again, repeatable
 from loss_balancers.torch.base import DistillationLossBalancer, canonical_order
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.host import host_constant, warn_while_tracing
@@ -65,6 +66,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         self._warned = False
         # Of the last call, most often that of the next. To find it by the hash of the settings takes 3 us.
         self._last_plan: spec.Plan | None = None
+        self._again: Again | None = None
 
     @property
     def kd_loss_weight(self) -> Any:
@@ -78,10 +80,15 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
+        eager = not is_dynamo_compiling() and self._student_loss_reduction_fn is None
+        if eager and self._again is not None and (aggregate := self._again.total(loss)) is not None:
+            return aggregate
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         if plan.dropped:
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
+        elif eager:
+            self._again = repeatable(loss, plan, terms, dtypes)
         return balance(terms, dtypes, plan.factors)
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:

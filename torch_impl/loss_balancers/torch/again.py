@@ -1,0 +1,47 @@
+"""A call like the last one, without working out again what that one has worked out.
+
+Losses on a CPU are few and small: there what the host decides in a call takes as long as its kernels. With four KD losses, float32
+scalars, this makes forward and backward 1.07 times as fast. Any other call goes the long way, which alone words errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loss_balancers.spec import Plan
+from loss_balancers.torch.autograd import LinearMap, total_in_eager
+from loss_balancers.torch.functional import weights_on_device
+from loss_balancers.torch.rounding import TINY
+
+
+class Again(NamedTuple):
+    """A weighted sum of scalars on the CPU: the names as they were given, in canonical order, the dtype, and the sum."""
+
+    given: tuple[str, ...]
+    names: tuple[str, ...]
+    dtype: torch.dtype
+    linear: LinearMap
+
+    def total(self, loss: Mapping[str, Any]) -> Tensor | None:
+        """The aggregate of losses like the last ones; None if they are not."""
+        given, names, dtype, linear = self
+        if type(loss) is not dict or tuple(loss) != given:
+            return None
+        terms = [loss[name] for name in names]
+        for x in terms:
+            if not (type(x) is Tensor and x.dtype is dtype and x.is_cpu and x.ndim == 0):
+                return None
+        return total_in_eager(linear, None, terms)
+
+
+def repeatable(loss: Mapping[str, Any], plan: Plan, terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> Again | None:
+    """How to do this call again, of losses that were checked; None if it is none for `Again`."""
+    x = terms[0]
+    plain = x.dtype in TINY and dtypes.count(x.dtype) == len(dtypes) == len(plan.factors)
+    if not plain or x.ndim or not x.is_cpu or type(x) is not Tensor:
+        return None
+    return Again(tuple(loss), plan.names, x.dtype, weights_on_device(plan.factors, dtypes, None, x.device, True))
