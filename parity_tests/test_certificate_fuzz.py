@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import doctored, few_vectors, jax_certificate
+from certificates import doctored, few_sequences, few_vectors, jax_certificate, sequences_certificate
 from typer.testing import CliRunner
 
 from loss_balancers.parity import vectors
@@ -114,14 +114,15 @@ def _near(named: str, place: Path_) -> bool:
     return named.startswith(cell) or cell.startswith(named)
 
 
-@pytest.mark.parametrize("base", ["agrees", "differs"])
+@pytest.mark.parametrize("base", ["agrees", "differs", "changes"])
 def test_malformed_certificates_are_refused(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     rng = random.Random(SEED)
-    original = jax_certificate()
-    del original["lanes"][0]
+    few = few_sequences if base == "changes" else few_vectors
+    original = sequences_certificate() if base == "changes" else jax_certificate()
+    del original["lanes"][:-1]
     if base == "differs":
         original = doctored(doctored(original), "mixed", 5, 2, "the gradient to KLDivLoss_1")
-    monkeypatch.setattr(vectors, "installed_vectors", few_vectors)
+    monkeypatch.setattr(vectors, "installed_vectors", few)
     file = tmp_path / "fuzzed.json"
     tried: Counter[str] = Counter()
     attempts = [(kind, place, text.encode()) for kind, place, text in _structured(rng, original)]
@@ -129,7 +130,7 @@ def test_malformed_certificates_are_refused(base: str, tmp_path: Path, monkeypat
     for kind, place, content in attempts:
         file.write_bytes(content)
         try:
-            read = read_certificate(file, few_vectors())
+            read = read_certificate(file, few())
         except CertificateError as error:
             refusal = str(error)
         else:  # a word about the host, a space, or a value that was swapped with its equal

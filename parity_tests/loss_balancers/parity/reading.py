@@ -249,7 +249,7 @@ def _value(field: str, stated: Any, wanted: Value) -> Value:
     fmt, bits = stated["actual_format"], int(stated["bits"], 16)
     _check_equal(at(field, "format"), stated["format"], wanted.format, "what the vector has")
     _check_equal(at(field, "expected"), stated["expected"], from_bits(wanted.bits, wanted.format).hex(), "what the reference gives")
-    if stated["bits"] != hex_bits(bits, fmt):
+    if len(stated["bits"]) != len(hex_bits(0, fmt)):
         _refuse(at(field, "bits"), f"{stated['bits']} has not as many digits as {fmt} has.")
     _check_equal(at(field, "actual"), stated["actual"], from_bits(bits, fmt).hex(), f"what the bits {stated['bits']} stand for")
     return Value(wanted.what, fmt, bits)

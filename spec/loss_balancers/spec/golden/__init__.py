@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.resources import files
+from importlib import resources
 from typing import Any, NamedTuple
 
 
@@ -51,12 +51,12 @@ class Group(NamedTuple):
 
 def stems() -> list[str]:
     """The files of vectors that there are, without their suffix: each named as the module of its balancer."""
-    return sorted(file.name.removesuffix(".json") for file in files(__name__).iterdir() if file.name.endswith(".json"))
+    return sorted(file.name.removesuffix(".json") for file in resources.files(__name__).iterdir() if file.name.endswith(".json"))
 
 
 def golden_text(stem: str = "static") -> str:
     """The JSON text of one balancer's vectors."""
-    return (files(__name__) / f"{stem}.json").read_text("ascii")
+    return (resources.files(__name__) / f"{stem}.json").read_text("ascii")
 
 
 def golden_hash(stem: str = "static") -> str:
