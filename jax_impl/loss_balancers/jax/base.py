@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.functional import check_terms
+from loss_balancers.jax.portable import rmul
+from loss_balancers.jax.rounding import compute_dtype, widen
 
 
 class DistillationLossBalancer(nnx.Module):
@@ -82,6 +85,20 @@ class DistillationLossBalancer(nnx.Module):
         if self._student_loss_reduction_fn is not None and names[-1] == spec.STUDENT_LOSS_KEY:
             terms[-1] = self._student_loss_reduction_fn(terms[-1])
         return names, *check_terms(names, terms)
+
+
+def broken_down(
+    names: tuple[str, ...], terms: Sequence[Array], dtypes: Sequence[Any], weights: Iterable[Array], total: Array
+) -> dict[str, Array]:
+    """What ``breakdown`` returns: of each loss itself, its weight and their product in the compute format, then the aggregate."""
+    compute = compute_dtype(*dtypes)
+    parts: dict[str, Array] = {}
+    for name, x, weight in zip(names, terms, weights, strict=True):
+        raw = lax.stop_gradient(x)
+        wide = widen(raw, compute)
+        weighted = rmul(wide, jnp.broadcast_to(weight.astype(compute), wide.shape))
+        parts |= {f"{name}/raw": raw, f"{name}/weight": weight, f"{name}/weighted": weighted}
+    return {**parts, "total": lax.stop_gradient(total)}
 
 
 class WarnedOnce:

@@ -16,10 +16,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
-from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.base import DistillationLossBalancer, broken_down
 from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, write
-from loss_balancers.jax.portable import div, rmul
-from loss_balancers.jax.rounding import compute_dtype, keep, narrow, widen
+from loss_balancers.jax.portable import div
+from loss_balancers.jax.rounding import keep, narrow, widen
 
 State = dict[str, Array]
 
@@ -188,13 +188,8 @@ class StatefulLossBalancer(DistillationLossBalancer):
             no state.
         """
         inputs = self._inputs(loss)
-        parts: dict[str, Array] = {}
-        for (name, weight), x in zip(self._weights(inputs).items(), inputs.terms, strict=True):
-            raw = lax.stop_gradient(x)
-            wide = widen(raw, compute_dtype(x.dtype))
-            weighted = rmul(wide, jnp.broadcast_to(weight.astype(wide.dtype), wide.shape))
-            parts |= {f"{name}/raw": raw, f"{name}/weight": weight, f"{name}/weighted": weighted}
-        return {**parts, "total": lax.stop_gradient(self._aggregate(inputs))}
+        weights = self._weights(inputs).values()
+        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
 
     def export_state(self) -> dict[str, Any]:
         """The state as NumPy arrays with settings and names, to be loaded in either framework.

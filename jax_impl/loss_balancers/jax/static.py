@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from loss_balancers import spec
-from loss_balancers.jax.base import DistillationLossBalancer, WarnedOnce
+from loss_balancers.jax.base import DistillationLossBalancer, WarnedOnce, broken_down
 from loss_balancers.jax.functional import balance
+from loss_balancers.jax.rounding import compute_dtype
 
 
 class StaticLossBalancer(DistillationLossBalancer):
@@ -88,6 +90,20 @@ class StaticLossBalancer(DistillationLossBalancer):
         spec.check_mapping(loss)
         plan = self._plan(spec.canonical_order(tuple(loss)))
         return dict(zip(plan.names, plan.weights, strict=True))
+
+    def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+        """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
+
+        Returns:
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``.
+
+        Raises: as `__call__`.
+        """
+        names, terms, dtypes = self._ordered(loss)
+        plan = self._plan(names)
+        compute = compute_dtype(*dtypes)
+        weights = [jnp.full((), weight, compute) for weight in plan.weights]
+        return broken_down(names, terms, dtypes, weights, balance(terms, dtypes, plan.factors))
 
     def __repr__(self) -> str:
         return f"StaticLossBalancer(kd_loss_weight={self.kd_loss_weight})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from loss_balancers import spec
 from loss_balancers.torch.functional import check_terms
 from loss_balancers.torch.host import host_constant
+from loss_balancers.torch.portable import rmul
+from loss_balancers.torch.rounding import compute_dtype, widen
 
 canonical_order = host_constant(spec.canonical_order.__wrapped__)
 
@@ -87,3 +89,17 @@ class DistillationLossBalancer(nn.Module, ABC):
         if self._student_loss_reduction_fn is not None and names[-1] == spec.STUDENT_LOSS_KEY:
             terms[-1] = self._student_loss_reduction_fn(terms[-1])
         return names, terms, check_terms(names, terms)
+
+
+def broken_down(
+    names: tuple[str, ...], terms: Sequence[Tensor], dtypes: Sequence[Any], weights: Iterable[Tensor], total: Tensor
+) -> dict[str, Tensor]:
+    """What ``breakdown`` returns: of each loss itself, its weight and their product in the compute format, then the aggregate."""
+    compute = compute_dtype(*dtypes)
+    parts: dict[str, Tensor] = {}
+    for name, x, weight in zip(names, terms, weights, strict=True):
+        raw = x.detach()
+        wide = widen(raw, compute)
+        weighted = rmul(wide, weight.to(compute).expand_as(wide))
+        parts |= {f"{name}/raw": raw, f"{name}/weight": weight, f"{name}/weighted": weighted}
+    return {**parts, "total": total.detach()}

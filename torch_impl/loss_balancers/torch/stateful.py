@@ -15,11 +15,11 @@ from torch import distributed as dist
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
-from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.base import DistillationLossBalancer, broken_down
 from loss_balancers.torch.carried import CarriesState
-from loss_balancers.torch.portable import div, rmul
+from loss_balancers.torch.portable import div
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
-from loss_balancers.torch.rounding import compute_dtype, keep, narrow, widen
+from loss_balancers.torch.rounding import keep, narrow, widen
 
 State = dict[str, Tensor]
 
@@ -166,13 +166,8 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
             no state.
         """
         inputs = self._inputs(loss)
-        parts: dict[str, Tensor] = {}
-        for (name, weight), x in zip(self._weights(inputs).items(), inputs.terms, strict=True):
-            raw = x.detach()
-            wide = widen(raw, compute_dtype(x.dtype))
-            weighted = rmul(wide, weight.to(wide.dtype).expand_as(wide))
-            parts |= {f"{name}/raw": raw, f"{name}/weight": weight, f"{name}/weighted": weighted}
-        return {**parts, "total": self._aggregate(inputs).detach()}
+        weights = self._weights(inputs).values()
+        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
 
     def export_state(self) -> dict[str, Any]:
         """The state as NumPy arrays with settings and names, to be loaded in either framework.

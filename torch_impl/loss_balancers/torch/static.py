@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.again import Again, repeatable
-from loss_balancers.torch.base import DistillationLossBalancer, canonical_order
+from loss_balancers.torch.base import DistillationLossBalancer, broken_down, canonical_order
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.host import host_constant, warn_while_tracing
+from loss_balancers.torch.rounding import compute_dtype
 
 static_plan = host_constant(spec.static_plan.__wrapped__)
 
@@ -101,6 +103,20 @@ class StaticLossBalancer(DistillationLossBalancer):
         spec.check_mapping(loss)
         plan = static_plan(self._settings, canonical_order(tuple(loss)))
         return dict(zip(plan.names, plan.weights, strict=True))
+
+    def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What `forward` makes of each loss, for logging: detached, on the device, the same names at every step.
+
+        Returns:
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``.
+
+        Raises: as `forward`.
+        """
+        names, terms, dtypes = self._ordered(loss)
+        plan = self._plan(names)
+        compute = compute_dtype(*dtypes)
+        weights = [torch.full((), weight, dtype=compute, device=terms[0].device) for weight in plan.weights]
+        return broken_down(names, terms, dtypes, weights, balance(terms, dtypes, plan.factors))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the settings."""
