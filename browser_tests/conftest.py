@@ -52,18 +52,20 @@ def listen(page: Page) -> list[str]:
 @pytest.fixture
 def show(browser: Browser, tmp_path: Path) -> Iterator[Show]:
     """Opens the report of a matrix. At the end of the test nothing may have been said, thrown or fetched but the file itself."""
-    opened: list[tuple[Page, list[str], str]] = []
+    opened: list[tuple[Page, list[str], str, bool]] = []
 
-    def open_report(matrix: dict[str, Any], viewport: dict[str, int] = DESK, **options: Any) -> Page:
+    def open_report(matrix: dict[str, Any], viewport: dict[str, int] = DESK, scripts: bool = True, **options: Any) -> Page:
         file = tmp_path / f"report-{len(opened)}.html"
         file.write_text(html_report(matrix), "utf-8")
-        page = browser.new_context(viewport=viewport, **options).new_page()  # pyright: ignore[reportArgumentType]
-        opened.append((page, listen(page), file.as_uri()))
+        context = browser.new_context(viewport=viewport, java_script_enabled=scripts, **options)  # pyright: ignore[reportArgumentType]
+        page = context.new_page()
+        opened.append((page, listen(page), file.as_uri(), scripts))
         page.goto(file.as_uri())
         return page
 
     yield open_report
-    for page, heard, uri in opened:
-        page.evaluate("new Promise(resolve => setTimeout(resolve))")  # what it has to say is said before this is answered
+    for page, heard, uri, scripts in opened:
+        # What it has to say is said before this is answered. Where scripts are off, a timer never rings.
+        page.evaluate("new Promise(resolve => setTimeout(resolve))" if scripts else "0")
         page.context.close()
         assert heard == [f"request: {uri}"]

@@ -20,7 +20,7 @@ function apply() {
   for (const element of all("main [data-lane], main [data-balancer]")) {
     const { lane, balancer } = element.dataset;
     // A lane that is right is needed to see with whom another disagrees.
-    const among = element.closest("#disagreements") ? matching : lanes;
+    const among = element.closest("#disagreements, #absent") ? matching : lanes;
     element.hidden =
       (lane !== undefined && !among.has(lane)) ||
       (balancer !== undefined && !balancers.has(balancer)) ||
@@ -29,7 +29,8 @@ function apply() {
   for (const group of all("#matrix tbody")) group.hidden = !group.querySelector("tr[data-lane]:not([hidden])");
   for (const value of all("#disagreements .value")) value.hidden = !value.querySelector("[data-lane]:not([hidden])");
   for (const card of all("#disagreements article")) card.hidden = !card.querySelector(".odd:not([hidden])");
-  for (const section of all("#differences, #disagreements")) {
+  for (const card of all("#absent article")) card.hidden = !card.querySelector("li:not([hidden])");
+  for (const section of all("#differences, #disagreements, #absent")) {
     section.querySelector(".none").hidden = section.querySelector("article:not([hidden])") !== null;
   }
   tell(lanes, balancers);
