@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from loss_balancers.parity.absences import absences
 from loss_balancers.parity.merge import SCHEMA
 
 Matrix = Mapping[str, Any]
@@ -45,15 +46,6 @@ class Row(NamedTuple):
     number: int
     lane: Mapping[str, Any]
     squares: list[Square]
-
-
-class Absence(NamedTuple):
-    """Columns that some lanes could not run, and why; no balancers are named where it is all of them."""
-
-    reason: str
-    labels: list[str]
-    balancers: list[str]
-    lanes: list[str]
 
 
 class Value(NamedTuple):
@@ -89,7 +81,7 @@ def html_report(matrix: Matrix) -> str:
         rows=rows,
         groups=[list(group) for _, group in groupby(rows, _kind)],
         lane_index={lane["id"]: index for index, lane in enumerate(matrix["lanes"])},
-        absences=_absences(matrix),
+        absences=absences(matrix),
         disagreements=_worst_first(matrix["disagreements"])[:SHOWN_DISAGREEMENTS],
         style=Markup(style),
         script=Markup(script),
@@ -153,23 +145,6 @@ def _rows(matrix: Matrix) -> list[Row]:
 def _kind(row: Row) -> tuple[Any, ...]:
     """What the lanes of one group of rows have in common."""
     return tuple(row.lane[key] for key in ("certificate", "framework", "device", "device_kind"))
-
-
-def _absences(matrix: Matrix) -> list[Absence]:
-    """What did not run, the lanes together that lack the same for the same reason."""
-    lacking: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for column in matrix["absent"]:
-        lacking.setdefault((column["reason"], column["lane"]), []).append((column["balancer"], column["label"]))
-    lanes: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
-    for (reason, lane), columns in lacking.items():
-        lanes.setdefault((reason, tuple(sorted(columns))), []).append(lane)
-    return [_absence(matrix, reason, columns, names) for (reason, columns), names in lanes.items()]
-
-
-def _absence(matrix: Matrix, reason: str, columns: Sequence[tuple[str, str]], lanes: list[str]) -> Absence:
-    labels = [label for label in matrix["labels"] if any(label == other for _, other in columns)]
-    balancers = [balancer for balancer in matrix["balancers"] if any(balancer == other for other, _ in columns)]
-    return Absence(reason, labels, balancers if len(balancers) < len(matrix["balancers"]) else [], lanes)
 
 
 def _worst_first(disagreements: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -33,7 +33,7 @@ def _entry(lane: Lane, groups: Sequence[Group]) -> dict[str, Any]:
     if reason is None:
         for (_, label), chosen in columns(groups, LABELS).items():
             if (lacking := lane.why_no_column(chosen)) is not None:
-                missing[label] = lacking
+                missing[label] = lacking  # which balancers it is about, where not all, the reason says
     kind = {"framework": lane.framework, "device": lane.device, "mode": lane.mode}
     return {"name": lane.name, **kind, "present": reason is None, "why_absent": reason, "absent_columns": missing}
 

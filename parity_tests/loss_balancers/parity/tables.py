@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loss_balancers.parity.absences import absences
+
 #: How many disagreements are listed; the JSON has them all.
 SHOWN = 20
 
@@ -79,8 +81,9 @@ def _host(matrix: Matrix, index: int) -> str:
 
 def _absent(matrix: Matrix) -> list[str]:
     return [
-        f"absent: {_lane(matrix, column['lane'])}, {column['label']}: {column['balancer']} ({column['reason']})"
-        for column in matrix["absent"]
+        f"absent: {_some(matrix, absence.lanes)}, {', '.join(absence.labels)}: "
+        f"{', '.join(absence.balancers) or 'every balancer'} ({absence.reason})"
+        for absence in absences(matrix)
     ]
 
 
