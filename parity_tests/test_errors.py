@@ -12,11 +12,19 @@ import torch
 
 import loss_balancers.jax
 import loss_balancers.torch
+from loss_balancers.spec import schedules
 
 TWINS = {
     "torch": (loss_balancers.torch, lambda value, dtype="float32": torch.tensor(value, dtype=getattr(torch, dtype))),
     "jax": (loss_balancers.jax, lambda value, dtype="float32": jnp.asarray(value, dtype)),
 }
+
+N = ("student_loss", "MSELoss_0", "KLDivLoss_1")
+
+
+def ema(module: Any, **settings: Any) -> Any:
+    return module.EMANormalizedLossBalancer(N, **settings)
+
 
 #: What is done wrong, the class, and words that the message must have. `m` is the twin, `a` makes an array of it.
 TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
@@ -70,6 +78,67 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "shapes-student": (
         lambda m, a: m.StaticLossBalancer()({"MSE_0": a(1.0), "student_loss": a([1.0, 2.0])}), ValueError, "set_student_loss_reduction_fn",
     ),
+    # balancers that change over time: construction
+    "scheduled-over": (
+        lambda m, a: m.ScheduledLossBalancer(schedules.linear(0.0, 2.0, 4), N), ValueError,
+        "`kd_loss_weight` must be in [0.0, 1.0] at every step. At step 3 it is 1.5, the first that is not.",
+    ),
+    "scheduled-sum": (
+        lambda m, a: m.ScheduledLossBalancer([schedules.linear(0.0, 1.0, 4), 0.5], N), ValueError, "At step 3 it sums to 1.25, the first that is over",
+    ),
+    "scheduled-student-sum": (
+        lambda m, a: m.ScheduledLossBalancer({"A": schedules.linear(0.5, 0.0, 2), "student_loss": 0.5}), ValueError, "At step 1 it sums to 0.75",
+    ),
+    "scheduled-function": (lambda m, a: m.ScheduledLossBalancer(lambda step: 0.5, N), TypeError, "Make a schedule of a function with `schedules.tabulate`"),
+    "scheduled-no-names": (lambda m, a: m.ScheduledLossBalancer(0.5), TypeError, "`names` must be a sequence of strings"),
+    "scheduled-names-twice": (lambda m, a: m.ScheduledLossBalancer(0.5, ["A", "A"]), ValueError, "`names` must be distinct"),
+    "scheduled-count": (lambda m, a: m.ScheduledLossBalancer([0.5], N), ValueError, "Received 1 weights [Schedule(0: 0.5)] and 2 KD losses"),
+    "scheduled-mismatch": (lambda m, a: m.ScheduledLossBalancer({"A": 0.5}, N), ValueError, "It names ['A']; received the KD losses"),
+    "scheduled-ambiguous": (lambda m, a: m.ScheduledLossBalancer([0.5, 0.5], ("A", "B")), ValueError, "Name the weights"),
+    "scheduled-nothing": (lambda m, a: m.ScheduledLossBalancer([], N), ValueError, "at least one KD loss. Received []"),
+    "sum-negative": (lambda m, a: m.WeightedSumLossBalancer({"A": -1.0}), ValueError, "`weights['A']` must be in [0.0, "),
+    "sum-sequence": (lambda m, a: m.WeightedSumLossBalancer([1.0]), TypeError, "`weights` must be a mapping"),
+    "sum-student": (lambda m, a: m.WeightedSumLossBalancer({"A": 1.0, "student_loss": 1.0}), ValueError, "Pass its weight as `student_weight`"),
+    "sum-empty": (lambda m, a: m.WeightedSumLossBalancer({}), ValueError, "at least one KD loss"),
+    "ema-unknown": (lambda m, a: m.EMANormalizedLossBalancer(N, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
+    "ema-weights": (lambda m, a: m.EMANormalizedLossBalancer(N, 1.0), TypeError, "`weights` must be a mapping"),
+    "ema-beta": (lambda m, a: m.EMANormalizedLossBalancer(N, beta=1.01), ValueError, "`beta` must be in [0.0, 1.0]. Received 1.01"),
+    "ema-eps": (lambda m, a: m.EMANormalizedLossBalancer(N, eps=math.nan), ValueError, "`eps` must be in [0.0, "),
+    "ema-target": (lambda m, a: m.EMANormalizedLossBalancer(N, target="A"), ValueError, '`target` must be "one" or one of `names`'),
+    "ema-lagged": (lambda m, a: m.EMANormalizedLossBalancer(N, lagged=None), TypeError, "`lagged` must be True or False"),
+    "logits-scale": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(-1.0), ValueError, "`kd_loss_scale` must be in [0.0, "),
+    "logits-skip": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(1.0, 1), TypeError, "`skip_original_loss` must be True or False"),
+    "logits-reference": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(reference="student_loss"), ValueError, "the name of a KD loss"),
+    **{
+        f"auto-step-{given!r}": (lambda m, a, given=given: m.ScheduledLossBalancer(0.5, N, auto_step=given), kind, f"`auto_step` must be None or an int of at least 1. Received {given!r}")
+        for given, kind in ((0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError))
+    },
+    # and calls
+    "fixed-names-missing": (lambda m, a: ema(m)({"MSELoss_0": a(1.0)}), ValueError, "It has ['MSELoss_0', 'KLDivLoss_1', 'student_loss']; received ['MSELoss_0']"),
+    "fixed-names-extra": (
+        lambda m, a: m.ScheduledLossBalancer({"A": 0.5})({"A": a(1.0), "B": a(1.0), "student_loss": a(1.0)}), ValueError, "received ['A', 'B', 'student_loss']",
+    ),
+    "fixed-names-in-weights": (lambda m, a: ema(m).weights({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
+    "fixed-names-in-breakdown": (lambda m, a: ema(m).breakdown({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
+    "fixed-names-in-observe": (lambda m, a: ema(m).observe({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
+    "no-scalar": (
+        lambda m, a: ema(m)(dict.fromkeys(N, a([1.0, 2.0]))), ValueError,
+        "must be scalars, of shape (). Received {'MSELoss_0': (2,), 'KLDivLoss_1': (2,), 'student_loss': (2,)}",
+    ),
+    "no-scalar-logits": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(reference="MSELoss_0")(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    "stateful-number": (lambda m, a: ema(m)({**dict.fromkeys(N, a(1.0)), "MSELoss_0": 1.0}), TypeError, "The loss 'MSELoss_0' must be a floating-point array"),
+    "stateful-list": (lambda m, a: ema(m)([a(1.0)]), TypeError, "must be a mapping from name to loss. Received list."),
+    "logits-no-reference": (
+        lambda m, a: m.LogitsAndIntermediatesLossBalancer()(dict.fromkeys(N, a(1.0))), ValueError, "exactly one KD loss whose name holds \"Logits\", the reference. Found []",
+    ),
+    "logits-two-references": (
+        lambda m, a: m.LogitsAndIntermediatesLossBalancer()({"Logits_0": a(1.0), "Logits_1": a(1.0), "student_loss": a(1.0)}), ValueError, "Found ['Logits_0', 'Logits_1']",
+    ),
+    "logits-no-student": (lambda m, a: m.LogitsAndIntermediatesLossBalancer()({"Logits_0": a(1.0)}), ValueError, "must hold `student_loss` unless"),
+    "load-nothing": (lambda m, a: ema(m).load_state(None), TypeError, "A state must be a mapping with exactly"),
+    "load-of-another": (lambda m, a: ema(m).load_state(m.LogitsAndIntermediatesLossBalancer().export_state()), ValueError, "another balancer than this"),
+    "load-other-settings": (lambda m, a: ema(m).load_state(ema(m, beta=0.5).export_state()), ValueError, "Expected {'beta': 0.99}; received {'beta': 0.5}"),
+    "load-renamed": (lambda m, a: ema(m).load_state(ema(m).export_state(), renamed={"A": None}), ValueError, "must have names of this balancer as keys"),
     # functional
     "no-terms": (lambda m, a: m.functional.weighted_sum([], []), ValueError, "at least one array"),
     "terms-and-weights": (lambda m, a: m.functional.weighted_sum([a(1.0)], [0.5, 0.5]), ValueError, "1 terms and 2 weights"),
@@ -120,3 +189,31 @@ def test_devices_that_differ_are_a_value_error_in_torch() -> None:
     losses = {"MSE_0": torch.tensor(1.0), "student_loss": torch.tensor(1.0, device="meta")}
     with pytest.raises(ValueError, match=r"on one device. Received \{'MSE_0': 'cpu', 'student_loss': 'meta'\}"):
         loss_balancers.torch.StaticLossBalancer()(losses)
+
+
+def test_a_balancer_that_is_never_stepped_warns_once_in_the_same_words() -> None:
+    messages = {}
+    for framework, (module, array) in TWINS.items():
+        balancer, losses = ema(module), dict.fromkeys(N, array(1.0))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(205):
+                balancer(losses)
+        (warning,) = caught
+        assert warning.category is UserWarning
+        assert warning.filename == __file__  # it points at the caller
+        messages[framework] = str(warning.message)
+    assert messages["torch"] == messages["jax"]
+    assert "`step()` was not called in 100 training forwards" in messages["torch"]
+
+
+def test_a_scheduled_balancer_without_student_warns_at_construction_in_the_same_words() -> None:
+    messages = {}
+    for framework, (module, _) in TWINS.items():
+        with pytest.warns(UserWarning, match="that weight is dropped") as caught:
+            module.ScheduledLossBalancer(schedules.linear(0.75, 0.25, 4), ("MSELoss_0",))
+        (warning,) = caught
+        assert warning.filename == __file__
+        messages[framework] = str(warning.message)
+    assert messages["torch"] == messages["jax"]
+    assert "The student loss has weight 0.75" in messages["torch"]
