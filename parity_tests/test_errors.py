@@ -89,7 +89,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "scheduled-student-sum": (
         lambda m, a: m.ScheduledLossBalancer({"A": schedules.linear(0.5, 0.0, 2), "student_loss": 0.5}), ValueError, "At step 1 it sums to 0.75",
     ),
-    "scheduled-function": (lambda m, a: m.ScheduledLossBalancer(lambda step: 0.5, N), TypeError, "Make a schedule of a function with `schedules.tabulate`"),
+    "scheduled-function": (lambda m, a: m.ScheduledLossBalancer(math.sqrt, N), TypeError, "Make a schedule of a function with `schedules.tabulate`"),
     "scheduled-no-names": (lambda m, a: m.ScheduledLossBalancer(0.5), TypeError, "`names` must be a sequence of strings"),
     "scheduled-names-twice": (lambda m, a: m.ScheduledLossBalancer(0.5, ["A", "A"]), ValueError, "`names` must be distinct"),
     "scheduled-count": (lambda m, a: m.ScheduledLossBalancer([0.5], N), ValueError, "Received 1 weights [Schedule(0: 0.5)] and 2 KD losses"),

@@ -73,7 +73,8 @@ class ScheduledLossBalancer(StatefulLossBalancer):
     ) -> None:
         super().__init__(spec.ScheduledLossBalancerSettings(kd_loss_weight, names), auto_step, axis_name)
         if self._settings.dropped:
-            warnings.warn(spec.errors.dropped_student_weight(self._settings.dropped), UserWarning, stacklevel=4)  # past two frames of nnx.Module
+            message = spec.errors.dropped_student_weight(self._settings.dropped)
+            warnings.warn(message, UserWarning, stacklevel=5)  # past three frames of nnx.Module
 
     def _factors(self, inputs: Inputs) -> Array:
         del inputs

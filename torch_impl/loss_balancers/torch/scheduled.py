@@ -73,7 +73,8 @@ class ScheduledLossBalancer(StatefulLossBalancer):
     ) -> None:
         super().__init__(spec.ScheduledLossBalancerSettings(kd_loss_weight, names), auto_step, process_group)
         if self._settings.dropped:
-            warnings.warn(spec.errors.dropped_student_weight(self._settings.dropped), UserWarning, stacklevel=2)
+            message = spec.errors.dropped_student_weight(self._settings.dropped)
+            warnings.warn(message, UserWarning, stacklevel=2)
 
     def _factors(self, inputs: Inputs) -> Tensor:
         del inputs
