@@ -7,14 +7,14 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity audit bench golden clean
+.PHONY: help demo test lint unit browser-test parity audit bench golden evidence clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 $(STAMP): constraints.txt pyproject.toml
-	@echo "==> Setting up $(VENV) with everything that constraints.txt pins (a few minutes the first time)"
+	@echo "==> Setting up $(VENV) with what constraints.txt pins: it is missing, or older than constraints.txt or pyproject.toml (a few minutes)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else f"loss-balancers needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Run: make PYTHON=python3.11 ...")'
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
@@ -41,7 +41,7 @@ unit: $(STAMP) ## every test
 
 browser-test: $(STAMP) ## the HTML report in a real Chromium (Debian and Ubuntu: apt-get install chromium)
 	@echo "==> Reading the HTML report in Chromium"
-	@$(BIN)/python -m pytest browser_tests
+	@$(BIN)/python -m pytest browser_tests -o faulthandler_timeout=120 -o faulthandler_exit_on_timeout=true
 
 parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity
@@ -55,6 +55,9 @@ audit: .venv-audit/.installed ## what compilers emit for 5 TPUs, 3 GPUs and the 
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit-tpu,audit-cuda]'
 	@touch .venv-audit/.installed
+
+evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it
+	@$(BIN)/python parity_tests/evidence.py
 
 bench: $(STAMP) ## forward and backward against ModelOpt's balancer
 	@$(BIN)/python benchmarks/against_modelopt.py

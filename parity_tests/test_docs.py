@@ -1,30 +1,45 @@
-"""Every code block of the documents and every example of a docstring runs."""
+"""The documents: every code block and docstring example runs, every link leads somewhere, and what they list is what there is."""
 
 import doctest
 import importlib
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import typer
+from certificates import doctored, few_vectors, torch_certificate
+from evidence import BLOCK, CERTIFICATE, README, matrix_block
 
-from loss_balancers.spec import golden_hash, load_golden
+from loss_balancers.parity.cli import app
+from loss_balancers.parity.lanes import known_lanes
+from loss_balancers.parity.merge import merge
+from loss_balancers.parity.reading import check, read_certificate
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {str(file.relative_to(ROOT)): file.read_text("utf-8") for file in DOCUMENTS}
 BLOCKS = [
-    pytest.param(block, id=f"{file.relative_to(ROOT)}-{i}")
-    for file in DOCUMENTS
-    for i, block in enumerate(BLOCK.findall(file.read_text("utf-8")))
+    pytest.param(block, id=f"{name}-{i}")
+    for name, text in TEXTS.items()
+    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 ]
+PARTS = [ROOT / part for part in ("spec", "torch_impl", "jax_impl", "parity_tests")]
 MODULES = [
-    f"loss_balancers.{part}.{module}" for part in ("torch", "jax") for module in ("base", "functional", "static")
-]  # fmt: skip
+    ".".join(file.relative_to(part).with_suffix("").parts).removesuffix(".__init__")
+    for part in PARTS
+    for file in sorted((part / "loss_balancers").rglob("*.py"))
+    if ">>> " in file.read_text("utf-8")
+]
 
 
-def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 3
+# --- what runs ------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_blocks_and_examples() -> None:
+    assert len(BLOCKS) >= 10
+    assert {module.split(".")[1] for module in MODULES} >= {"torch", "jax", "parity"}
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -39,20 +54,112 @@ def test_docstring_examples_run(module: str) -> None:
     assert result.attempted > 0
 
 
-def test_links_between_documents_lead_somewhere() -> None:
-    broken = []
-    for file in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", file.read_text("utf-8")):
-            if "://" not in target and not (file.parent / target).exists():
-                broken.append(f"{file.relative_to(ROOT)}: {target}")
-    assert not broken
+# --- what is linked and named ---------------------------------------------------------------------------------------
 
 
-def test_the_printed_matrix_is_of_these_vectors() -> None:
-    """The matrix in the README and the certificate in the evidence are of the vectors as they are now, and all identical."""
-    evidence = json.loads((ROOT / "docs/evidence/cpu-linux-x86_64.json").read_text("utf-8"))
-    assert evidence["vectors"] == {"StaticLossBalancer": golden_hash()}
-    total = sum(cell["vectors"] for row in evidence["matrix"].values() for cell in row.values())
-    assert total == sum(cell["identical"] for row in evidence["matrix"].values() for cell in row.values())
-    assert total == len(evidence["matrix"]) * sum(len(group.vectors) for group in load_golden())
-    assert f"{len(evidence['matrix'])} lanes, {total}/{total} bit-identical" in (ROOT / "README.md").read_text("utf-8")
+def _anchors(text: str) -> set[str]:
+    """Those that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _broken(name: str, text: str) -> list[str]:
+    """Links within this repository that lead to no file, or to no heading of one."""
+    found = []
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path
+        if "://" in target or (path and file.exists() and not anchor):
+            continue
+        if not file.exists() or anchor not in _anchors(file.read_text("utf-8") if path else text):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name: str) -> None:
+    assert _broken(name, TEXTS[name]) == []
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    text = "# One: two\n[a](#one-two) [b](#two) [c](LICENSE) [d](LICENCE) [e](CONTRIBUTING.md#no)"
+    assert _broken("README.md", text) == ["#two", "LICENCE", "CONTRIBUTING.md#no"]
+
+
+def test_every_document_is_linked_from_another() -> None:
+    linked = {
+        ((ROOT / name).parent / target.partition("#")[0]).resolve()
+        for name, text in TEXTS.items()
+        for target in re.findall(r"\]\(([^)]+)\)", text)
+        if "://" not in target
+    }
+    alone = [file for file in DOCUMENTS if file not in linked and file.parent not in linked and file != README]
+    assert alone == []
+
+
+def test_commands_and_options_exist() -> None:
+    known = {name: command.params for name, command in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    wrong = []
+    for name, text in TEXTS.items():
+        for line in re.findall(r"^(?: {4}|\$ )?(?:pip .*&& )?(loss-balancers .*|make .*)$", text, re.MULTILINE):
+            program, verb, *words = line.partition("#")[0].split()
+            options = {option for parameter in known.get(verb, ()) for option in parameter.opts}
+            if verb not in (made if program == "make" else known) and verb != "--help":
+                wrong.append(f"{name}: {program} {verb}")
+            if program != "make":
+                wrong += [f"{name}: {word}" for word in words if word.startswith("--") and word not in options | {"--help"}]
+    assert wrong == []
+
+
+def test_the_guide_to_lanes_names_every_mode_that_there_is() -> None:
+    guide = TEXTS["docs/lanes.md"]
+    rows = re.findall(r"^\| (`(?:torch|jax)-…-.*?) \|", guide, re.MULTILINE)
+    named = {
+        (row.split("-")[0].strip("`"), mode)
+        for row in rows
+        for mode in re.sub(r"`(torch|jax)-…-", "`", row).replace("`", "").split(", ")
+    }
+    assert named == {(lane.framework, lane.mode) for lane in known_lanes() if lane.device == "cpu"}
+
+
+def _names(schema: object) -> set[str]:
+    if isinstance(schema, list):
+        return set().union(*map(_names, schema)) if schema else set()
+    if not isinstance(schema, dict):
+        return set()
+    return set(schema.get("properties", {})) | set().union(*(_names(value) for value in schema.values()))
+
+
+def test_the_guide_to_certificates_names_every_field() -> None:
+    guide = TEXTS["docs/certificates.md"]
+    schema = json.loads((files("loss_balancers.parity") / "certificate.schema.json").read_text("utf-8"))
+    stated = {name for name in _names(schema) if "." not in name}
+    assert [name for name in sorted(stated) if f"`{name}`" not in guide and f'"{name}"' not in guide] == []
+    assert {"digests", "actual_format", "cotangent", "python"} <= stated
+    matrix = merge([check(doctored(torch_certificate()), "a.json", few_vectors())])
+    entries = [*matrix["lanes"], *matrix["cells"], *matrix["disagreements"], matrix["disagreements"][0]["values"][0]]
+    stated = {
+        *matrix,
+        *(name for entry in entries for name in entry),
+        *(name for c in matrix["cells"] for name in c["worst"] or ()),
+    }
+    assert [name for name in sorted(stated) if f"`{name}`" not in guide] == []
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def test_the_evidence_is_of_these_vectors_and_all_identical() -> None:
+    """`read_certificate` refuses one of other vectors. Write it again: `make evidence`."""
+    matrix = merge([read_certificate(CERTIFICATE)])
+    assert matrix["identical"] == matrix["results"] > 0
+    assert len(matrix["lanes"]) >= 12
+    assert {lane["id"].partition(":")[2] for lane in matrix["lanes"]} == {
+        lane.name for lane in known_lanes() if lane.here and lane.device == "cpu"
+    }
+
+
+def test_the_readme_shows_the_evidence() -> None:
+    (shown,) = BLOCK.findall(README.read_text("utf-8"))
+    assert shown == matrix_block()

@@ -1,15 +1,19 @@
 """The wheel: what is in it, and what imports where a framework is missing."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from evidence import CERTIFICATE
 
 ROOT = Path(__file__).parent.parent
+PARTS = ("spec", "torch_impl", "jax_impl", "parity_tests")
 PROBE = """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
@@ -22,6 +26,8 @@ sys.path.insert(0, {site!r})
 """
 TORCH, JAX = {"torch"}, {"jax", "jaxlib", "flax", "optax"}
 KIT = {"typer"}
+#: What `[merge]` does not bring.
+NOT_MERGE = TORCH | JAX | {"ml_dtypes", "jaxtyping", "safetensors", "hypothesis", "pytest", "libtpu"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
     assert {name for name in names if name.startswith("loss_balancers_pytest/")} == {"loss_balancers_pytest/__init__.py"}
     assert parts == {"spec", "torch", "jax", "parity"}
     assert {f"loss_balancers/{part}/py.typed" for part in parts} <= names
-    assert "loss_balancers/spec/golden/static.json" in names
+    data = {
+        p.relative_to(ROOT / part).as_posix()
+        for part in PARTS
+        for p in (ROOT / part / "loss_balancers").rglob("*.*")
+        if p.is_file()
+    }
+    data = {name for name in data if not name.endswith((".py", ".pyc"))}
+    assert {name.rsplit(".")[-1] for name in data} == {"json", "typed", "html", "css", "js"}
+    assert data <= names
     assert "loss_balancers/__init__.py" not in names  # a native namespace package
     assert not [name for name in names if "test" in name.removeprefix("loss_balancers_pytest/")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -87,6 +101,28 @@ def test_the_command_line_names_its_extra(site: Path) -> None:
     result = _run(site, "from loss_balancers.parity.cli import main; main()", KIT)
     assert result.returncode == 1
     assert "pip install 'loss-balancers[parity]'" in result.stderr
+
+
+def _merge(site: Path, folder: Path, missing: set[str]) -> subprocess.CompletedProcess[str]:
+    words = [
+        "loss-balancers",
+        "merge",
+        str(CERTIFICATE),
+        *(w for o in ("html", "json", "markdown") for w in (f"--{o}", str(folder / o))),
+    ]
+    return _run(site, f"import sys; sys.argv = {words!r}; from loss_balancers.parity.cli import main; main()", missing)
+
+
+def test_merge_needs_what_its_extra_brings_and_no_more(site: Path, tmp_path: Path) -> None:
+    result = _merge(site, tmp_path, NOT_MERGE)
+    assert result.returncode == 0, result.stderr
+    assert "bit-identical" in result.stdout
+    assert "<title>Parity matrix: " in (tmp_path / "html").read_text("utf-8")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["html", "json", "markdown"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for requirement in extras["merge"]:  # and each of them is needed
+        package = re.split(r"[^\w-]", requirement)[0]
+        assert _merge(site, tmp_path, NOT_MERGE | {package}).returncode != 0, package
 
 
 @pytest.mark.parametrize(("part", "foreign"), [("torch", JAX), ("jax", TORCH), ("spec", TORCH | JAX)])

@@ -1,7 +1,5 @@
 """The losses that twins are given: drawn ones, those of the hypothesis strategy, and how a case is read."""
 
-import doctest
-import importlib
 import math
 import random
 import sys
@@ -170,10 +168,3 @@ def test_hypothesis_finds_and_shrinks_a_difference() -> None:
     strategy = loss_dicts(["MSELoss_0", "student_loss"], formats=["f32"], special=False)
     losses = find(strategy, differ, settings=settings(max_examples=200, **QUIET), random=random.Random(1))
     assert differ(losses)
-
-
-@pytest.mark.parametrize("module", ["strategies", "twin_cases", "twins"])
-def test_docstring_examples_run(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"loss_balancers.parity.{module}"))
-    assert result.failed == 0
-    assert result.attempted > 0

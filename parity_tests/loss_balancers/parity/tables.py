@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -14,18 +16,24 @@ from loss_balancers.parity.absences import absences
 
 #: How many disagreements are listed; the JSON has them all.
 SHOWN = 20
+#: What stands between two columns.
+_GAP = 3
 
 #: A matrix, and a part of one, as `merge` makes them.
 Matrix = Mapping[str, Any]
 
 
 def print_matrix(matrix: Matrix, console: Console) -> None:
-    """Prints the hosts where there are several, a table for each balancer, the worst of each cell, and the disagreements."""
+    """Prints the hosts where there are several, the counts, what did not run, the worst of each cell, and the disagreements.
+
+    The counts are by lane and format where there is one balancer, else by lane and balancer: one column fits whatever its formats.
+    """
     several = len(matrix["certificates"]) > 1
     for index in range(len(matrix["certificates"])) if several else ():
         _print(console, f"host {index + 1}: {_host(matrix, index)}")
-    for balancer in matrix["balancers"]:
-        console.print(_table(matrix, balancer, several))
+    console.print("Golden vectors bit-identical to the exact reference, in every value", style="italic")
+    for columns in _tables(matrix, console.width):
+        console.print(_table(matrix, columns))
     _print(console, _total(matrix), "green" if matrix["identical"] == matrix["results"] else "red")
     for line in _absent(matrix):
         _print(console, line)
@@ -37,22 +45,54 @@ def _print(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)  # as Text: the words of a certificate are no markup
 
 
-def _table(matrix: Matrix, balancer: str, several: bool) -> Table:
-    title = f"{balancer}: golden vectors bit-identical to the exact reference\n(aggregate and gradients)"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title))
-    table.add_column("lane", no_wrap=True)
-    for label in (*matrix["labels"], "all"):
-        table.add_column(label, justify="right", no_wrap=True)
+#: A column of a table: its head, and the cells of a lane that it counts.
+Column = tuple[str, Callable[[Matrix], bool]]
+
+
+def _tables(matrix: Matrix, width: int) -> Iterator[list[Column]]:
+    """The columns of each table, as many as fit beside the names of the lanes."""
+    balancers: list[str] = matrix["balancers"]
+    if len(balancers) == 1:
+        yield [*((label, partial(_has, "label", label)) for label in matrix["labels"]), ("all", bool)]
+        return
+    columns: list[Column] = [(_head(balancer), partial(_has, "balancer", balancer)) for balancer in balancers]
+    taken = left = max(len(lane["id"]) for lane in matrix["lanes"]) + _GAP
+    table: list[Column] = []
+    for column in columns:
+        counts = (_count([cell for cell in _cells(matrix, lane["id"]) if column[1](cell)])[0] for lane in matrix["lanes"])
+        needs = max(map(len, [*column[0].split("\n"), *counts])) + _GAP
+        if table and taken + needs > width:
+            yield table
+            table, taken = [], left
+        table.append(column)
+        taken += needs
+    yield table
+
+
+def _has(key: str, value: str, cell: Matrix) -> bool:
+    return cell[key] == value
+
+
+def _head(balancer: str) -> str:
+    """A name on as many lines as it has words, without what all balancers end in."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "\n", balancer.removesuffix("LossBalancer") or balancer)
+
+
+def _table(matrix: Matrix, columns: Sequence[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("lane", no_wrap=True, vertical="bottom")
+    for head, _ in columns:
+        table.add_column(Text(head), justify="right", no_wrap=True, vertical="bottom")
     for lane in matrix["lanes"]:
-        cells = _cells(matrix, lane["id"], balancer)
-        counts = [_count([cell for cell in cells if cell["label"] == label]) for label in matrix["labels"]]
-        name = lane["id"] if several else _lane(matrix, lane["id"])
-        table.add_row(Text(name), *(Text(text, style) for text, style in [*counts, _count(cells)]))
+        cells = _cells(matrix, lane["id"])
+        counts = [_count([cell for cell in cells if counted(cell)]) for _, counted in columns]
+        name = lane["id"] if len(matrix["certificates"]) > 1 else _lane(matrix, lane["id"])
+        table.add_row(Text(name), *(Text(text, style) for text, style in counts))
     return table
 
 
-def _cells(matrix: Matrix, lane: str, balancer: str) -> list[Matrix]:
-    return [cell for cell in matrix["cells"] if (cell["lane"], cell["balancer"]) == (lane, balancer)]
+def _cells(matrix: Matrix, lane: str, balancer: str | None = None) -> list[Matrix]:
+    return [cell for cell in matrix["cells"] if cell["lane"] == lane and balancer in (None, cell["balancer"])]
 
 
 def _count(cells: Sequence[Matrix]) -> tuple[str, str]:
@@ -151,7 +191,7 @@ def as_markdown(matrix: Matrix) -> str:
     ]
     parts = [
         f"# Parity: {_total(matrix)}",
-        "Golden vectors whose aggregate and every gradient have the bits of the exact reference.",
+        "Golden vectors of which every value has the bits of the exact reference: aggregate, gradients, weights, state.",
         "\n".join(f"{index + 1}. {_code(_host(matrix, index))}" for index in range(len(matrix["certificates"]))),
         _markdown_table(["lane", "device", *map(_code, balancers)], rows),
     ]
