@@ -13,6 +13,8 @@ not: at every step each framework's losses are also given to the other framework
 same float32, bit for bit. The exit status is 1 if any two are not.
 
     python examples/distill_digits.py --out out/distill_digits
+
+`weights_over_time.py` beside it does the same with every other balancer.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from loss_balancers.jax import DistillationLossBalancer as JaxLossBalancer
 from loss_balancers.jax import StaticLossBalancer as JaxStaticLossBalancer
+from loss_balancers.torch import DistillationLossBalancer as TorchLossBalancer
 from loss_balancers.torch import StaticLossBalancer as TorchStaticLossBalancer
 
 PIXELS, CLASSES = 64, 10
@@ -96,7 +100,7 @@ def torch_losses(student: TorchStudent, batch: Batch[torch.Tensor]) -> dict[str,
 
 
 def torch_step(
-    student: TorchStudent, optimizer: torch.optim.Optimizer, balancer: TorchStaticLossBalancer, batch: Batch[torch.Tensor]
+    student: TorchStudent, optimizer: torch.optim.Optimizer, balancer: TorchLossBalancer, batch: Batch[torch.Tensor]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One step of training. Returns the aggregate and the losses it is made of."""
     losses = torch_losses(student, batch)
@@ -138,15 +142,16 @@ def jax_losses(student: JaxStudent, batch: Batch[jax.Array]) -> dict[str, jax.Ar
 
 @nnx.jit
 def jax_step(
-    student: JaxStudent, optimizer: nnx.Optimizer, balancer: JaxStaticLossBalancer, batch: Batch[jax.Array]
+    student: JaxStudent, optimizer: nnx.Optimizer, balancer: JaxLossBalancer, batch: Batch[jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One step of training. Returns the aggregate and the losses it is made of."""
 
-    def aggregate_and_losses(student: JaxStudent) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def aggregate_and_losses(student: JaxStudent, balancer: JaxLossBalancer) -> tuple[jax.Array, dict[str, jax.Array]]:
         losses = jax_losses(student, batch)
         return balancer(losses), losses
 
-    (aggregate, losses), gradients = nnx.value_and_grad(aggregate_and_losses, has_aux=True)(student)
+    # The balancer is an argument, so that one with state may observe the losses.
+    (aggregate, losses), gradients = nnx.value_and_grad(aggregate_and_losses, has_aux=True)(student, balancer)
     optimizer.update(student, gradients)
     return aggregate, losses
 

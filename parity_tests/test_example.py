@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 import typer
+
+import loss_balancers.jax
+from loss_balancers.spec import schedules
+from loss_balancers.spec.reference import SETTINGS
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "distill_digits.py"
 
@@ -25,6 +30,14 @@ def example() -> ModuleType:
     sys.modules["distill_digits"] = module  # its dataclass and its NamedTuple look themselves up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def over_time(example, monkeypatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    module = importlib.import_module("weights_over_time")
+    yield module
+    del sys.modules["weights_over_time"]
 
 
 @pytest.fixture
@@ -96,3 +109,46 @@ def test_a_difference_of_one_ulp_is_reported(example, losses_of):
 )
 def test_only_the_same_bits_are_the_same(example, a, b, same):
     assert example.Comparison(0, "torch", np.asarray(a), np.asarray(b)).same_bits is same
+
+
+def test_every_balancer_runs_in_the_example_and_agrees(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLE.with_name("weights_over_time.py"), "--out", tmp_path / "out", "--epochs", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "170"},
+        cwd=tmp_path,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["weights.json", "weights.png"]
+    assert (tmp_path / "out" / "weights.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "out" / "weights.json").read_text())
+    assert list(results) == list(SETTINGS)
+    for name, result in results.items():
+        assert name in run.stdout
+        assert (result["numbers_compared"], result["numbers_that_differ"], result["same_state"]) == (40, 0, True)
+        assert all(len(curve) == 5 for curve in result["weights"].values())
+        still = all(len(set(curve)) == 1 for curve in result["weights"].values())
+        assert still == (name == "StaticLossBalancer")
+
+
+@pytest.mark.usefixtures("_torch_threads")
+def test_the_example_of_all_balancers_fails_where_one_weight_is_one_ulp_off(over_time, tmp_path, monkeypatch, capsys):
+    def make(module, steps):
+        off = float(np.nextafter(np.float32(0.4), np.float32(1))) if module is loss_balancers.jax else 0.4
+        return module.ScheduledLossBalancer([schedules.tabulate([0.4, off].__getitem__, 2), 0.2], over_time.NAMES)
+
+    monkeypatch.setitem(over_time.BALANCERS, "ScheduledLossBalancer", make)
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(typer.Exit) as exit_info:
+        over_time.main(balancer="ScheduledLossBalancer", out=tmp_path, epochs=1, seed=0)
+    assert exit_info.value.exit_code == 1
+    assert json.loads((tmp_path / "weights.json").read_text())["ScheduledLossBalancer"]["numbers_that_differ"] > 0
+    assert "ScheduledLossBalancer differs at step 1, " in capsys.readouterr().out
+
+
+def test_a_balancer_that_does_not_exist_is_refused(over_time):
+    with pytest.raises(typer.BadParameter, match="'UW' is none of all, StaticLossBalancer"):
+        over_time.chosen("UW")
