@@ -29,7 +29,7 @@ def _lane(platform: str, mode: str) -> Lane:
     if mode not in SHARDED:
         return lane
     if platform == "cpu":
-        return lane._replace(run=partial(in_own_process, _eight_cpus(), run))
+        return lane._replace(run=partial(in_own_process, _eight_cpus(), run), starts_process=True)
     return lane._replace(why_absent=partial(_why_not_sharded, platform))
 
 

@@ -41,7 +41,8 @@ class Lane(NamedTuple):
     sequence after the other, the results of all groups. ``why_absent`` says why the
     lane cannot be run on this host, None if it can; it may take a while to find out. ``why_no_format`` says why the device
     lacks a format, such as ``f64``; a column that needs it is absent. ``here`` is whether this host has the device at all.
-    ``why_not_these`` says why the lane leaves out a column for another reason.
+    ``why_not_these`` says why the lane leaves out a column for another reason. ``starts_process`` is whether each run starts a
+    process of its own, which is better done once.
     """
 
     framework: str
@@ -52,6 +53,7 @@ class Lane(NamedTuple):
     why_no_format: Callable[[str], str | None] = lambda fmt: None
     here: bool = True
     why_not_these: Callable[[Sequence[Group]], str | None] = lambda groups: None
+    starts_process: bool = False
 
     @property
     def name(self) -> str:

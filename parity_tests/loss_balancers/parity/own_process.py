@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 
 from loss_balancers.parity.lanes import Result
@@ -21,8 +22,33 @@ def in_own_process(
         run: A lane's `run`, which must be picklable.
         groups: What to run.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_set, initargs=(dict(environment),)) as pool:
-        yield from pool.submit(_run, run, groups).result()
+    with ExitStack() as stack:
+        yield from _process(environment, stack).submit(_run, run, groups).result()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Within it, `in_own_process` starts one process for an environment, and not one a call: frameworks take seconds to load."""
+    with ExitStack() as stack:
+        _kept.append((stack, {}))
+        try:
+            yield
+        finally:
+            _kept.pop()
+
+
+#: What the `one_process` that we are within, if any, has started: the innermost is last.
+_kept: list[tuple[ExitStack, dict[frozenset[tuple[str, str]], ProcessPoolExecutor]]] = []
+
+
+def _process(environment: Mapping[str, str], stack: ExitStack) -> ProcessPoolExecutor:
+    """A process with these variables, which ends with ``stack``, or with the `one_process` that we are within."""
+    stack, started = _kept[-1] if _kept else (stack, {})
+    key = frozenset(environment.items())
+    if key not in started:
+        pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_set, initargs=(dict(environment),))
+        started[key] = stack.enter_context(pool)
+    return started[key]
 
 
 def _set(environment: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
 from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
+from loss_balancers.parity.own_process import one_process
 from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
 from loss_balancers.spec import Group
 
@@ -122,10 +123,17 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
         advance: Called with each cell as it is done.
     """
     chosen = columns(groups, LABELS)
-    # The lanes of Inductor first: they take longest.
-    ordered = sorted(names, key=lambda name: not name.endswith(("compiled", "step")))
-    runs = [(name, together) for name in ordered for together in _together(chosen)]
-    here = {lane.name for lane in find_lanes() if lane.device != "cpu"}
+    lanes = {lane.name: lane for lane in find_lanes()}
+    here = [name for name in names if lanes[name].device != "cpu"]
+    # Those that start a process first, all runs in one; then those of Inductor: they take longest.
+    ordered = sorted(names, key=lambda name: (not lanes[name].starts_process, not name.endswith(("compiled", "step"))))
+    batches = _together(chosen)
+    jobs = [
+        (name, together)
+        for name in ordered
+        if name not in here
+        for together in ([batches] if lanes[name].starts_process else [[batch] for batch in batches])
+    ]
     done: dict[tuple[str, str, str], Cell] = {}
 
     def finish(cells: Sequence[Cell]) -> None:
@@ -134,11 +142,11 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
             advance(cell)
 
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_accelerators) as pool:
-        futures = [pool.submit(_run_cells, name, together) for name, together in runs if name not in here]
+        futures = [pool.submit(_run_cells, *job) for job in jobs]
         try:
-            for name, together in runs:
-                if name in here:
-                    finish(_run_cells(name, together))
+            for name in here:
+                for batch in batches:
+                    finish(_run_cells(name, [batch]))
             for future in as_completed(futures):
                 finish(future.result())
         except BaseException:
@@ -151,8 +159,10 @@ def _leave_accelerators() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
 
 
-def _run_cells(name: str, together: Columns) -> list[Cell]:
-    return _cells(next(lane for lane in find_lanes() if lane.name == name), together)
+def _run_cells(name: str, batches: Sequence[Columns]) -> list[Cell]:
+    lane = next(lane for lane in find_lanes() if lane.name == name)
+    with one_process():
+        return [cell for together in batches for cell in _cells(lane, together)]
 
 
 def _cells(lane: Lane, together: Columns) -> list[Cell]:
