@@ -18,7 +18,10 @@ from loss_balancers.parity.merge import merge
 from loss_balancers.parity.reading import check, read_certificate
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted(file for folder in ("docs", "examples") for file in (ROOT / folder).rglob("*.md")),
+]
 TEXTS = {str(file.relative_to(ROOT)): file.read_text("utf-8") for file in DOCUMENTS}
 BLOCKS = [
     pytest.param(block, id=f"{name}-{i}")
