@@ -8,8 +8,14 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 
+import loss_balancers.jax
+import loss_balancers.torch
+from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.parity.jax_modes import run_mode as run_in_jax
 from loss_balancers.parity.run import differences
 from loss_balancers.parity.torch_modes import run_mode as run_in_torch
@@ -126,3 +132,22 @@ def test_one_bit_in_one_step_is_found(groups: list[Group]) -> None:
     found, _ = _different(groups, off_by_one())
     assert len(found) == 1
     assert found[0].startswith("drawn-0[0.7], the weight of student_loss")
+
+
+def test_a_running_sum_that_would_overflow_stays_as_it_was() -> None:
+    """In the exact reference and in both twins: finite losses too may not bring an infinity into the state (spec M2)."""
+    settings = EMANormalizedLossBalancerSettings(NAMES, beta=1.0)
+    twins = [part.EMANormalizedLossBalancer(NAMES, beta=1.0) for part in (loss_balancers.torch, loss_balancers.jax)]
+    huge = dict.fromkeys(NAMES, 3e38)
+    losses = {name: ("f32", float(np.float32(value))) for name, value in huge.items()}
+    answers = list(reference.run(settings, [(losses, 1.0)] * 3))
+    for answer in answers:
+        twins[0]({name: torch.tensor(value) for name, value in huge.items()})
+        twins[1]({name: jnp.float32(value) for name, value in huge.items()})
+        for twin in twins:
+            twin.step()
+            state = twin.export_state()["state"]
+            for entry in ("total", "fix"):
+                assert_same_bits(state[entry], np.array(answer.state[entry], np.float32))
+    assert answers[-1].state["total"] == answers[0].state["total"]
+    assert answers[-1].state["fix"] == (1.0,) * len(NAMES)

@@ -21,10 +21,11 @@ from loss_balancers.spec import Schedule
 
 @partial(jax.jit, static_argnums=2, inline=True)
 def averaged(state: State, losses: Array, beta: float) -> State:
-    """The running sums after ``losses`` (spec M2)."""
+    """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * FLOAT.type(beta)) + jnp.abs(losses)
     fix = keep(state["fix"] * FLOAT.type(beta)) + 1.0
-    return {"total": total, "fix": fix}
+    finite = jnp.isfinite(total).all()
+    return {"total": jnp.where(finite, total, state["total"]), "fix": jnp.where(finite, fix, state["fix"])}
 
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
@@ -112,9 +113,7 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Array:
         settings, state = self._settings, self._values()
         if not settings.lagged:
-            ahead = averaged(state, inputs.losses, settings.decay)
-            finite = jnp.isfinite(ahead["total"]).all()
-            state |= {name: jnp.where(finite, value, state[name]) for name, value in ahead.items()}
+            state |= averaged(state, inputs.losses, settings.decay)
         weights = look_up(self._table[...], self.steps[...])
         return normalized(state, weights, settings.offset, settings.reference)
 

@@ -97,22 +97,20 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         return None if self.target == "one" else self.names.index(self.target)
 
     def exact_committed(self, state: ReferenceState, losses: Sequence[float]) -> ReferenceState:
-        """The running sums after ``losses`` (spec M2)."""
+        """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
         decayed = {
             name: [flush(arithmetic.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
             for name in ("total", "fix")
         }
-        return {
-            "total": tuple(arithmetic.add(d, abs(x), "f32") for d, x in zip(decayed["total"], losses, strict=True)),
-            "fix": tuple(arithmetic.add(d, 1.0, "f32") for d in decayed["fix"]),
-        }
+        total = tuple(arithmetic.add(d, abs(x), "f32") for d, x in zip(decayed["total"], losses, strict=True))
+        if not all(map(math.isfinite, total)):
+            return {}
+        return {"total": total, "fix": tuple(arithmetic.add(d, 1.0, "f32") for d in decayed["fix"])}
 
     def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
         """The weights of a call (spec M3)."""
         if not self.lagged:
-            ahead = self.exact_committed(state, losses)
-            if all(map(math.isfinite, ahead["total"])):
-                state = {**state, **ahead}
+            state = {**state, **self.exact_committed(state, losses)}
         means = [
             arithmetic.div(total, fix if fix > 0 else 1.0, "f32") for total, fix in zip(state["total"], state["fix"], strict=True)
         ]

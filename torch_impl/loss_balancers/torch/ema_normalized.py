@@ -17,10 +17,11 @@ from loss_balancers.torch.stateful import Inputs, State, StatefulLossBalancer, l
 
 
 def averaged(state: State, losses: Tensor, beta: float) -> State:
-    """The running sums after ``losses`` (spec M2)."""
+    """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * beta) + losses.abs()
     fix = keep(state["fix"] * beta) + 1.0
-    return {"total": total, "fix": fix}
+    finite = total.isfinite().all()
+    return {"total": torch.where(finite, total, state["total"]), "fix": torch.where(finite, fix, state["fix"])}
 
 
 def normalized(state: State, weights: Tensor, eps: float, reference: int | None) -> Tensor:
@@ -107,9 +108,7 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Tensor:
         settings, state = self._settings, self._state()
         if not settings.lagged:
-            ahead = averaged(state, inputs.losses, settings.decay)
-            finite = ahead["total"].isfinite().all()
-            state |= {name: torch.where(finite, value, state[name]) for name, value in ahead.items()}
+            state |= averaged(state, inputs.losses, settings.decay)
         weights = look_up(self._table, self.steps)
         return normalized(state, weights, settings.offset, settings.reference)
 
