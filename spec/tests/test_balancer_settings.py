@@ -199,6 +199,7 @@ REFUSED = {
     "names-int": (lambda: Scheduled(0.5, ["MSELoss_0", 1]), TypeError, "`names` must be a sequence of strings"),
     "names-list": (lambda: Scheduled(0.5, [["MSELoss_0"]]), TypeError, "`names` must be a sequence of strings"),
     "names-twice": (lambda: Scheduled(0.5, ["A", "A"]), ValueError, "`names` must be distinct. Received ['A', 'A']"),
+    "names-student-twice": (lambda: EMANormalized(["A", "student_loss", "student_loss"]), ValueError, "`names` must be distinct. Received ['A', 'student_loss', 'student_loss']"),
     "names-student-only": (lambda: Scheduled(0.5, ["student_loss"]), ValueError, "at least one KD loss. Received ['student_loss']"),
     "count": (lambda: Scheduled([0.5], NAMES), ValueError, "Received 1 weights [Schedule(0: 0.5)] and 2 KD losses ['MSELoss_0', 'KLDivLoss_1']"),
     "mismatch": (lambda: Scheduled({"A": 0.5}, ("B", "student_loss")), ValueError, "It names ['A']; received the KD losses ['B']"),

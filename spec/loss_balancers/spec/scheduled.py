@@ -226,7 +226,6 @@ def checked_names(names: Any) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise errors.names_type(names)
-    ordered = canonical_order(tuple(names))
-    if len(set(ordered)) != len(ordered):
+    if len(set(names)) < len(names):
         raise errors.names_twice(list(names))
-    return ordered
+    return canonical_order(tuple(names))
