@@ -58,8 +58,8 @@ def live(framework: str, folder: Path, steps: int) -> None:
     with (folder / "lives").open("a") as lives:
         lives.write(f"{first}\n")
     for step in range(first, steps):
-        for micro in range(2):
-            aggregate = balancer({name: as_loss(x) for name, x in zip(NAMES, drawn(step, micro), strict=True)})
+        calls = [{name: as_loss(x) for name, x in zip(NAMES, drawn(step, micro), strict=True)} for micro in range(2)]
+        *_, aggregate = [balancer(losses) for losses in calls]
         balancer.step()
         value = np.float32(aggregate)
         with (folder / "aggregates").open("a") as aggregates:

@@ -30,7 +30,7 @@ def bits(balancer, losses):
     leaves = [x.detach().requires_grad_() for x in losses.values()]
     aggregate = balancer(dict(zip(losses, leaves, strict=True)))
     gradients = torch.autograd.grad(aggregate, leaves, torch.tensor(1 / 3, dtype=aggregate.dtype))
-    return [x.item().hex() for x in (aggregate, *gradients)]
+    return [float(x.item()).hex() for x in (aggregate, *gradients)]
 
 
 @pytest.fixture

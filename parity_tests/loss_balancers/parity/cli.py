@@ -63,7 +63,7 @@ def parity(
         for name, reason in absent.items():
             console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
     _write([(certificate, lambda: json_text(checked.data)), (json_file, lambda: json_text(matrix))])
-    raise typer.Exit(0 if matrix["identical"] == matrix["results"] else 1)
+    raise typer.Exit(0 if matrix["identical"] == matrix["results"] > 0 else 1)
 
 
 @app.command()
@@ -93,7 +93,7 @@ def merge(
         _usage(str(error))
     print_matrix(matrix, console)
     _write([(json_file, lambda: json_text(matrix)), (markdown, lambda: as_markdown(matrix)), (html, lambda: _html(matrix))])
-    raise typer.Exit(0 if matrix["identical"] == matrix["results"] else 1)
+    raise typer.Exit(0 if matrix["identical"] == matrix["results"] > 0 else 1)
 
 
 @app.command()
