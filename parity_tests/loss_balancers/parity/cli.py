@@ -28,6 +28,10 @@ USAGE_ERROR = 2
 @app.command()
 def parity(
     lane: Annotated[list[str] | None, typer.Option(help="Run this lane only, such as torch-cpu-eager. May be given again.")] = None,
+    balancer: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this balancer's vectors only, such as StaticLossBalancer. May be given again."),
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="Write what was computed to this file, for `merge`.", dir_okay=False)
     ] = None,
@@ -47,6 +51,12 @@ def parity(
     from loss_balancers.parity.vectors import columns, installed_vectors
 
     known, vectors = find_lanes(), installed_vectors()
+    for name in balancer or ():
+        if name not in vectors:
+            _usage(f"--balancer: there are no vectors of {name!r}. The balancers are {', '.join(vectors)}.")
+    if balancer and certificate is not None:
+        _usage("--certificate: a certificate is of all balancers. Leave out --balancer.")
+    vectors = {name: of_balancer for name, of_balancer in vectors.items() if not balancer or name in balancer}
     chosen, absent = _chosen(known, lane)
     _check_outputs({"--certificate": certificate, "--json": json_file})
     groups = [group for of_balancer in vectors.values() for group in of_balancer.groups]
