@@ -24,8 +24,8 @@ $(STAMP): constraints.txt pyproject.toml
 demo: $(STAMP) ## distil a real model in PyTorch and in JAX with the same balancer, and show that they agree
 	@echo "==> Distilling the digits classifier in both frameworks"
 	@$(BIN)/python examples/distill_digits.py --out $(DEMO)
-	@echo "==> Running this balancer's golden vectors on every lane of this machine (of every balancer: make parity)"
-	@$(BIN)/loss-balancers parity --balancer StaticLossBalancer
+	@echo "==> Running this balancer's golden vectors, eager and compiled (every balancer on every lane: make parity)"
+	@$(BIN)/loss-balancers parity --balancer StaticLossBalancer $(foreach mode,eager compiled jit vmap scan,--mode $(mode))
 
 test: lint unit ## lint, types and every test
 

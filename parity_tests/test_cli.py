@@ -58,13 +58,22 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
     ("arguments", "words"),
     [
         (["parity", "--lane", "torch-abacus-eager"], "there is no lane 'torch-abacus-eager' on this machine"),
+        (["parity", "--mode", "abacus"], "no lane of this machine has the mode 'abacus'. The modes are eager"),
         (["parity", "--balancer", "Abacus"], "there are no vectors of 'Abacus'. The balancers are"),
         (["parity", "--balancer", "StaticLossBalancer", "--certificate", "a.json"], "a certificate is of all balancers"),
         (["parity", "--what"], "No such option"),
         (["parity", "--json", "/no/such/folder/matrix.json"], "does not exist"),
         (["frobnicate"], "No such command"),
     ],
-    ids=["unknown-lane", "unknown-balancer", "part-of-a-certificate", "unknown-option", "no-folder", "unknown-command"],
+    ids=[
+        "unknown-lane",
+        "unknown-mode",
+        "unknown-balancer",
+        "part-of-a-certificate",
+        "unknown-option",
+        "no-folder",
+        "unknown-command",
+    ],
 )
 def test_wrong_usage_is_exit_status_2(arguments: list[str], words: str) -> None:
     result = _run(*arguments)

@@ -28,6 +28,9 @@ USAGE_ERROR = 2
 @app.command()
 def parity(
     lane: Annotated[list[str] | None, typer.Option(help="Run this lane only, such as torch-cpu-eager. May be given again.")] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="Run the lanes of this mode only, such as jit. May be given again.")
+    ] = None,
     balancer: Annotated[
         list[str] | None,
         typer.Option(help="Run this balancer's vectors only, such as StaticLossBalancer. May be given again."),
@@ -57,6 +60,11 @@ def parity(
     if balancer and certificate is not None:
         _usage("--certificate: a certificate is of all balancers. Leave out --balancer.")
     vectors = {name: of_balancer for name, of_balancer in vectors.items() if not balancer or name in balancer}
+    modes = dict.fromkeys(one.mode for one in known)
+    for name in mode or ():
+        if name not in modes:
+            _usage(f"--mode: no lane of this machine has the mode {name!r}. The modes are {', '.join(modes)}.")
+    known = [one for one in known if not mode or one.mode in mode]
     chosen, absent = _chosen(known, lane)
     _check_outputs({"--certificate": certificate, "--json": json_file})
     groups = [group for of_balancer in vectors.values() for group in of_balancer.groups]
