@@ -1,6 +1,5 @@
 """The audit, without compilers first: parsers on excerpts of real dumps and on planted faults; then with those that are here."""
 
-import json
 import math
 import random
 import re
@@ -19,19 +18,17 @@ from loss_balancers.parity.audit import (
     Dag,
     NotEstablishedError,
     Target,
-    UnavailableError,
-    Verdict,
     audit,
     compare,
     cpu,
     ptx,
     tpu,
 )
-from loss_balancers.parity.audit import __main__ as command
 from loss_balancers.parity.audit import comparison as kinds
 from loss_balancers.parity.audit.cases import Case, all_cases
 from loss_balancers.parity.audit.dag import float_bits
 from loss_balancers.parity.audit.expected import evaluate, static_forward, static_gradient
+from loss_balancers.parity.audit.planted import planted_cases
 from loss_balancers.parity.audit.run import judge
 
 NAMES = ("KDLoss_0", spec.STUDENT_LOSS_KEY)
@@ -52,7 +49,7 @@ def read_ptx(text=PTX, hlo=HLO):
 
 
 def read_bundles(text=BUNDLES):
-    return tpu.read_program(text, 1, Dag())
+    return tpu.read_module(HLO, text, {}, 1, Dag())
 
 
 def read_ir(text=IR, disassembly=OBJECT):
@@ -99,7 +96,7 @@ PLANTED = [
     ("tpu", "scmp.le.f32.partialorder %s56_s1", "scmp.lt.f32.partialorder %s56_s1", kinds.MISSING_FLUSH),
     ("tpu", "%s397_s0 = smov", "%s397_s7 = smov", "not established"),  # the move and what it moves over are two registers
     ("tpu", "%s96_s13 = sand", "%s96_s0 = sand", "not established"),  # overwrites a product before it is added
-    ("tpu", "sand.u32 2147483647, %s53", "sand.u32 2147483646, %s53", "not established"),
+    ("tpu", "sand.u32 2147483647, %s53", "sand.u32 2147483646, %s53", kinds.MISSING_FLUSH),
     ("tpu", "= spop %317", "= spop %315", "not established"),
     ("tpu", "= vld [vmem:[#allocation12]", "= vzz [vmem:[#allocation12]", "not established"),
     ("tpu", "%154 = vst [vmem:[#allocation13] sm:$0x1]", "%154 = vst.msk [vmem:[#allocation13] sm:$0x1]", "not established"),
@@ -243,13 +240,17 @@ def test_the_prescribed_dag_computes_what_the_reference_does(weight, student):
 
 
 def test_cases_cover_each_count_forward_and_gradient():
-    names = [case.name for case in all_cases()]
-    assert len(set(names)) == len(names) == len({case.slug for case in all_cases()}) == 15
+    cases = [*all_cases(), *planted_cases()]
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names) == len({case.slug for case in cases}) == 24
     for form in ("one weight", "weights"):
         for count in (1, 3, 12):
             assert {f"StaticLossBalancer {form} K={count} {kind}" for kind in ("forward", "gradient")} <= set(names)
-    for case in all_cases():
+    for divides in ("div", "EMANormalizedLossBalancer K=2", "LogitsAndIntermediatesLossBalancer K=4"):
+        assert {f"{divides} {kind}" for kind in ("forward", "gradient")} <= set(names)
+    for case in cases:
         assert len(case.expected(Dag())) == case.results
+        assert len(case.draws()) in {0, case.arguments + sum(case.vectors)}
 
 
 def reads(results):
@@ -258,7 +259,7 @@ def reads(results):
 
 
 def planted(*found):
-    return Case("planted", 1, 1, lambda dag: [dag.op("keep", dag.input(0))], lambda: abs, found)
+    return Case("planted", 1, 1, lambda dag: [dag.op("keep", dag.input(0))], lambda: abs, planted=found)
 
 
 def test_a_planted_fault_that_is_not_found_is_missed(tmp_path):
@@ -277,69 +278,6 @@ def test_a_parser_that_fails_establishes_nothing(tmp_path):
     assert "KeyError while reading the dump" in verdict.reason
 
 
-@pytest.mark.parametrize(
-    ("verdict", "status"),
-    [
-        (Verdict("as specified", 3), 0),
-        (Verdict("findings", 3, (kinds.Finding("other operation", "a", "b", "[bold]line[/bold]"),)), 1),
-        (Verdict("not established", reason="a loop"), 1),
-        (Verdict("missed"), 1),
-    ],
-    ids=lambda value: getattr(value, "status", value),
-)
-def test_the_exit_status_and_the_report(verdict, status, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "audit", lambda target, cases: ({case.name: verdict for case in cases}, {"jax": "1"}))
-    file = tmp_path / "audit.json"
-    assert command.main(["--target", "cpu", "--target", "cuda:sm_90", "--json", str(file)]) == status
-    written = json.loads(file.read_text())
-    assert list(written["matrix"]) == ["cpu", "cuda:sm_90"]
-    assert {case["status"] for row in written["matrix"].values() for case in row.values()} == {verdict.status}
-    printed = capsys.readouterr().out
-    assert verdict.reason in printed
-    assert all(finding.line in printed for finding in verdict.findings)
-    assert "…" not in printed
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--target is needed. The targets are tpu:v4, "),
-        (["--target", "cuda:sm_1"], "there is no target 'cuda:sm_1'. The targets are tpu:v4, "),
-        (["--target", "cpu", "--json", "/nowhere/at/all.json"], "the folder /nowhere/at does not exist"),
-    ],
-)
-def test_wrong_usage_is_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        command.main(arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("target", "package", "extra"), [("tpu:v6e", "libtpu", "audit-tpu"), ("cuda:sm_90", "jax-cuda13-plugin", "audit-cuda")]
-)
-def test_a_missing_compiler_names_its_extra(target, package, extra, monkeypatch, capsys):
-    def missing(name):
-        if name == package:
-            raise PackageNotFoundError(name)
-        return "1"
-
-    monkeypatch.setattr("loss_balancers.parity.audit.targets.version", missing)
-    assert command.main(["--target", target]) == 2
-    expected = f"{target} needs {package}, which is not installed. Run `pip install 'loss-balancers[{extra}]'`, in an environment"
-    assert expected in capsys.readouterr().err
-
-
-def test_a_compiling_process_that_fails_is_an_error_with_its_last_line(monkeypatch, tmp_path):
-    def fails(*args, **options):
-        raise subprocess.CalledProcessError(1, "worker", stderr="Traceback\nINTERNAL: libdevice not found")
-
-    monkeypatch.setattr("loss_balancers.parity.audit.targets.version", lambda name: "1")
-    monkeypatch.setattr(subprocess, "run", fails)
-    with pytest.raises(UnavailableError, match=r"libdevice not found Run `pip install 'loss-balancers\[audit-cuda\]'`"):
-        TARGETS["cuda:sm_90"].compile([], tmp_path)
-
-
 def absent(target):
     for package in target.packages:
         try:
@@ -356,7 +294,7 @@ def test_a_target_is_as_specified_and_its_planted_faults_are_found(name):
     reason = absent(TARGETS[name])
     if reason:
         pytest.skip(reason)
-    verdicts, versions = audit(TARGETS[name], all_cases())
+    verdicts, versions = audit(TARGETS[name], [*all_cases(), *planted_cases()])
     assert {name: verdict for name, verdict in verdicts.items() if not verdict.passed} == {}
     assert versions["device"]
 

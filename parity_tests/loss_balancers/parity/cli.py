@@ -135,6 +135,7 @@ def lanes(
 def audit(
     target: Annotated[list[str], typer.Option(help="A target, such as tpu:v6e, cuda:sm_90 or cpu. May be given again.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write verdicts to this file as JSON.", dir_okay=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write them to this file as a page.", dir_okay=False)] = None,
 ) -> None:
     """Compiles the JAX balancers for devices that are not here, and compares what the compiler emitted with the spec.
 
@@ -142,8 +143,8 @@ def audit(
     """
     from loss_balancers.parity.audit.__main__ import main as run_audit
 
-    arguments = [word for name in target for word in ("--target", name)]
-    raise typer.Exit(run_audit([*arguments, *(("--json", str(json_file)) if json_file is not None else ())]))
+    given = [("--target", name) for name in target] + [("--json", json_file), ("--markdown", markdown)]
+    raise typer.Exit(run_audit([str(word) for option, value in given if value is not None for word in (option, value)]))
 
 
 def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:

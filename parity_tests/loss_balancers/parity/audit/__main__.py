@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loss_balancers.parity.audit.cases import Case, all_cases
+from loss_balancers.parity.audit.comparison import Finding
+from loss_balancers.parity.audit.page import page
+from loss_balancers.parity.audit.planted import planted_cases
 from loss_balancers.parity.audit.run import Verdict, audit
 from loss_balancers.parity.audit.targets import TARGETS, UnavailableError
-from loss_balancers.parity.files import write_json
+from loss_balancers.parity.files import write_json, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +31,7 @@ CELLS = {
     "missed": "[red]MISSED",
 }
 #: The width of a column: the longest cell and its frame.
-COLUMN = 15
+COLUMN = 18
 Matrix = dict[str, dict[str, Verdict]]
 
 
@@ -39,27 +43,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--target", action="append", metavar="TARGET", help=f"one of {', '.join(TARGETS)}; may be given again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write verdicts, findings and versions to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of the docs that shows them to this file")
     given = parser.parse_args(arguments)
     if not given.target:
         parser.error(f"--target is needed. The targets are {', '.join(TARGETS)}.")
     for name in given.target:
         if name not in TARGETS:
             parser.error(f"there is no target {name!r}. The targets are {', '.join(TARGETS)}.")
-    if given.json is not None and not given.json.absolute().parent.is_dir():
-        parser.error(f"--json: the folder {given.json.absolute().parent} does not exist. Create it first.")
-    cases = all_cases()
+    for option, file in (("--json", given.json), ("--markdown", given.markdown)):
+        if file is not None and not file.absolute().parent.is_dir():
+            parser.error(f"{option}: the folder {file.absolute().parent} does not exist. Create it first.")
+    cases = [*all_cases(), *planted_cases()]
     matrix: Matrix = {}
     versions: dict[str, dict[str, str]] = {}
-    for name in dict.fromkeys(given.target):
-        print(f"compiling {len(cases)} cases for {name}", file=sys.stderr)
+    names = list(dict.fromkeys(given.target))
+    for number, name in enumerate(names, 1):
+        print(f"[{number}/{len(names)}] compiling and reading {len(cases)} cases for {name}", file=sys.stderr, flush=True)
         try:
             matrix[name], versions[name] = audit(TARGETS[name], cases)
         except UnavailableError as error:
             print(f"loss-balancers: {error}", file=sys.stderr)
             return USAGE_ERROR
     _print(matrix, cases)
+    data = _as_json(matrix, versions, cases)
     if given.json is not None:
-        write_json(given.json, _as_json(matrix, versions))
+        write_json(given.json, data)
+    if given.markdown is not None:
+        write_text(given.markdown, page(data))
     return 0 if all(verdict.passed for row in matrix.values() for verdict in row.values()) else FINDINGS
 
 
@@ -75,20 +85,20 @@ def _print(matrix: Matrix, cases: Sequence[Case]) -> None:
         some = names[start : start + beside]
         table = _table({name: matrix[name] for name in some}, cases)
         (console if console.is_terminal else Console(width=widest + 4 + COLUMN * beside)).print(table)
-    console.print("In brackets: how many multiplications and additions the results depend on.", style="dim")
+    console.print("In brackets: the multiplications and additions that the spec prescribes, then the quotients.", style="dim")
     for name, row in matrix.items():
         for case in cases:
             verdict = row[case.name]
             if verdict.reason:
                 console.print(f"{name}, {case.name}: NOT ESTABLISHED: {verdict.reason}", style="red", markup=False, soft_wrap=True)
-            shown = (
-                [finding for finding in verdict.findings if finding.kind in case.planted][:1]
-                if verdict.passed
-                else verdict.findings
-            )
-            for finding in shown:
+            for finding in _shown(case, verdict):
                 style = "dim" if verdict.passed else "red"
                 console.print(f"{name}, {case.name}: {finding}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(case: Case, verdict: Verdict) -> Sequence[Finding]:
+    """The findings that matter: of a planted fault that is found, the first of its kind."""
+    return [each for each in verdict.findings if each.kind in case.planted][:1] if verdict.passed else verdict.findings
 
 
 def _table(matrix: Matrix, cases: Sequence[Case]) -> Table:
@@ -100,29 +110,36 @@ def _table(matrix: Matrix, cases: Sequence[Case]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for case in cases:
         verdicts = [row[case.name] for row in matrix.values()]
-        table.add_row(case.name, *(CELLS[each.status] + (f" ({each.operations})" if each.operations else "") for each in verdicts))
+        table.add_row(case.name, *(CELLS[each.status] + _counts(each) for each in verdicts))
     return table
 
 
-def _as_json(matrix: Matrix, versions: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _counts(verdict: Verdict) -> str:
+    quotients = f", {verdict.quotients}" if verdict.quotients else ""
+    return f" ({verdict.operations}{quotients})" if verdict.passed else ""
+
+
+def _as_json(matrix: Matrix, versions: dict[str, dict[str, str]], cases: Sequence[Case]) -> dict[str, Any]:
     try:
         library = version("loss-balancers")
     except PackageNotFoundError:
         library = "unknown"
     return {
-        "schema": 1,
+        "schema": 2,
         "library": library,
+        "host": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions,
         "matrix": {
             target: {
-                case: {
-                    "status": verdict.status,
-                    "operations": verdict.operations,
-                    "reason": verdict.reason,
-                    "findings": [finding._asdict() for finding in verdict.findings],
+                case.name: {
+                    "status": row[case.name].status,
+                    "operations": row[case.name].operations,
+                    "quotients": row[case.name].quotients,
+                    "reason": row[case.name].reason,
+                    "findings": [finding._asdict() for finding in _shown(case, row[case.name])],
                 }
-                for case, verdict in row.items()
+                for case in cases
             }
             for target, row in matrix.items()
         },

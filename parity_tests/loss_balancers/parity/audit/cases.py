@@ -1,4 +1,4 @@
-"""What is compiled: every balancer, forward and gradient, on float32 scalars, and three planted faults that must be found.
+"""What is compiled: `div` and every balancer, forward and gradient, on float32.
 
 Imports no framework: the process that compiles calls `Case.function`, the one that compares calls `Case.expected`.
 """
@@ -10,12 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from loss_balancers import spec
-from loss_balancers.parity.audit.comparison import APPROXIMATE_DIVISION, FUSED_MULTIPLY_ADD, MISSING_BARRIER, REASSOCIATED_SUM
+from loss_balancers.parity.audit import draws
+from loss_balancers.parity.audit import expected_ratios as ratios
 from loss_balancers.parity.audit.dag import Dag, Node
-from loss_balancers.parity.audit.expected import static_forward, static_gradient, weighted_sum
+from loss_balancers.parity.audit.expected import static_forward, static_gradient
+from loss_balancers.parity.audit.words import Words
 
 KD_COUNTS = (1, 3, 12)
-PLANTED_WEIGHTS = (0.25, 0.3, 0.15, 0.3)
+#: Two KD losses and the student's, in whose units they are brought; weights and decay with long significands.
+EMA = spec.EMANormalizedLossBalancerSettings(
+    ("MSELoss_0", "KLDivLoss_1", spec.STUDENT_LOSS_KEY),
+    {"MSELoss_0": 0.3, "KLDivLoss_1": 0.7},
+    beta=0.9,
+    target=spec.STUDENT_LOSS_KEY,
+)
+#: Three intermediates: XLA would make their mean a product with 1/3.
+RATIOS = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale=0.3)
+RATIO_NAMES = ("LogitsKLLoss_0", "MSELoss_1", "MSELoss_2", "MSELoss_3", spec.STUDENT_LOSS_KEY)
 
 
 @dataclass(frozen=True)
@@ -24,10 +35,12 @@ class Case:
 
     Args:
         name: For the table. ``slug``, made of it, names the function and its folder.
-        arguments: How many float32 scalars it takes.
+        arguments: How many float32 scalars it takes first.
         results: How many it returns.
         expected: The DAG that the spec prescribes.
         function: Builds the JAX function.
+        vectors: The lengths of the float32 vectors that it takes then.
+        draws: Inputs on which steps are executed (`established`), one array for each scalar and each element.
         planted: The kinds of finding of which one must be made; empty if the case must be as specified.
     """
 
@@ -36,6 +49,8 @@ class Case:
     results: int
     expected: Callable[[Dag], list[Node]]
     function: Callable[[], Callable[..., Any]]
+    vectors: tuple[int, ...] = ()
+    draws: Callable[[], list[Words]] = list
     planted: tuple[str, ...] = ()
 
     @property
@@ -44,8 +59,8 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """Every case. A new balancer adds its own here."""
-    return [*_static_cases(), *_planted_cases()]
+    """Every case that must be as specified. A new balancer adds its own here."""
+    return [*_static_cases(), *_div_cases(), *_ema_cases(), *_ratio_cases()]
 
 
 def _static_cases() -> list[Case]:
@@ -83,49 +98,105 @@ def _static_forward(settings: spec.StaticLossBalancerSettings, names: tuple[str,
 
 
 def _static_gradient(settings: spec.StaticLossBalancerSettings, names: tuple[str, ...]) -> Callable[..., Any]:
-    """The gradient to each loss; the last argument is the cotangent, so that nothing can be folded."""
-    import jax
-
-    forward = _static_forward(settings, names)
-    return lambda *arguments: jax.vjp(forward, *arguments[:-1])[1](arguments[-1])
+    return _gradient(_static_forward(settings, names))
 
 
-def _planted_cases() -> list[Case]:
-    count = len(PLANTED_WEIGHTS)
-    fused = (FUSED_MULTIPLY_ADD, MISSING_BARRIER)
+def _div_cases() -> list[Case]:
+    from_operands, with_cotangent = (lambda count=count: draws.operands(count) for count in (2, 3))
     return [
-        Case("planted: no barrier", count, 1, _planted_sum, lambda: _no_barrier, fused),
-        Case("planted: native division", count, 1, _planted_quotient, lambda: _native_division, (APPROXIMATE_DIVISION,)),
-        Case("planted: tree sum", count, 1, _planted_sum, lambda: _tree_sum, (REASSOCIATED_SUM,)),
+        Case("div forward", 2, 1, ratios.div_forward, div_forward, draws=from_operands),
+        Case("div gradient", 3, 2, ratios.div_gradient, lambda: _gradient(div_forward()), draws=with_cotangent),
     ]
 
 
-def _planted_sum(dag: Dag) -> list[Node]:
-    return [weighted_sum(dag, [dag.input(i) for i in range(len(PLANTED_WEIGHTS))], PLANTED_WEIGHTS)]
+def div_forward() -> Callable[..., Any]:
+    """`portable.div`."""
+    from loss_balancers.jax.portable import div
+
+    return div
 
 
-def _planted_quotient(dag: Dag) -> list[Node]:
-    """Correctly rounded quotients by the last input and by 3."""
-    quotient = dag.op("div", *_planted_sum(dag), dag.input(len(PLANTED_WEIGHTS) - 1))
-    return [dag.op("keep", dag.op("div", quotient, dag.number(3.0)))]
+def _ema_cases() -> list[Case]:
+    count = len(EMA.names)
+
+    def inputs(cotangents: int) -> list[Words]:
+        return [*draws.losses(count + cotangents), *draws.running_sums(count)]
+
+    state = (count, count)
+    return [
+        Case(
+            f"{EMA.balancer} K=2 forward", count, 1, lambda dag: ratios.ema_forward(dag, EMA), ema_forward, state, lambda: inputs(0)
+        ),
+        Case(
+            f"{EMA.balancer} K=2 gradient",
+            count + 1,
+            count,
+            lambda dag: ratios.ema_gradient(dag, EMA),
+            _ema_gradient,
+            state,
+            lambda: inputs(1),
+        ),
+    ]
 
 
-def _no_barrier(*losses: Any) -> Any:
-    s = losses[0] * PLANTED_WEIGHTS[0]
-    for weight, x in zip(PLANTED_WEIGHTS[1:], losses[1:], strict=True):
-        s = s + weight * x
-    return s
+def ema_forward() -> Callable[..., Any]:
+    """The aggregate, a function of the losses and the state."""
+    from loss_balancers.jax import EMANormalizedLossBalancer
+
+    def forward(*arguments: Any) -> Any:
+        *losses, total, fix = arguments
+        balancer = EMANormalizedLossBalancer(EMA.names, dict(EMA.weights), EMA.beta, EMA.eps, EMA.target)
+        balancer.use_running_average = True
+        balancer.total[...], balancer.fix[...] = total, fix
+        return balancer(dict(zip(EMA.names, losses, strict=True)))
+
+    return forward
 
 
-def _native_division(*losses: Any) -> Any:
-    from loss_balancers.jax.functional import weighted_sum
-    from loss_balancers.jax.rounding import keep
+def _ema_gradient() -> Callable[..., Any]:
+    def gradient(*arguments: Any) -> Any:
+        *losses, cotangent, total, fix = arguments
+        return _gradient(lambda *given: ema_forward()(*given, total, fix))(*losses, cotangent)
 
-    return keep(weighted_sum(losses, PLANTED_WEIGHTS) / losses[-1] / 3.0)
+    return gradient
 
 
-def _tree_sum(*losses: Any) -> Any:
-    from loss_balancers.jax.rounding import keep
+def _ratio_cases() -> list[Case]:
+    count = len(RATIO_NAMES)
+    return [
+        Case(
+            f"{RATIOS.balancer} K=4 forward",
+            count,
+            1,
+            lambda dag: ratios.ratios_forward(dag, RATIOS, RATIO_NAMES),
+            ratios_forward,
+            draws=lambda: draws.losses(count),
+        ),
+        Case(
+            f"{RATIOS.balancer} K=4 gradient",
+            count + 1,
+            count,
+            lambda dag: ratios.ratios_gradient(dag, RATIOS, RATIO_NAMES),
+            lambda: _gradient(ratios_forward()),
+            draws=lambda: draws.losses(count + 1),
+        ),
+    ]
 
-    p = [keep(keep(x) * weight) for weight, x in zip(PLANTED_WEIGHTS, losses, strict=True)]
-    return keep((p[0] + p[1]) + (p[2] + p[3]))
+
+def ratios_forward() -> Callable[..., Any]:
+    """The aggregate, a function of the losses."""
+    from loss_balancers.jax import LogitsAndIntermediatesLossBalancer
+
+    def forward(*losses: Any) -> Any:
+        balancer = LogitsAndIntermediatesLossBalancer(RATIOS.kd_loss_scale)
+        balancer.use_running_average = True
+        return balancer(dict(zip(RATIO_NAMES, losses, strict=True)))
+
+    return forward
+
+
+def _gradient(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient to each argument; the last argument is the cotangent, so that nothing can be folded."""
+    import jax
+
+    return lambda *arguments: jax.vjp(forward, *arguments[:-1])[1](arguments[-1])

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from loss_balancers.parity.audit.dag import Node, NotEstablishedError, render, walk
+from loss_balancers.parity.audit.established import FUSED, Established, native_quotient
+from loss_balancers.parity.audit.steps import STEP
+from loss_balancers.parity.audit.words import Words
 
 COMMUTATIVE = ("mul", "add")
-#: By how a mnemonic starts. `div` alone is the correctly rounded quotient.
-FUSED = ("fma", "mad")
+#: By how a mnemonic starts.
 APPROXIMATE = ("div.full", "div.approx", "rcp", "vrcp", "rsqrt", "vrsqrt", "sqrt.approx", "ex2", "lg2", "vpow2", "vlog2")
 
 FUSED_MULTIPLY_ADD = "fused multiply-add"
 MISSING_BARRIER = "missing barrier"
 MISSING_FLUSH = "missing flush"
 APPROXIMATE_DIVISION = "approximate division"
+UNREPAIRED_DIVISION = "unrepaired division"
 REASSOCIATED_SUM = "reassociated sum"
 OTHER_OPERATION = "other operation"
 
@@ -33,21 +36,27 @@ class Finding(NamedTuple):
         return f"{self.kind}: expected {self.expected}, found {self.found}{shown}"
 
 
-def compare(expected: Sequence[Node], actual: Sequence[Node]) -> list[Finding]:
+def compare(expected: Sequence[Node], actual: Sequence[Node], inputs: Sequence[Words] = ()) -> list[Finding]:
     """What of ``actual`` is not what ``expected`` prescribes, result by result.
+
+    Args:
+        expected: The results that the spec prescribes.
+        actual: Those of the emitted code.
+        inputs: Where ``expected`` has steps: the words of every input, as many draws each, on which both are executed.
 
     Raises:
         NotEstablishedError: They differ where the dump could not be read, or in the number of results.
     """
     if len(expected) != len(actual):
         raise NotEstablishedError(f"expected {len(expected)} results, found {len(actual)}")
-    return _Comparison().all(expected, actual)
+    return _Comparison(expected, actual, inputs).all(expected, actual)
 
 
 class _Comparison:
     """One comparison: remembers which pairs of nodes are the same and which have been reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Sequence[Node], actual: Sequence[Node], inputs: Sequence[Words]) -> None:
+        self._steps = Established(expected, actual, inputs, self.same) if len(inputs) else None
         self._same: dict[tuple[int, int], bool] = {}
         self._findings: list[Finding] = []
         self._reported: set[tuple[int, int]] = set()
@@ -64,6 +73,8 @@ class _Comparison:
         return self._same[key]
 
     def _is_same(self, want: Node, have: Node) -> bool:
+        if want.op == STEP:
+            return self._steps is not None and self._steps.holds(want, have)
         if want.op != have.op or want.op == "opaque" or want.value != have.value or len(want.args) != len(have.args):
             return False
         if all(map(self.same, want.args, have.args)):
@@ -76,8 +87,8 @@ class _Comparison:
         self._reported.add((id(want), id(have)))
         if have.op.startswith(FUSED):
             self._add(FUSED_MULTIPLY_ADD, want, have)
-        elif want.op == "div" and have.op != "div":
-            self._quotient(want, have)
+        elif want.op == STEP:
+            self._step(want, have)
         elif want.op == "add" == have.op and self._reordered(want, have):
             self._add(REASSOCIATED_SUM, want, have)
         elif want.op == have.op and len(want.args) == len(have.args) > 0:
@@ -93,14 +104,25 @@ class _Comparison:
         else:
             self._add(OTHER_OPERATION, want, have)
 
-    def _quotient(self, want: Node, have: Node) -> None:
-        approximate = _first(have, APPROXIMATE)
-        product = have.op == "mul" and any(arg.op == "const" for arg in have.args)
-        if approximate is None and not product:
-            opaque = next((node for node in walk([have]) if node.op == "opaque"), None)
-            if opaque is not None:
-                raise NotEstablishedError(f"expected {render(want)}, but this line cannot be read: {opaque.value}")
-        self._add(APPROXIMATE_DIVISION if approximate or product else OTHER_OPERATION, want, have, approximate)
+    def _step(self, want: Node, have: Node) -> None:
+        """A step that is not established: why not."""
+        fused = _first(have, FUSED)
+        native = native_quotient(have)
+        inner = have.args[0] if have.op == "keep" else have
+        reciprocal = inner if inner.op == "mul" and any(arg.op == "const" for arg in inner.args) else None
+        opaque = next((node for node in walk([have]) if node.op == "opaque"), None)
+        if fused is not None:
+            self._add(FUSED_MULTIPLY_ADD, want, have, fused)
+        elif native is not None:
+            self._add(APPROXIMATE_DIVISION if native.op.startswith(APPROXIMATE) else UNREPAIRED_DIVISION, want, have, native)
+        elif opaque is not None:
+            raise NotEstablishedError(f"expected {render(want)}, but this line cannot be read: {opaque.value}")
+        elif self._steps is not None and self._steps.equal(want, have):
+            raise NotEstablishedError(f"expected {render(want)}; the bits are its, but {self._steps.objection(want, have)}")
+        elif reciprocal is not None and want.value == "div":
+            self._add(APPROXIMATE_DIVISION, want, have, reciprocal)
+        else:
+            self._add(UNREPAIRED_DIVISION if _divides(want) else OTHER_OPERATION, want, have)
 
     def _reordered(self, want: Node, have: Node) -> bool:
         """Whether both are sums of the same terms, and of three or more."""
@@ -142,3 +164,7 @@ def _first(node: Node, mnemonics: tuple[str, ...]) -> Node | None:
 def _terms(node: Node) -> list[Node]:
     """The terms of a sum, however it is nested."""
     return [term for arg in node.args for term in _terms(arg)] if node.op == "add" else [node]
+
+
+def _divides(want: Node) -> bool:
+    return any(node.op == STEP and node.value == "div" for node in walk([want]))

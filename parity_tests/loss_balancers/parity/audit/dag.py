@@ -1,4 +1,4 @@
-"""Expressions over float32 operations, in one canonical form: what the spec prescribes and what a dump shows are built with it."""
+"""Expressions over 32-bit operations, in one canonical form: what the spec prescribes and what a dump shows are built with it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from loss_balancers.parity.audit.steps import KEPT, STEP
+from loss_balancers.parity.audit.words import folded
+
 #: The bits of the smallest normal number, up to which `keep` gives +0.
 TINY = 0x00800000
 ONE = 0x3F800000
 INFINITY = 0x7F800000
+MINUS_INFINITY = 0xFF800000
 ZERO = 0
 
 #: Comparisons in which `keep(x)` is `select(|x| cmp tiny, 0, x)`, and those in which it is `select(|x| cmp tiny, x, 0)`. A
 #: comparison with NaN must choose x: `le` is ordered, `gtu` is true of NaN.
 FLUSHES = ("cmp.le",)
 KEEPS = ("cmp.gtu",)
+#: Operations that give 0 or 1, the comparisons of floats apart.
+TRUTHS = ("is_weird", *(f"i.{sign}{name}" for sign in ("", "u") for name in ("lt", "le", "gt", "ge", "eq", "ne")))
 
 
 class NotEstablishedError(Exception):
@@ -28,9 +34,9 @@ class Node:
     """An operation on the results of others. Within one `Dag`, equal nodes are one object.
 
     Args:
-        op: ``input``, ``const``, ``mul``, ``add``, ``keep`` and so on; the mnemonic itself where it is none of the canonical ones.
+        op: ``input``, ``const``, those of `words`, or ``step``; the mnemonic itself where it is none of the canonical ones.
         args: Its operands.
-        value: The number of an input, the bits of a constant, the text of what could not be read (``opaque``).
+        value: The number of an input, the bits of a constant, the text of what could not be read (``opaque``), the step's name.
         line: The line of the dump that it comes from.
     """
 
@@ -46,9 +52,11 @@ class Node:
 class Dag:
     """A builder of nodes. It shares equal nodes, and rewrites what is the same on every input, NaN's payload apart.
 
-    - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, and ``keep(keep(x))`` is ``keep(x)``;
-    - ``mul(x, 1)`` is ``x``;
-    - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that.
+    - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, ``keep(keep(x))`` is ``keep(x)``, and ``|keep(x)|`` is ``keep(|x|)``;
+    - ``mul(x, 1)`` is ``x``, and ``maximum(x, -inf)`` too;
+    - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that;
+    - ``select(|x| <= tiny, c, x + c)`` is ``keep(x) + c`` for a constant ``c``: LLVM does that too;
+    - what is done to integer constants and to truths (0 or 1) is worked out.
     """
 
     def __init__(self) -> None:
@@ -70,19 +78,49 @@ class Dag:
         """Something that cannot be read; no harm unless a result depends on it."""
         return self._node("opaque", (), line, line)
 
+    def step(self, name: str, *args: Node) -> Node:
+        """A step of the spec that is no single operation, of `steps`."""
+        return self._node(STEP, args, name, "")
+
     def op(self, op: str, *args: Node, line: str = "") -> Node:
         """``op`` of ``args``, in canonical form."""
+        return self._simpler(op, args, line) or self._node(op, args, "", line)
+
+    def _simpler(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
+        if args and all(arg.op == "const" for arg in args):
+            value = folded(op, *(int(arg.value) for arg in args))
+            return None if value is None else self.const(value)
         if op == "mul":
-            for x, factor in (args, args[::-1]):
-                if factor.op == "const" and factor.value == ONE:
-                    return x
-        if op == "keep" and args[0].op == "keep":
-            return args[0]
+            return next((x for x, factor in (args, args[::-1]) if _is_const(factor, ONE)), None)
+        if op == "maximum":
+            return next((x for x, least in (args, args[::-1]) if _is_const(least, MINUS_INFINITY)), None)
+        if op == "keep":
+            return args[0] if args[0].op == "keep" or (args[0].op == STEP and args[0].value in KEPT) else None
+        if op == "abs" and args[0].op in {"abs", "keep"}:
+            return args[0] if args[0].op == "abs" else self.op("keep", self.op("abs", args[0].args[0], line=line), line=line)
         if op == "select":
-            kept = self._kept(*args, line=line)
-            if kept is not None:
-                return kept
-        return self._node(op, args, "", line)
+            return self._chosen(*args, line=line)
+        if op in {"i.and", "i.eq", "i.ne"}:
+            x, y = args if args[1].op == "const" else args[::-1]
+            if is_truth(x) and y.op == "const":
+                if (op == "i.and" and int(y.value) & 1) or (op == "i.ne" and y.value == 0):
+                    return x
+                if op == "i.eq" and y.value == 0:
+                    return self.op("i.xor", x, self.const(1), line=line)
+        return None
+
+    def _chosen(self, condition: Node, yes: Node, no: Node, *, line: str) -> Node | None:
+        if condition.op == "const" or yes is no:
+            return yes if condition.value or yes is no else no
+        if is_truth(condition) and _is_const(yes, 1) and _is_const(no, 0):
+            return condition
+        if condition.op == "i.xor" and _is_const(condition.args[1], 1):  # the opposite
+            return self.op("select", condition.args[0], no, yes, line=line)
+        if yes.op == "select" and yes.args[0] is condition:
+            return self.op("select", condition, yes.args[1], no, line=line)
+        if no.op == "select" and no.args[0] is condition:
+            return self.op("select", condition, yes, no.args[2], line=line)
+        return self._kept(condition, yes, no, line=line)
 
     def _kept(self, condition: Node, yes: Node, no: Node, *, line: str) -> Node | None:
         if condition.op in FLUSHES:
@@ -92,12 +130,18 @@ class Dag:
         else:
             return None
         magnitude, bound = condition.args
-        if not (_is_const(zero, ZERO) and _is_const(bound, TINY) and magnitude.op == "abs"):
+        if not _is_const(bound, TINY):
             return None
-        tested = magnitude.args[0]
+        tested = next((each for each in (x, *x.args) if self.op("abs", each) is magnitude), None)
+        if tested is None:
+            return None
+        if x.op == "add" and zero.op == "const" and set(x.args) == {tested, zero} and not _is_const(self.op("keep", zero), ZERO):
+            return self.op("add", self.op("keep", tested, line=line), zero, line=x.line)
+        if not _is_const(zero, ZERO):
+            return None
         if tested is x:
             return self.op("keep", x, line=line)
-        if x.op == "mul" and tested in x.args:
+        if x.op == "mul":
             factor = x.args[1] if x.args[0] is tested else x.args[0]
             if factor.op == "const" and isinstance(factor.value, int) and factor.value < INFINITY:
                 return self.op("mul", self.op("keep", tested, line=line), factor, line=x.line)
@@ -106,6 +150,13 @@ class Dag:
     def _node(self, op: str, args: tuple[Node, ...], value: int | str, line: str) -> Node:
         key = (op, *map(id, args), value)
         return self._nodes.setdefault(key, Node(op, args, value, line))
+
+
+def is_truth(node: Node) -> bool:
+    """Whether its words are 0 or 1."""
+    if node.op in {"i.and", "i.or", "i.xor", "select"}:
+        return all(map(is_truth, node.args[-2:]))
+    return node.op.startswith("cmp.") or node.op in TRUTHS or (node.op == "const" and node.value in {0, 1})
 
 
 def _is_const(node: Node, bits: int) -> bool:
@@ -148,4 +199,4 @@ def render(node: Node, depth: int = 3) -> str:
         return "?"
     if depth == 0:
         return "…"
-    return f"{node.op}({', '.join(render(arg, depth - 1) for arg in node.args)})"
+    return f"{node.value if node.op == STEP else node.op}({', '.join(render(arg, depth - 1) for arg in node.args)})"

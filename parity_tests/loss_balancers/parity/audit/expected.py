@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from loss_balancers import spec
 from loss_balancers.parity.audit.dag import Dag, Node, bits_float, walk
+from loss_balancers.parity.audit.steps import STEP, STEPS
+from loss_balancers.parity.audit.words import floats, words
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.formats import flush
 
@@ -54,7 +58,7 @@ def _weight(dag: Dag, weight: float) -> Node:
 
 
 def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
-    """The values of ``roots`` in the spec's exact arithmetic, for what the spec prescribes: multiply, add, keep."""
+    """The values of ``roots`` in the spec's exact arithmetic, for what the spec prescribes: multiply, add, divide, keep, choose."""
     values: dict[int, float] = {}
     for node in walk(list(roots)):
         args = [values[id(arg)] for arg in node.args]
@@ -68,6 +72,12 @@ def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
             value = arithmetic.add(args[0], args[1], "f32")
         elif node.op == "keep":
             value = flush(args[0], "f32")
+        elif node.op == "abs":
+            value = abs(args[0])
+        elif node.op == STEP and node.value == "div":
+            value = arithmetic.div(args[0], args[1], "f32")
+        elif node.op == STEP:
+            value = float(floats(STEPS[str(node.value)](*(words(np.array([arg], np.float32)) for arg in args)))[0])
         else:
             raise ValueError(f"The spec prescribes no operation {node.op!r}.")
         values[id(node)] = value

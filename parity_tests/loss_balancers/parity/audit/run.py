@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from loss_balancers.parity.audit.cases import Case
 from loss_balancers.parity.audit.comparison import Finding, compare
 from loss_balancers.parity.audit.dag import Dag, NotEstablishedError, walk
+from loss_balancers.parity.audit.steps import STEP
 from loss_balancers.parity.audit.targets import Target
 
 Status = Literal["as specified", "findings", "not established", "found", "missed"]
@@ -21,13 +22,15 @@ class Verdict(NamedTuple):
 
     Args:
         status: ``found`` and ``missed`` are of planted faults.
-        operations: How many multiplications and additions the results depend on; 0 if that is not established.
+        operations: How many multiplications and additions the spec prescribes for the results.
+        quotients: How many quotients.
         findings: Where the code departs from the spec.
         reason: Why it is not established.
     """
 
     status: Status
     operations: int = 0
+    quotients: int = 0
     findings: tuple[Finding, ...] = ()
     reason: str = ""
 
@@ -50,15 +53,17 @@ def audit(target: Target, cases: Sequence[Case]) -> tuple[dict[str, Verdict], di
 
 def judge(target: Target, case: Case, dump: Path) -> Verdict:
     """The verdict on one dump. Whatever goes wrong while it is read, the verdict is "not established"."""
+    expected = case.expected(Dag())
+    nodes = list(walk(expected))
+    counts = (sum(node.op in {"mul", "add"} for node in nodes), sum(node.op == STEP and node.value == "div" for node in nodes))
     try:
         results, more = target.read(case, dump, Dag())
-        findings = (*more, *compare(case.expected(Dag()), results))
+        findings = (*more, *compare(expected, results, case.draws()))
     except NotEstablishedError as error:
-        return Verdict("not established", reason=str(error))
+        return Verdict("not established", *counts, reason=str(error))
     except Exception as error:  # an undocumented format has moved: no reason to end the audit, nor to say more than this
-        return Verdict("not established", reason=f"{type(error).__name__} while reading the dump: {error}")
-    operations = sum(node.op in {"mul", "add"} for node in walk(results))
-    return Verdict(_status(case, findings), operations, findings)
+        return Verdict("not established", *counts, reason=f"{type(error).__name__} while reading the dump: {error}")
+    return Verdict(_status(case, findings), *counts, findings)
 
 
 def _status(case: Case, findings: Sequence[Finding]) -> Status:

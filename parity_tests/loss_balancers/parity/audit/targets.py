@@ -103,7 +103,12 @@ def _read_cuda(architecture: str) -> Reader:
 
 
 def _read_tpu(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
-    return tpu.read_program(_text(folder, r"-TLP-\d+-final_bundles\.txt$"), case.results, dag), []
+    calls = {}
+    for file in folder.iterdir():
+        if (match := re.search(r"^\d+-(?!TLP-)([\w.\-]+)-\d+-final_bundles\.txt$", file.name)) and "analysis" not in file.name:
+            calls[match[1]] = file.read_text("utf-8")
+    hlo = (folder / "optimised.hlo").read_text("utf-8")
+    return tpu.read_module(hlo, _text(folder, r"-TLP-\d+-final_bundles\.txt$"), calls, case.results, dag), []
 
 
 def _read_cpu(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:

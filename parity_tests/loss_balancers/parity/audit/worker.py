@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loss_balancers.parity.audit.cases import all_cases
+from loss_balancers.parity.audit.planted import planted_cases
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     device, sharding = _device(request["options"])
     dump, folder = Path(request["dump"]), Path(request["folder"])
-    cases = {case.slug: case for case in all_cases()}
+    cases = {case.slug: case for case in (*all_cases(), *planted_cases())}
     for slug in request["cases"]:
         case = cases[slug]
         function = case.function()
@@ -27,8 +28,9 @@ def main() -> None:
             return function(*arguments)
 
         compiled.__name__ = slug
-        shapes = [jax.ShapeDtypeStruct((), np.float32, sharding=sharding)] * case.arguments
-        text = jax.jit(compiled, keep_unused=True).lower(*shapes).compile().as_text()
+        shapes = [*[()] * case.arguments, *((length,) for length in case.vectors)]
+        structs = [jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding) for shape in shapes]
+        text = jax.jit(compiled, keep_unused=True).lower(*structs).compile().as_text()
         if not dump.is_dir():
             raise SystemExit(f"the compiler wrote no dump of {slug}")
         (dump / "optimised.hlo").write_text(text or "", "utf-8")

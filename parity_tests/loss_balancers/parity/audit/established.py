@@ -1,0 +1,104 @@
+"""Whether emitted code computes a step of the spec: not how it looks, but what it computes, and from what.
+
+Of a node of the emitted code that is to be the step, three things must hold:
+
+- it depends on nothing but the operands of the step, and nothing fused or unknown is on the way;
+- a division or a reciprocal of the device reaches it through conversions to integers and comparisons alone;
+- executed, it gives the step's bits on all inputs that were drawn, whatever the device's divisions give within `execute.ERROR`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from loss_balancers.parity.audit.dag import Node
+from loss_balancers.parity.audit.execute import fingerprints
+from loss_balancers.parity.audit.steps import STEP
+from loss_balancers.parity.audit.words import ESTIMATES, Words
+
+#: By how the mnemonics start that round a product and a sum once.
+FUSED = ("fma", "mad")
+Same = Callable[[Node, Node], bool]
+
+
+class Established:
+    """Executes both DAGs once, then compares nodes.
+
+    Args:
+        expected: The results that the spec prescribes.
+        actual: Those of the emitted code.
+        inputs: The words of every input, as many draws each.
+        same: Whether a node of the spec and one of the emitted code are the same.
+    """
+
+    def __init__(self, expected: Sequence[Node], actual: Sequence[Node], inputs: Sequence[Words], same: Same) -> None:
+        self._same = same
+        self._bits = fingerprints(expected, inputs) | fingerprints(actual, inputs)
+
+    def equal(self, want: Node, have: Node) -> bool:
+        """Whether both give the same bits."""
+        bits = self._bits.get(id(have))
+        return bits is not None and bits == self._bits[id(want)]
+
+    def holds(self, want: Node, have: Node) -> bool:
+        """Whether ``have`` is the step ``want``."""
+        return self.equal(want, have) and self.objection(want, have) is None
+
+    def objection(self, want: Node, have: Node) -> str | None:
+        """What keeps ``have`` from being established as a function of the step's operands; None if nothing does."""
+        operands = list(_operands(want))
+        estimate = native_quotient(have, lambda node: self._is_operand(operands, node))
+        if estimate is not None:
+            return f"a native quotient reaches it: {estimate.line}"
+        seen: set[int] = set()
+        stack = list(have.args)
+        while stack:
+            node = stack.pop()
+            if id(node) in seen or node.op == "const" or self._is_operand(operands, node):
+                continue
+            seen.add(id(node))
+            if not node.args:
+                return f"it depends on what is no operand of it: {node.line or node}"
+            if node.op.startswith(FUSED):
+                return f"a fused operation: {node.line}"
+            stack.extend(node.args)
+        return None
+
+    def _is_operand(self, operands: list[Node], node: Node) -> bool:
+        return any(self._same(operand, node) for operand in operands)
+
+
+def _operands(want: Node) -> Iterator[Node]:
+    """What a step is computed from: its operands, with and without `keep`, and what steps among them are computed from.
+
+    Compilers merge a step with the next: they test a choice's condition once, or work on the bits of what is to be flushed.
+    """
+    for arg in want.args:
+        if arg.op == "const":
+            continue
+        yield arg
+        inner = arg.args[0] if arg.op == "keep" else arg
+        if inner is not arg:
+            yield inner
+        if inner.op == STEP:
+            yield from _operands(inner)
+
+
+def native_quotient(have: Node, is_operand: Callable[[Node], bool] = lambda _: False) -> Node | None:
+    """A division or reciprocal of the device that reaches ``have`` otherwise than as an integer or through a comparison."""
+    seen: set[int] = set()
+    stack = [have]
+    while stack:
+        node = stack.pop()
+        if (
+            id(node) in seen
+            or node.op.startswith("to_int")
+            or node.op.startswith("cmp.")
+            or (node is not have and is_operand(node))
+        ):
+            continue
+        seen.add(id(node))
+        if node.op in ESTIMATES:
+            return node
+        stack.extend(node.args)
+    return None

@@ -1,0 +1,128 @@
+"""The planted faults: variants of what the cases compile, each of which the audit must find on every target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from loss_balancers.parity.audit import draws, expected_ratios
+from loss_balancers.parity.audit.cases import EMA, RATIO_NAMES, RATIOS, Case, div_forward, ema_forward, ratios_forward
+from loss_balancers.parity.audit.comparison import (
+    APPROXIMATE_DIVISION,
+    FUSED_MULTIPLY_ADD,
+    MISSING_BARRIER,
+    REASSOCIATED_SUM,
+    UNREPAIRED_DIVISION,
+)
+from loss_balancers.parity.audit.dag import Dag, Node
+from loss_balancers.parity.audit.expected import weighted_sum
+
+WEIGHTS = (0.25, 0.3, 0.15, 0.3)
+
+
+def planted_cases() -> list[Case]:
+    """Every fault."""
+    count = len(WEIGHTS)
+    fused, native = (FUSED_MULTIPLY_ADD, MISSING_BARRIER), (APPROXIMATE_DIVISION, UNREPAIRED_DIVISION)
+    ema, ratios = len(EMA.names), len(RATIO_NAMES)
+    return [
+        Case("planted: no barrier", count, 1, _sum, lambda: _no_barrier, planted=fused),
+        Case("planted: tree sum", count, 1, _sum, lambda: _tree_sum, planted=(REASSOCIATED_SUM,)),
+        Case(
+            "planted: native division",
+            2,
+            1,
+            expected_ratios.div_forward,
+            lambda: _natively(div_forward()),
+            draws=lambda: draws.operands(2),
+            planted=native,
+        ),
+        Case(
+            "planted: estimate as quotient",
+            2,
+            1,
+            expected_ratios.div_forward,
+            lambda: _estimated,
+            draws=lambda: draws.operands(2),
+            planted=(UNREPAIRED_DIVISION,),
+        ),
+        Case(
+            f"planted: native division, {EMA.balancer}",
+            ema,
+            1,
+            lambda dag: expected_ratios.ema_forward(dag, EMA),
+            lambda: _natively(ema_forward()),
+            (ema, ema),
+            lambda: [*draws.losses(ema), *draws.running_sums(ema)],
+            native,
+        ),
+        Case(
+            f"planted: native division, {RATIOS.balancer}",
+            ratios,
+            1,
+            lambda dag: expected_ratios.ratios_forward(dag, RATIOS, RATIO_NAMES),
+            lambda: _natively(ratios_forward()),
+            draws=lambda: draws.losses(ratios),
+            planted=native,
+        ),
+    ]
+
+
+def _sum(dag: Dag) -> list[Node]:
+    return [weighted_sum(dag, [dag.input(i) for i in range(len(WEIGHTS))], WEIGHTS)]
+
+
+def _no_barrier(*losses: Any) -> Any:
+    s = losses[0] * WEIGHTS[0]
+    for weight, x in zip(WEIGHTS[1:], losses[1:], strict=True):
+        s = s + weight * x
+    return s
+
+
+def _tree_sum(*losses: Any) -> Any:
+    from loss_balancers.jax.rounding import keep
+
+    p = [keep(keep(x) * weight) for weight, x in zip(WEIGHTS, losses, strict=True)]
+    return keep((p[0] + p[1]) + (p[2] + p[3]))
+
+
+def _natively(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with the device's own division wherever it uses `div`."""
+    import jax
+    from jax.extend.core import ClosedJaxpr, Literal
+
+    from loss_balancers.jax.portable import quotient_p
+    from loss_balancers.jax.rounding import keep
+
+    def run(closed: ClosedJaxpr, arguments: Any) -> list[Any]:
+        values = dict(zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*closed.consts, *arguments], strict=True))
+        for equation in closed.jaxpr.eqns:
+            given = [each.val if isinstance(each, Literal) else values[each] for each in equation.invars]
+            if equation.primitive is quotient_p:
+                results = [keep(keep(given[0]) / keep(given[1]))]
+            elif isinstance(inner := equation.params.get("jaxpr"), ClosedJaxpr):
+                results = run(inner, given)
+            else:
+                results = equation.primitive.bind(*given, **equation.params)
+            results = results if isinstance(results, (list, tuple)) else [results]
+            values.update(zip(equation.outvars, results, strict=True))
+        return [each.val if isinstance(each, Literal) else values[each] for each in closed.jaxpr.outvars]
+
+    return lambda *arguments: run(jax.make_jaxpr(function)(*arguments), arguments)[0]
+
+
+def _estimated(a: Any, b: Any) -> Any:
+    """`div` without its repair: the estimate becomes an integer, and that the quotient's bits."""
+    import jax.numpy as jnp
+    from jax import lax
+
+    from loss_balancers.jax.rounding import keep
+
+    a, b = keep(a), keep(b)
+    bits_a, bits_b = (lax.bitcast_convert_type(x, jnp.int32) for x in (a, b))
+    m, n = ((bits & 0x7FFFFF) | 0x800000 for bits in (bits_a, bits_b))
+    smaller = (m < n).astype(jnp.int32)
+    exponent = ((bits_a >> 23) & 255) - ((bits_b >> 23) & 255) + 126 - smaller
+    q = ((m << smaller).astype(jnp.float32) / n.astype(jnp.float32) * 2.0**23).astype(jnp.int32)
+    ratio = lax.bitcast_convert_type((jnp.clip(exponent, 0, 254) << 23) + q, jnp.float32)
+    return keep(jnp.where((bits_a ^ bits_b) < 0, -ratio, ratio))
