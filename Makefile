@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity audit bench golden evidence clean
+.PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -47,7 +47,10 @@ parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity
 
 audit: .venv-audit/.installed ## what compilers emit for 5 TPUs, 3 GPUs and the CPU, against the spec (Linux x86-64)
-	@.venv-audit/bin/loss-balancers audit $(foreach target,$(TARGETS),--target $(target))
+	@.venv-audit/bin/loss-balancers audit $(AUDIT) $(foreach target,$(TARGETS),--target $(target))
+
+audit-evidence: AUDIT := --markdown docs/evidence/audit.md
+audit-evidence: audit ## the same, written where the documents show it
 
 .venv-audit/.installed: constraints.txt pyproject.toml
 	@echo "==> Setting up .venv-audit with the compilers for TPU and CUDA"
