@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= out/distill_digits
 
-TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cpu
+TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
 .PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence clean
 .DEFAULT_GOAL := help
@@ -53,10 +53,10 @@ audit-evidence: AUDIT := --markdown docs/evidence/audit.md
 audit-evidence: audit ## the same, written where the documents show it
 
 .venv-audit/.installed: constraints.txt pyproject.toml
-	@echo "==> Setting up .venv-audit with the compilers for TPU and CUDA"
+	@echo "==> Setting up .venv-audit with the compilers for TPU and CUDA, PyTorch's among them"
 	@rm -rf .venv-audit
 	@$(PYTHON) -m venv .venv-audit
-	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit-tpu,audit-cuda]'
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit-tpu,audit-cuda,audit-torch]'
 	@touch .venv-audit/.installed
 
 evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it

@@ -63,25 +63,32 @@ def all_cases() -> list[Case]:
     return [*_static_cases(), *_div_cases(), *_ema_cases(), *_ratio_cases()]
 
 
-def _static_cases() -> list[Case]:
-    cases = []
+def static_settings() -> dict[str, tuple[spec.StaticLossBalancerSettings, tuple[str, ...]]]:
+    """The settings of each static case and the names of its losses, by its name without forward and gradient."""
+    settings = {}
     for form, kd_loss_weight in (("one weight", lambda _: 0.7), ("weights", _weights)):
         for count in KD_COUNTS:
             names = (*(f"KDLoss_{i}" for i in range(count)), spec.STUDENT_LOSS_KEY)
-            settings = spec.StaticLossBalancerSettings(kd_loss_weight(count))
-            for kind, expected, function, extra, results in (
-                ("forward", static_forward, _static_forward, 0, 1),
-                ("gradient", static_gradient, _static_gradient, 1, len(names)),
-            ):
-                cases.append(
-                    Case(
-                        f"StaticLossBalancer {form} K={count} {kind}",
-                        len(names) + extra,
-                        results,
-                        lambda dag, expected=expected, settings=settings, names=names: expected(dag, settings, names),
-                        lambda function=function, settings=settings, names=names: function(settings, names),
-                    )
+            settings[f"StaticLossBalancer {form} K={count}"] = (spec.StaticLossBalancerSettings(kd_loss_weight(count)), names)
+    return settings
+
+
+def _static_cases() -> list[Case]:
+    cases = []
+    for name, (settings, names) in static_settings().items():
+        for kind, expected, function, extra, results in (
+            ("forward", static_forward, _static_forward, 0, 1),
+            ("gradient", static_gradient, _static_gradient, 1, len(names)),
+        ):
+            cases.append(
+                Case(
+                    f"{name} {kind}",
+                    len(names) + extra,
+                    results,
+                    lambda dag, expected=expected, settings=settings, names=names: expected(dag, settings, names),
+                    lambda function=function, settings=settings, names=names: function(settings, names),
                 )
+            )
     return cases
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loss_balancers.parity.audit.dag import Node, NotEstablishedError, render, walk
+from loss_balancers.parity.audit.dag import ONE, Node, NotEstablishedError, render, walk
 from loss_balancers.parity.audit.established import FUSED, Established, native_quotient
 from loss_balancers.parity.audit.steps import STEP
 from loss_balancers.parity.audit.words import Words
@@ -79,7 +79,18 @@ class _Comparison:
             return False
         if all(map(self.same, want.args, have.args)):
             return True
+        if want.op == "keep":
+            return self._same_flushed(want.args[0], have.args[0])
         return want.op in COMMUTATIVE and all(map(self.same, want.args, have.args[::-1]))
+
+    def _same_flushed(self, want: Node, have: Node) -> bool:
+        """Products with a constant of at most 1 of which one flushes its operand first: what that would do, the product's does."""
+        if not want.op == have.op == "mul":
+            return False
+        x, factor = want.args if want.args[1].op == "const" else want.args[::-1]
+        y, other = have.args if have.args[1].op == "const" else have.args[::-1]
+        small = factor.op == other.op == "const" and factor.value == other.value and int(factor.value) & 0x7FFFFFFF <= ONE
+        return small and self.same(_unflushed(x), _unflushed(y))
 
     def _find(self, want: Node, have: Node) -> None:
         if self.same(want, have) or (id(want), id(have)) in self._reported:
@@ -151,6 +162,10 @@ class _Comparison:
     def _add(self, kind: str, want: Node, have: Node, shown: Node | None = None) -> None:
         line = (shown or have).line or next((node.line for node in have.args if node.line), "")
         self._findings.append(Finding(kind, render(want), render(have), line))
+
+
+def _unflushed(node: Node) -> Node:
+    return node.args[0] if node.op == "keep" else node
 
 
 def _leaves(node: Node) -> set[tuple[str, int | str]]:

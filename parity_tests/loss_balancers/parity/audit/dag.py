@@ -100,14 +100,16 @@ class Dag:
             return args[0] if args[0].op == "abs" else self.op("keep", self.op("abs", args[0].args[0], line=line), line=line)
         if op == "select":
             return self._chosen(*args, line=line)
-        if op in {"i.and", "i.eq", "i.ne"}:
-            x, y = args if args[1].op == "const" else args[::-1]
-            if is_truth(x) and y.op == "const":
-                if (op == "i.and" and int(y.value) & 1) or (op == "i.ne" and y.value == 0):
-                    return x
-                if op == "i.eq" and y.value == 0:
-                    return self.op("i.xor", x, self.const(1), line=line)
-        return None
+        return self._truth(op, args, line) if op in {"i.and", "i.eq", "i.ne"} else None
+
+    def _truth(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
+        """A truth that is masked, or compared with 0."""
+        x, y = args if args[1].op == "const" else args[::-1]
+        if not (is_truth(x) and y.op == "const"):
+            return None
+        if (op == "i.and" and int(y.value) & 1) or (op == "i.ne" and y.value == 0):
+            return x
+        return self.op("i.xor", x, self.const(1), line=line) if op == "i.eq" and y.value == 0 else None
 
     def _chosen(self, condition: Node, yes: Node, no: Node, *, line: str) -> Node | None:
         if condition.op == "const" or yes is no:

@@ -8,12 +8,12 @@ from typing import Any
 HEAD = """\
 # The audit of compiled code
 
-What compilers emit for the JAX balancers and for `div`, read back operation by operation and compared with the spec. No TPU and
-no GPU was present. [The audit](../audit.md) says what this establishes, and what it does not.
+What compilers emit for the balancers and for `div`, read back operation by operation and compared with the spec. No TPU and no
+GPU was present. [The audit](../audit.md) says what this establishes, and what it does not. `cuda-torch` is PyTorch, the rest JAX.
 
 Obtained on {date}, on {host}, with loss-balancers {library}, by `make audit-evidence`, which wrote this page. In brackets: how
 many multiplications and additions the spec prescribes for the results, then how many quotients; the flushes (`keep`) are compared
-too. A planted fault must be *found*. K is the number of KD losses; the student's comes on top.
+too. A planted fault must be *found*. K is the number of KD losses; the student's comes on top. – was not compiled.
 """
 FAULTS = """\
 ## What shows the planted faults
@@ -26,15 +26,15 @@ def page(audit: Mapping[str, Any]) -> str:
     """The page, as Markdown."""
     matrix = audit["matrix"]
     targets = list(matrix)
-    cases = list(next(iter(matrix.values())))
-    verdicts = [[case, *(_cell(matrix[target][case]) for target in targets)] for case in cases]
+    cases = list(dict.fromkeys(case for row in matrix.values() for case in row))
+    verdicts = [[case, *(_cell(matrix[target].get(case)) for target in targets)] for case in cases]
     compiled = [[f"`{target}`", versions["device"], _versions(versions)] for target, versions in audit["versions"].items()]
     kinds = {target.partition(":")[0]: target for target in targets}
     faults = [
         [case.removeprefix("planted: "), f"`{target}`", found["kind"], f"`{found['line'].replace('|', '¦')}`"]
         for case in cases
         for target in kinds.values()
-        for found in matrix[target][case]["findings"][:1]
+        for found in matrix[target].get(case, {"findings": []})["findings"][:1]
     ]
     return "\n".join(
         [
@@ -47,7 +47,9 @@ def page(audit: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(verdict: Mapping[str, Any]) -> str:
+def _cell(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return "–"
     if verdict["status"] not in {"as specified", "found"}:
         return f"**{verdict['status']}**"
     quotients = f", {verdict['quotients']}" if verdict["quotients"] else ""

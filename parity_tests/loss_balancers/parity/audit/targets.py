@@ -13,12 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from loss_balancers.parity.audit import cpu, ptx, tpu
+from loss_balancers.parity.audit import cpu, ptx, torch_cuda, tpu
 from loss_balancers.parity.audit.cases import Case
 from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OTHER_OPERATION, Finding
 from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError
+from loss_balancers.parity.audit.torch_cases import torch_cases
 
 TIMEOUT = 1200
+JAX = ("jax", "jaxlib")
 
 #: From a case and the folder of its dump to its results, and findings that the DAG does not show.
 Reader = Callable[[Case, Path, Dag], tuple[list[Node], list[Finding]]]
@@ -35,10 +37,12 @@ class Target:
     Args:
         name: ``platform:model``, or ``cpu``.
         options: For the compiling process: topology, target description.
-        packages: The distributions it needs, beyond JAX.
+        packages: The distributions it needs.
         extra: The extra that brings them.
         read: Reads a dump.
         environment: Variables for the compiling process; ``{dump}`` is the folder for dumps.
+        worker: The module that is the compiling process.
+        only: The names of the cases that it can compile; None for all.
     """
 
     name: str
@@ -47,6 +51,13 @@ class Target:
     extra: str
     read: Reader
     environment: dict[str, str] = field(default_factory=dict)
+    worker: str = "worker"
+    only: Callable[[], list[str]] | None = None
+
+    def cases(self, cases: Sequence[Case]) -> list[Case]:
+        """Those of the cases that it can compile."""
+        names = None if self.only is None else self.only()
+        return [case for case in cases if names is None or case.name in names]
 
     def compile(self, cases: Sequence[Case], folder: Path) -> dict[str, str]:
         """Compiles all cases in a process of its own, dumps in ``folder``; returns the versions of what compiled them.
@@ -54,13 +65,13 @@ class Target:
         Raises:
             UnavailableError: A package is missing, or the process fails.
         """
-        versions = {package: self._version(package) for package in ("jax", "jaxlib", *self.packages)}
+        versions = {package: self._version(package) for package in self.packages}
         dump = folder / "dump"
         request = {"options": self.options, "dump": str(dump), "folder": str(folder), "cases": [case.slug for case in cases]}
         variables = {name: value.replace("{dump}", str(dump)) for name, value in self.environment.items()}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "loss_balancers.parity.audit.worker"],
+                [sys.executable, "-m", f"loss_balancers.parity.audit.{self.worker}"],
                 input=json.dumps(request),
                 env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
                 text=True,
@@ -127,7 +138,7 @@ def _tpu(model: str, topology: str) -> Target:
     return Target(
         f"tpu:{model}",
         {"platform": "tpu", "topology_name": topology},
-        ("libtpu",),
+        (*JAX, "libtpu"),
         "audit-tpu",
         _read_tpu,
         {
@@ -172,10 +183,39 @@ def _cuda(major: int, device: str, cores: int, fpus: int, shared: int, optin: in
     return Target(
         f"cuda:sm_{major}0",
         {"platform": "cuda", "topology_name": f"sm_{major}0", "target_config": config, "topology": "1x1x1"},
-        ("jax-cuda13-plugin", "jax-cuda13-pjrt"),
+        (*JAX, "jax-cuda13-plugin", "jax-cuda13-pjrt"),
         "audit-cuda",
         _read_cuda(f"sm_{major}0"),
         {"XLA_FLAGS": "--xla_dump_to={dump}"},
+    )
+
+
+def _torch(major: int, device: str, cores: int, optin: int) -> Target:
+    """PyTorch on CUDA."""
+    properties = {
+        "multi_processor_count": cores,
+        "max_threads_per_multi_processor": 2048,
+        "max_threads_per_block": 1024,
+        "regs_per_multiprocessor": 65536,
+        "shared_memory_per_block": 49152,
+        "shared_memory_per_block_optin": optin,
+        "warp_size": 32,
+        "L2_cache_size": 41943040,
+        "total_memory": 84942979072,
+    }
+
+    def read(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
+        return torch_cuda.read_case(folder, case.arguments - case.name.endswith(" gradient"), f"sm_{major}0", dag)
+
+    return Target(
+        f"cuda-torch:sm_{major}0",
+        {"major": major, "device": device, "properties": properties},
+        ("torch", "triton"),
+        "audit-torch",
+        read,
+        {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
+        "torch_worker",
+        lambda: [case.case.name for case in torch_cases()],
     )
 
 
@@ -190,6 +230,9 @@ TARGETS: dict[str, Target] = {
         _cuda(8, "NVIDIA A100-SXM4-80GB", 108, 64, 167936, 166912),
         _cuda(9, "NVIDIA H100 80GB HBM3", 132, 128, 233472, 232448),
         _cuda(10, "NVIDIA B200", 148, 128, 233472, 232448),
-        Target("cpu", {}, (), "jax", _read_cpu, {"XLA_FLAGS": "--xla_dump_to={dump}"}),
+        _torch(8, "NVIDIA A100-SXM4-80GB", 108, 166912),
+        _torch(9, "NVIDIA H100 80GB HBM3", 132, 232448),
+        _torch(10, "NVIDIA B200", 148, 232448),
+        Target("cpu", {}, JAX, "jax", _read_cpu, {"XLA_FLAGS": "--xla_dump_to={dump}"}),
     )
 }

@@ -1,0 +1,99 @@
+"""What of `cases` is compiled with PyTorch too, and planted faults of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from loss_balancers import spec
+from loss_balancers.parity.audit.cases import RATIO_NAMES, RATIOS, Case, all_cases, static_settings
+from loss_balancers.parity.audit.planted import WEIGHTS, planted_cases
+
+
+@dataclass(frozen=True)
+class TorchCase:
+    """One function to compile with PyTorch.
+
+    Args:
+        case: The case of which it is the twin: its name, its DAG, its draws.
+        function: Builds the forward, of as many scalars as there are ``losses``.
+        losses: How many it takes.
+        gradient: Whether its gradient is the case.
+    """
+
+    case: Case
+    function: Callable[[], Callable[..., Any]]
+    losses: int
+    gradient: bool
+
+    @property
+    def slug(self) -> str:
+        return self.case.slug
+
+
+def torch_cases() -> list[TorchCase]:
+    """Every case that has a twin here."""
+    forwards = {
+        **{name: lambda names=names, given=given: _static(given, names) for name, (given, names) in static_settings().items()},
+        "div": _div,
+        f"{RATIOS.balancer} K=4": _ratios,
+        "planted: no barrier": lambda: _no_barrier,
+        "planted: tree sum": lambda: _tree_sum,
+        "planted: native division": lambda: _native_division,
+        f"planted: native division, {RATIOS.balancer}": _native_ratios,
+    }
+    cases = []
+    for case in (*all_cases(), *planted_cases()):
+        gradient = case.name.endswith(" gradient")
+        name = case.name.removesuffix(" gradient").removesuffix(" forward")
+        if name in forwards:
+            cases.append(TorchCase(case, forwards[name], case.arguments - gradient, gradient))
+    return cases
+
+
+def _static(settings: spec.StaticLossBalancerSettings, names: tuple[str, ...]) -> Callable[..., Any]:
+    from loss_balancers.torch import StaticLossBalancer
+
+    balancer = StaticLossBalancer(settings.as_given)
+    return lambda *losses: balancer(dict(zip(names, losses, strict=True)))
+
+
+def _div() -> Callable[..., Any]:
+    from loss_balancers.torch.portable import div
+
+    return div
+
+
+def _ratios() -> Callable[..., Any]:
+    from loss_balancers.torch import LogitsAndIntermediatesLossBalancer
+
+    balancer = LogitsAndIntermediatesLossBalancer(RATIOS.kd_loss_scale).eval()
+    return lambda *losses: balancer(dict(zip(RATIO_NAMES, losses, strict=True)))
+
+
+def _no_barrier(*losses: Any) -> Any:
+    s = losses[0] * WEIGHTS[0]
+    for weight, x in zip(WEIGHTS[1:], losses[1:], strict=True):
+        s = s + weight * x
+    return s
+
+
+def _tree_sum(*losses: Any) -> Any:
+    from loss_balancers.torch.rounding import keep
+
+    p = [keep(keep(x) * weight) for weight, x in zip(WEIGHTS, losses, strict=True)]
+    return keep((p[0] + p[1]) + (p[2] + p[3]))
+
+
+def _native_division(a: Any, b: Any) -> Any:
+    from loss_balancers.torch.rounding import keep
+
+    return keep(keep(a) / keep(b))
+
+
+def _native_ratios() -> Callable[..., Any]:
+    from loss_balancers.torch import portable
+
+    object.__setattr__(portable._DIV, "compute", _native_division)  # the process sets it back before the next case
+    return _ratios()
