@@ -94,7 +94,7 @@ def test_where_the_quotient_is_repaired(monkeypatch, device, compiling, repaired
     monkeypatch.setattr(portable, "keep", lambda x: x)
     monkeypatch.setattr(portable, "quotient", lambda a, b: "repaired")
     monkeypatch.setattr(portable, "is_compiling", lambda: compiling)
-    assert portable._quotient(operand, operand) == ("repaired" if repaired else "native")  # type: ignore[arg-type]
+    assert portable.div_of_kept(operand, operand) == ("repaired" if repaired else "native")  # type: ignore[arg-type]
 
 
 @each_function

@@ -48,12 +48,12 @@ def pending_mean(pending: Array) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, inline=True)
-def advanced(state: State, pending: Array, due: Array) -> State:
-    """The counters after a commit of ``pending``, the sums cleared; unchanged where a commit is not due (spec T4)."""
+def advanced(state: State, pending: Array) -> State:
+    """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
     return {
-        "steps": state["steps"] + due.astype(jnp.int32),
-        "skipped": state["skipped"] + jnp.where(due, pending[-1], 0).astype(jnp.int32),
-        "pending": jnp.where(due, 0, state["pending"]),
+        "steps": state["steps"] + 1,
+        "skipped": state["skipped"] + pending[-1].astype(jnp.int32),
+        "pending": jnp.zeros_like(pending),
     }
 
 
@@ -91,12 +91,6 @@ class Inputs(NamedTuple):
     terms: list[Array]
     dtypes: tuple[Any, ...]
     losses: Array
-
-
-@partial(jax.jit, inline=True)
-def always() -> Array:
-    """True on the device: made there, not moved there."""
-    return jnp.ones((), bool)
 
 
 class StatefulLossBalancer(DistillationLossBalancer):
@@ -168,10 +162,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         stays as it is but for the counter ``steps``.
         """
         self._forwards.count = -1
-        self._commit(always())
-        if self._axis_name is not None:
-            # Cleared on all devices alike, and of a type that says so: what a select leaves of one device's sums is not.
-            write(self._state()["pending"], jnp.zeros(self._values()["pending"].shape, FLOAT))
+        self._commit()
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, Array]:
         """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
@@ -267,14 +258,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
             self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
         write(pending, observed(pending[...], losses))
 
-    def _commit(self, due: Array) -> None:
-        """Commits where ``due``; the decision stays on the device."""
+    def _commit(self, due: Array | None = None) -> None:
+        """Commits, with ``due`` where that is true: the decision stays on the device."""
         variables, state = self._state(), self._values()
         pending = self._over_ranks(state["pending"])
         mean, informative = pending_mean(pending)
-        own = {name: jnp.where(due & informative, value, state[name]) for name, value in self._committed(mean).items()}
-        for name, value in (own | advanced(state, pending, due)).items():
-            write(variables[name], value)
+        own = {name: jnp.where(informative, value, state[name]) for name, value in self._committed(mean).items()}
+        for name, value in (own | advanced(state, pending)).items():
+            write(variables[name], value if due is None else jnp.where(due, value, state[name]))
 
     def _over_ranks(self, pending: Array) -> Array:
         """The sum of ``pending`` over the mapped axis, if there is one."""

@@ -65,21 +65,20 @@ def parity(
         if name not in modes:
             _usage(f"--mode: no lane of this machine has the mode {name!r}. The modes are {', '.join(modes)}.")
     known = [one for one in known if not mode or one.mode in mode]
-    chosen, absent = _chosen(known, lane)
+    chosen = _chosen(known, lane)
     _check_outputs({"--certificate": certificate, "--json": json_file})
     groups = [group for of_balancer in vectors.values() for group in of_balancer.groups]
     counts = {pair: sum(len(group.vectors) for group in found) for pair, found in columns(groups, LABELS).items()}
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*shown, console=console, transient=True) as progress:
         task = progress.add_task(f"{len(chosen)} lanes, vectors", total=sum(counts.values()) * len(chosen))
-        rows = run_lanes(chosen, groups, lambda cell: progress.advance(task, counts[cell.balancer, cell.label]))
+        rows, absent = run_lanes(chosen, groups, lambda cell: progress.advance(task, counts[cell.balancer, cell.label]))
     # Checked as `merge` will check it: nothing is written that would be refused.
     checked = check(make_certificate(rows, known, vectors), str(certificate or "this run"), vectors)
     matrix = merged([checked])
     print_matrix(matrix, console)
-    if lane is None:
-        for name, reason in absent.items():
-            console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
+    for name, reason in absent.items():
+        console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
     _write([(certificate, lambda: json_text(checked.data)), (json_file, lambda: json_text(matrix))])
     raise typer.Exit(0 if matrix["identical"] == matrix["results"] > 0 else 1)
 
@@ -147,8 +146,8 @@ def audit(
     raise typer.Exit(run_audit([str(word) for option, value in given if value is not None for word in (option, value)]))
 
 
-def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """The lanes to run, and the reason for each that is absent. One that was asked for must not be absent."""
+def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> list[str]:
+    """The lanes to run. One that was asked for must not be absent."""
     from loss_balancers.parity.lanes import known_lanes
 
     by_name = {lane.name: lane for lane in known}
@@ -157,12 +156,10 @@ def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> tuple[list[st
             for elsewhere in (lane for lane in known_lanes() if lane.name == name):
                 _usage(f"--lane: {name} cannot run on this machine: {elsewhere.why_absent()}")
             _usage(f"--lane: there is no lane {name!r} on this machine. The lanes are {', '.join(by_name)}.")
-    asked = list(dict.fromkeys(names or by_name))
-    absent = {name: reason for name in asked if (reason := by_name[name].why_absent()) is not None}
     for name in names or ():
-        if name in absent:
-            _usage(f"--lane: {name} cannot run on this machine: {absent[name]}")
-    return [name for name in asked if name not in absent], absent
+        if (reason := by_name[name].why_absent()) is not None:
+            _usage(f"--lane: {name} cannot run on this machine: {reason}")
+    return list(dict.fromkeys(names or by_name))
 
 
 def _usage(message: str) -> NoReturn:

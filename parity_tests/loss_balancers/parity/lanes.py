@@ -41,8 +41,7 @@ class Lane(NamedTuple):
     sequence after the other, the results of all groups. ``why_absent`` says why the
     lane cannot be run on this host, None if it can; it may take a while to find out. ``why_no_format`` says why the device
     lacks a format, such as ``f64``; a column that needs it is absent. ``here`` is whether this host has the device at all.
-    ``why_not_these`` says why the lane leaves out a column for another reason. ``starts_process`` is whether each run starts a
-    process of its own, which is better done once.
+    ``starts_process`` is whether each run starts a process of its own, which is better done once.
     """
 
     framework: str
@@ -52,7 +51,6 @@ class Lane(NamedTuple):
     why_absent: Callable[[], str | None] = lambda: None
     why_no_format: Callable[[str], str | None] = lambda fmt: None
     here: bool = True
-    why_not_these: Callable[[Sequence[Group]], str | None] = lambda groups: None
     starts_process: bool = False
 
     @property
@@ -63,8 +61,7 @@ class Lane(NamedTuple):
     def why_no_column(self, groups: Sequence[Group]) -> str | None:
         """Why this lane, though present, cannot run these groups; None if it can."""
         formats = dict.fromkeys(fmt for group in groups for fmt in (*group.formats.values(), group.result))
-        lacking = next((reason for fmt in formats if (reason := self.why_no_format(fmt)) is not None), None)
-        return self.why_not_these(groups) if lacking is None else lacking
+        return next((reason for fmt in formats if (reason := self.why_no_format(fmt)) is not None), None)
 
 
 def find_lanes() -> list[Lane]:

@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from itertools import cycle, islice
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_d
 from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
 from loss_balancers.parity.own_process import one_process
 from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
-from loss_balancers.spec import Group
+from loss_balancers.spec import Group, Vector
 
 #: Groups by balancer and label.
 Columns = dict[tuple[str, str], list[Group]]
@@ -104,36 +106,61 @@ def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS
 
 
 def _together(chosen: Columns) -> list[Columns]:
-    """The columns that one run of a lane can serve: those of one label and shape. A compilation for each would take minutes."""
+    """The columns that one run of a lane can serve: those of one label and shape. A compilation for each would take minutes.
+
+    What a balancer without state gives depends on no order: its vectors join where they fit.
+    """
     found: dict[tuple[str, tuple[int, int]], Columns] = {}
-    for (balancer, label), groups in chosen.items():
-        found.setdefault((label, shape(groups[0])), {})[balancer, label] = groups
+    for (balancer, label), groups in sorted(chosen.items(), key=lambda column: _free(column[1][0])):
+        own = (label, shape(groups[0]))
+        place = next((other for other in found if other[0] == label and _fits(groups[0], other[1])), own)
+        found.setdefault(place, {})[balancer, label] = groups
     return list(found.values())
 
 
-def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]) -> dict[str, list[Cell]]:
+def _free(group: Group) -> bool:
+    """Whether the balancer has no state, so that any step may follow any other."""
+    return not group.vectors[0].state
+
+
+def _fits(group: Group, of_others: tuple[int, int]) -> bool:
+    return shape(group) == of_others or (_free(group) and len(group.vectors) <= math.prod(of_others))
+
+
+def _laid_out(groups: Sequence[Group]) -> list[Group]:
+    """Groups that run together in the shape of the first: those without state are filled up from the front."""
+    sequences, steps = shape(groups[0])
+    return [group._replace(sequences=_in_rows(group.vectors, sequences, steps)) if _free(group) else group for group in groups]
+
+
+def _in_rows(vectors: Sequence[Vector], count: int, length: int) -> tuple[tuple[Vector, ...], ...]:
+    again = cycle(vectors)
+    return tuple(tuple(islice(again, length)) for _ in range(count))
+
+
+def run_lanes(
+    names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]
+) -> tuple[dict[str, list[Cell]], dict[str, str]]:
     """Rows of the matrix, by lane name, a cell at a time.
 
     Those of the CPU in two worker processes, because most of the time goes to the compilers. Those of any other device in this
     process, because a TPU belongs to one process, and JAX takes most of a GPU's memory for one.
 
     Args:
-        names: Lanes that are present on this host.
+        names: Lanes on devices of this host.
         groups: Golden vectors.
         advance: Called with each cell as it is done.
+
+    Returns:
+        The rows, and for each lane that is absent after all the reason.
     """
     chosen = columns(groups, LABELS)
-    lanes = {lane.name: lane for lane in find_lanes()}
-    here = [name for name in names if lanes[name].device != "cpu"]
-    # Those that start a process first, all runs in one; then those of Inductor: they take longest.
-    ordered = sorted(names, key=lambda name: (not lanes[name].starts_process, not name.endswith(("compiled", "step"))))
     batches = _together(chosen)
-    jobs = [
-        (name, together)
-        for name in ordered
-        if name not in here
-        for together in ([batches] if lanes[name].starts_process else [[batch] for batch in batches])
-    ]
+    lanes = {name: lane for name, lane in _lanes_here().items() if name in names}
+    here = [name for name, lane in lanes.items() if lane.device != "cpu"]
+    own_process = [name for name, lane in lanes.items() if lane.device == "cpu" and lane.starts_process]
+    # Those of Inductor first: they take longest.
+    others = sorted(lanes.keys() - {*here, *own_process}, key=lambda name: (not name.endswith(("compiled", "step")), name))
     done: dict[tuple[str, str, str], Cell] = {}
 
     def finish(cells: Sequence[Cell]) -> None:
@@ -142,27 +169,39 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
             advance(cell)
 
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_accelerators) as pool:
-        futures = [pool.submit(_run_cells, *job) for job in jobs]
         try:
+            # To find out whether there is a compiler takes as long as a lane, the first time: meanwhile, a lane that needs none.
+            futures = [pool.submit(_run_cells, [(name, batch) for name in own_process for batch in batches])]
+            reasons = {name: pool.submit(_why_absent, name).result() for name in others} | {n: lanes[n].why_absent() for n in here}
+            absent = {name: reason for name, reason in reasons.items() if reason is not None}
+            futures += [pool.submit(_run_cells, [(name, batch)]) for name in others if name not in absent for batch in batches]
             for name in here:
-                for batch in batches:
-                    finish(_run_cells(name, [batch]))
+                for batch in batches if name not in absent else ():
+                    finish(_run_cells([(name, batch)]))
             for future in as_completed(futures):
                 finish(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {name: [done[name, *pair] for pair in chosen] for name in names}
+    return {name: [done[name, *pair] for pair in chosen] for name in names if name not in absent}, absent
 
 
 def _leave_accelerators() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
 
 
-def _run_cells(name: str, batches: Sequence[Columns]) -> list[Cell]:
-    lane = next(lane for lane in find_lanes() if lane.name == name)
+@cache
+def _lanes_here() -> dict[str, Lane]:
+    return {lane.name: lane for lane in find_lanes()}
+
+
+def _why_absent(name: str) -> str | None:
+    return _lanes_here()[name].why_absent()
+
+
+def _run_cells(job: Sequence[tuple[str, Columns]]) -> list[Cell]:
     with one_process():
-        return [cell for together in batches for cell in _cells(lane, together)]
+        return [cell for name, together in job for cell in _cells(_lanes_here()[name], together)]
 
 
 def _cells(lane: Lane, together: Columns) -> list[Cell]:
@@ -170,9 +209,10 @@ def _cells(lane: Lane, together: Columns) -> list[Cell]:
     if (reason := lane.why_no_column(groups)) is not None:
         return [Cell(lane.name, *pair, absent=reason) for pair in together]
     given: dict[tuple[str, str], tuple[Value, ...]] = {}
-    for index, results in enumerate(lane.run(groups)):
+    for index, results in enumerate(lane.run(_laid_out(groups))):
         for group, result in zip(groups, results, strict=True):
-            given[group.balancer, case_name(group, index)] = values_of(result)
+            if index < len(group.vectors):
+                given[group.balancer, case_name(group, index)] = values_of(result)
     expected = {pair: cases(chosen) for pair, chosen in together.items()}
     if set(given) != {(balancer, case.name) for (balancer, _), of_pair in expected.items() for case in of_pair}:
         count = sum(map(len, expected.values()))

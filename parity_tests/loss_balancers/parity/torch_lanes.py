@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
 
 from loss_balancers.parity.lanes import Lane, absent_lanes, why_no_format
 from loss_balancers.parity.torch_modes import COMPILED, DTYPES, MODES, run_mode
-from loss_balancers.spec import FORMATS, Group
-
-#: Why lanes of Inductor leave out columns.
-TOO_LONG = "of balancers with state, Inductor compiles f32 alone here: each format takes half a minute"
+from loss_balancers.spec import FORMATS
 
 
 def torch_lanes() -> list[Lane]:
@@ -35,13 +31,7 @@ def _lane(name: str, device: str, mode: str) -> Lane:
     lane = Lane("torch", name, mode, partial(run_mode, device, mode), why_no_format=partial(_why_no_format, device))
     if mode not in COMPILED:
         return lane
-    return lane._replace(why_absent=partial(_no_compiler, device), why_not_these=_too_long_to_compile)
-
-
-def _too_long_to_compile(groups: Sequence[Group]) -> str | None:
-    """Inductor takes ten times as long for a balancer with state as for one without: one column shows what it makes of them."""
-    changing = any(vector.state for group in groups for vector in group.vectors[:1])
-    return TOO_LONG if changing and any(group.label != "f32" for group in groups) else None
+    return lane._replace(why_absent=partial(_no_compiler, device))
 
 
 @cache

@@ -48,6 +48,10 @@ class Program:
         outputs = [balancer(losses) for balancer, losses in zip(self.balancers, batch, strict=True)]
         return outputs, self.weights(batch)
 
+    def of_vectors(self, batch: list[Losses]) -> tuple[list[Tensor], list[Losses]]:
+        """The same of losses of shape (1,): where a float64 scalar enters a graph, Dynamo traces all of it twice."""
+        return self.forward([{name: x.squeeze(0) for name, x in losses.items()} for losses in batch])
+
     def weights(self, batch: list[Losses]) -> list[Losses]:
         """The weights of those that change."""
         pairs = zip(self.balancers, batch, strict=True)
@@ -105,26 +109,27 @@ def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _eager(device: str, groups: Sequence[Group]) -> Results:
     program = Program(device, groups)
-    return _called(program, program.forward, program.commit)
+    return _called(program, program.of_vectors, program.commit)
 
 
 def _compiled(device: str, groups: Sequence[Group]) -> Results:
     # Dynamo counts compilations by the code of a function, which all columns share, and gives up after a few.
     torch.compiler.reset()
     program = Program(device, groups)
-    return _called(program, _compile(program.forward), _compile(program.commit) if program.changing else program.commit)
+    return _called(program, _compile(program.of_vectors), _compile(program.commit) if program.changing else program.commit)
 
 
 def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
     """As a training loop does: a forward, its backward by autograd, a commit."""
 
     def step(batch: list[Losses], cotangents: list[Tensor]) -> list[Result]:
-        leaves = [x.requires_grad_() for losses in batch for x in losses.values()]
-        outputs, weights = forward(batch)
+        vectors = [{name: x.reshape(1).requires_grad_() for name, x in losses.items()} for losses in batch]
+        leaves = [x for losses in vectors for x in losses.values()]
+        outputs, weights = forward(vectors)
         # A student loss that is left out of the aggregate is not in the graph: its gradient is zero.
         gradients = iter(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
         commit()
-        return program.results(outputs, [{name: next(gradients) for name in losses} for losses in batch], weights)
+        return program.results(outputs, [{name: next(gradients).squeeze(0) for name in losses} for losses in batch], weights)
 
     return program.steps(step)
 
@@ -202,14 +207,15 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
 
     def step(parameters: list[Tensor], cotangents: list[Tensor], one: Tensor, rate: Tensor) -> Any:
         def objective(parameters: list[Tensor]) -> tuple[Tensor, Any]:
-            outputs, weights = program.forward(losses_from(parameters, one))
+            batch = losses_from(parameters, one)
+            outputs, weights = program.forward(batch)
             outputs = [o.to(p.dtype) for o, p in zip(outputs, parameters, strict=True)]
             # Each aggregate gets its cotangent; the sum itself is nobody's business.
             terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
-            return torch.stack(terms).sum(), (outputs, weights)
+            return torch.stack(terms).sum(), (batch, outputs, weights)
 
-        gradients, (outputs, weights) = torch.func.grad(objective, has_aux=True)(parameters)
-        program.observe(losses_from(parameters, one))
+        gradients, (batch, outputs, weights) = torch.func.grad(objective, has_aux=True)(parameters)
+        program.observe(batch)
         program.commit()
         return outputs, weights, gradients, [p - rate.to(p.dtype) * g for p, g in zip(parameters, gradients, strict=True)]
 
@@ -222,7 +228,8 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
             torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow])
             for losses, narrow in zip(batch, dtypes, strict=True)
         ]
-        outputs, weights, gradients, _ = compiled(parameters, cotangents, one, rate)
+        # Cotangents are vectors for the reason that `of_vectors` gives.
+        outputs, weights, gradients, _ = compiled(parameters, [x.reshape(1) for x in cotangents], one, rate)
         return program.results(
             [_narrowed(o, ct.dtype) for o, ct in zip(outputs, cotangents, strict=True)],
             [

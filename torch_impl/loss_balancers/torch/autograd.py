@@ -60,7 +60,8 @@ def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) ->
     else:
         zero, index = linear.adder  # a product is never -0, so that 0 + p_0 is p_0
         s = zero.index_add(0, index, products).squeeze()  # type: ignore[reportArgumentType]
-    s = hardshrink(s, linear.tiny)
+    if len(terms) > 1:  # one product is flushed already
+        s = hardshrink(s, linear.tiny)
     return s if linear.plain else narrow(s, linear.result)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.torch.functional import balance
-from loss_balancers.torch.portable import div, rmul
-from loss_balancers.torch.rounding import keep
+from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
+from loss_balancers.torch.rounding import finite, keep
 from loss_balancers.torch.stateful import Inputs, State, StatefulLossBalancer, look_up
 
 
@@ -20,18 +20,17 @@ def averaged(state: State, losses: Tensor, beta: float) -> State:
     """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * beta) + losses.abs()
     fix = keep(state["fix"] * beta) + 1.0
-    finite = total.isfinite().all()
-    return {"total": torch.where(finite, total, state["total"]), "fix": torch.where(finite, fix, state["fix"])}
+    bounded = finite(total).all()
+    return {"total": torch.where(bounded, total, state["total"]), "fix": torch.where(bounded, fix, state["fix"])}
 
 
 def normalized(state: State, weights: Tensor, eps: float, reference: int | None) -> Tensor:
     """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
-    one = torch.ones_like(weights)
-    mean = div(state["total"], torch.where(state["fix"] > 0, state["fix"], one))
-    unit = one if reference is None else mean[reference].expand_as(mean)
+    mean = div_of_kept(state["total"], torch.where(state["fix"] > 0, state["fix"], 1.0))
+    unit = torch.ones_like(mean) if reference is None else mean[reference].expand_as(mean)
     known = (mean > eps) & (unit > eps)
-    ratio = div(torch.where(known, unit, one), torch.where(known, mean + eps, one))
-    return rmul(weights, ratio)
+    ratio = div_of_kept(torch.where(known, unit, 1.0), torch.where(known, mean + eps, 1.0))
+    return rmul_of_kept(weights, ratio)
 
 
 class EMANormalizedLossBalancer(StatefulLossBalancer):

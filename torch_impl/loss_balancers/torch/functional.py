@@ -70,6 +70,8 @@ def weighted_sum(
     dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and dtype not in FORMATS:
         raise errors.dtype_not_supported(str(dtype).removeprefix("torch."))
+    if isinstance(checked, Tensor):
+        checked = keep(checked.detach().to(compute_dtype(dtype, *dtypes)))  # spec A3
     return sum_terms(terms, dtypes, checked, dtype)
 
 
@@ -110,7 +112,7 @@ def sum_terms(
     weights: tuple[float, ...] | Tensor,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`weighted_sum` without its checks, of terms of these dtypes."""
+    """`weighted_sum` without its checks, of terms of these dtypes; a vector of weights must be flushed."""
     if is_dynamo_compiling():
         total = total_in_graph
     else:
@@ -119,13 +121,8 @@ def sum_terms(
             return total(weights_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), None, terms)
     if isinstance(weights, Tensor):
         linear = linear_map(None, dtypes, dtype)
-        return total(linear, as_weights(weights, linear.compute), terms)
+        return total(linear, weights.detach().to(linear.compute), terms)
     return total(linear_map(weights, dtypes, dtype), None, terms)
-
-
-def as_weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """A vector of weights as the arithmetic uses it: rounded to the compute format and flushed (spec A3), a constant."""
-    return keep(weights.detach().to(dtype))
 
 
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:

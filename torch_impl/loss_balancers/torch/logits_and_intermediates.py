@@ -11,8 +11,8 @@ from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.torch.functional import common_dtype, sum_terms
 from loss_balancers.torch.host import host_constant
-from loss_balancers.torch.portable import div, rmul
-from loss_balancers.torch.rounding import compute_dtype
+from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
+from loss_balancers.torch.rounding import compute_dtype, finite
 from loss_balancers.torch.stateful import Inputs, StatefulLossBalancer, look_up
 
 roles_of = host_constant(spec.LogitsAndIntermediatesLossBalancerSettings.roles)
@@ -20,17 +20,15 @@ roles_of = host_constant(spec.LogitsAndIntermediatesLossBalancerSettings.roles)
 
 def ratio_to(reference: Tensor, mean: Tensor) -> Tensor:
     """What brings the mean of the intermediate losses to the scale of the reference (spec L2)."""
-    one, zero = torch.ones_like(mean), torch.zeros_like(mean)
-    quotient = div(reference, mean)
-    positive = torch.where(quotient.isfinite(), quotient, zero)
-    return torch.where(mean > 0, positive, torch.where(mean == 0, zero, one))
+    quotient = div_of_kept(reference, mean)
+    positive = torch.where(finite(quotient), quotient, 0.0)
+    return torch.where(mean > 0, positive, torch.where(mean == 0, 0.0, torch.ones_like(mean)))
 
 
 def ratio_of(student: Tensor, distilled: Tensor) -> Tensor:
     """What brings the KD losses to the scale of the student loss (spec L3)."""
-    one = torch.ones_like(student)
-    quotient = div(student, distilled)
-    return torch.where((distilled > 0) & (student > 0) & quotient.isfinite(), quotient, one)
+    quotient = div_of_kept(student, distilled)
+    return torch.where((distilled > 0) & (student > 0) & finite(quotient), quotient, 1.0)
 
 
 class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
@@ -98,10 +96,11 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Tensor:
         _, _, ratio, phi, scale = self._parts(inputs)
         roles = roles_of(self._settings, inputs.names)
-        share = div(ratio, torch.full_like(ratio, float(len(roles.intermediates) or 1)))
+        share = div_of_kept(ratio, torch.full_like(ratio, float(len(roles.intermediates) or 1)))
         one, zero = torch.ones_like(ratio), torch.zeros_like(ratio)
-        kd = one if roles.student is None else rmul(phi, scale)
-        factors = [rmul(kd, share) if i in roles.intermediates else zero for i in range(len(inputs.names))]
+        kd = one if roles.student is None else rmul_of_kept(phi, scale)
+        intermediate = rmul_of_kept(kd, share)
+        factors = [intermediate if i in roles.intermediates else zero for i in range(len(inputs.names))]
         factors[roles.reference] = kd
         if roles.student is not None:
             factors[roles.student] = one

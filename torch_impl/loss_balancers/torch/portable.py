@@ -107,6 +107,30 @@ def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor
     return _bind(_RMUL, a, b)
 
 
+def div_of_kept(a: Tensor, b: Tensor) -> Tensor:
+    """`div` of constants that are flushed already, as state and weights are: a third of the operations."""
+    return _settled(keep(a / b)) if _divides(a) else quotient(a, b)
+
+
+def rmul_of_kept(a: Tensor, b: Tensor) -> Tensor:
+    """`rmul` of constants that are flushed already."""
+    return keep(a * b)
+
+
+def _divides(a: Tensor) -> bool:
+    """Whether division is correctly rounded here. Else it is repaired, which takes Inductor half a second to compile."""
+    return a.device.type == "cpu" or (a.device.type == "cuda" and not is_compiling())
+
+
+def _settled(x: Tensor) -> Tensor:
+    """``x``, which Inductor is made to compute once.
+
+    It would trace anew what ``x`` is made of for each use, and a flush uses its operand twice: of quotients made of quotients it
+    traced 23,000 operations, and took 17 s, for `LogitsAndIntermediatesLossBalancer` of four losses; so it takes 5.
+    """
+    return x.as_strided(x.shape, x.stride()) if is_dynamo_compiling() else x
+
+
 def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] = torch.div) -> Tensor:
     """keep(RN(keep(a) / keep(b))), made of an ``estimate`` of it that may be up to 30 units in the last place off."""
     integer, width, top, digit = LAYOUTS[a.dtype]
@@ -142,17 +166,6 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
     return keep(torch.where(ordinary, ratio, a * reciprocal))
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """keep(RN(keep(a) * keep(b)))."""
-    return keep(keep(a) * keep(b))
-
-
-def _quotient(a: Tensor, b: Tensor) -> Tensor:
-    if a.device.type == "cpu" or (a.device.type == "cuda" and not is_compiling()):
-        return keep(keep(a) / keep(b))  # correctly rounded; Inductor takes half a second to compile the other
-    return quotient(a, b)
-
-
 @dataclass(frozen=True)  # not a NamedTuple: `torch.func` would look for tensors in it
 class _Map:
     """A function of two arrays, its gradient to each, and what the tangent of each adds to its own."""
@@ -179,8 +192,8 @@ def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> t
     return rmul(da, b), rmul(a, db)
 
 
-_DIV = _Map(_quotient, _div_gradient, _div_tangents)
-_RMUL = _Map(product, _rmul_gradient, _rmul_tangents)
+_DIV = _Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents)
+_RMUL = _Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents)
 
 
 class _Plain(Function):

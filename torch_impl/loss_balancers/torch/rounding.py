@@ -21,6 +21,11 @@ def keep(x: Tensor) -> Tensor:
     return hardshrink(x, TINY[x.dtype])
 
 
+def finite(x: Tensor) -> Tensor:
+    """Where ``x`` is finite. As `isfinite`, which is four operations, eager and compiled."""
+    return x.abs() < torch.inf
+
+
 def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in the compute format, exactly; flushed if that is wider (spec A3).
 
@@ -29,7 +34,7 @@ def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype == dtype:
         return x
     if x.dtype not in TINY:
-        x = _representable(x.to(torch.float32), x.dtype)
+        x = _representable(x, x.dtype).to(torch.float32)
     return x if dtype == torch.float32 else keep(x).to(dtype)
 
 
@@ -39,28 +44,14 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
         return x
     if x.dtype == torch.float64:
         x = keep(x.to(torch.float32))
-    return x if dtype == torch.float32 else _representable(x, dtype).to(dtype)
+    return x if dtype == torch.float32 else _representable(x, dtype)
 
 
 def _representable(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 ``x`` rounded to a value of bfloat16 or float16, still as float32.
+    """``x`` converted to bfloat16 or float16, also where Inductor would elide that.
 
-    Inductor computes bfloat16 and float16 in float32 and elides the conversions in between, so that a fused kernel would
-    read, hand on and differentiate values that the narrow format does not hold. Eager conversions round, and need no help.
+    Inductor computes both in float32 and elides the conversions in between, so that a fused kernel would read, hand on and
+    differentiate values that the narrow format does not hold. It cannot elide one of whose result it needs the bits.
     """
-    if not torch.compiler.is_compiling():
-        return x
-    bits = x.view(torch.int32)
-    if dtype == torch.bfloat16:
-        rounded = _drop_bits(bits, 16)
-    else:
-        rounded = _drop_bits(bits, 13)
-        rounded = torch.where(x.abs() < 2.0**-14, torch.round(x * 2.0**24) * 2.0**-24, rounded)  # subnormal float16
-        rounded = torch.where(x.abs() >= 65520.0, x * float("inf"), rounded)
-    return torch.where(x == x, rounded, x)  # NaN stays  # noqa: PLR0124
-
-
-def _drop_bits(bits: Tensor, count: int) -> Tensor:
-    """Rounds float32 bits to nearest even, ``count`` bits shorter; a carry into the exponent is what it should be."""
-    half = (1 << (count - 1)) - 1
-    return ((bits + half + ((bits >> count) & 1)) & -(1 << count)).view(torch.float32)
+    x = x.to(dtype)
+    return (x.view(torch.int16) & -1).view(dtype) if torch.compiler.is_compiling() else x

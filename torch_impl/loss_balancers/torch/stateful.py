@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch import distributed as dist
 from torch.compiler import is_dynamo_compiling
+from torch.nn.functional import pad
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down
 from loss_balancers.torch.carried import CarriesState
-from loss_balancers.torch.portable import div
+from loss_balancers.torch.portable import div_of_kept
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
-from loss_balancers.torch.rounding import keep, narrow, widen
+from loss_balancers.torch.rounding import finite, keep, narrow, widen
 
 State = dict[str, Tensor]
 
@@ -31,25 +32,24 @@ _PATIENCE = 100
 
 def observed(pending: Tensor, losses: Tensor) -> Tensor:
     """``pending`` with the losses added; with one call more left out if a sum would not be finite (spec T3)."""
-    one, zero = losses.new_ones(1), losses.new_zeros(1)
-    taken = keep(pending + torch.cat([losses, one, zero]))
-    left_out = pending + torch.cat([torch.zeros_like(losses), zero, one])
-    return torch.where(taken.isfinite().all(), taken, left_out)
+    taken = keep(pending + pad(pad(losses, (0, 1), value=1.0), (0, 1)))
+    left_out = pending + pad(torch.zeros_like(pending[:-1]), (0, 1), value=1.0)
+    return torch.where(finite(taken).all(), taken, left_out)
 
 
 def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of the observed losses, and whether it is one (spec T4)."""
     sums, count = pending[:-2], pending[-2]
-    informative = (count > 0) & sums.isfinite().all()
-    return div(torch.where(informative, sums, 1.0), torch.where(informative, count, 1.0).expand_as(sums)), informative
+    informative = (count > 0) & finite(sums).all()
+    return div_of_kept(torch.where(informative, sums, 1.0), torch.where(informative, count, 1.0).expand_as(sums)), informative
 
 
-def advanced(state: State, pending: Tensor, due: Tensor) -> State:
-    """The counters after a commit of ``pending``, the sums cleared; unchanged where a commit is not due (spec T4)."""
+def advanced(state: State, pending: Tensor) -> State:
+    """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
     return {
-        "steps": state["steps"] + due.to(torch.int32),
-        "skipped": state["skipped"] + torch.where(due, pending[-1], 0.0).to(torch.int32),
-        "pending": torch.where(due, 0.0, state["pending"]),
+        "steps": state["steps"] + 1,
+        "skipped": state["skipped"] + pending[-1].to(torch.int32),
+        "pending": torch.zeros_like(pending),
     }
 
 
@@ -149,7 +149,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         one that observed nothing. Without an observation since the last call, state stays as it is but for the counter ``steps``.
         """
         self._forwards = -1
-        self._commit(torch.ones((), dtype=torch.bool, device=self.steps.device))
+        self._commit()
 
     def weights(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weight that `forward` would apply to each loss, in canonical order: scalars on the device. Changes no state.
@@ -246,14 +246,14 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
             self._commit(unless_recomputing(due, torch.zeros_like(due)))
         self.pending.copy_(unless_recomputing(observed(self.pending, losses), self.pending))
 
-    def _commit(self, due: Tensor) -> None:
-        """Commits where ``due``; the decision stays on the device."""
+    def _commit(self, due: Tensor | None = None) -> None:
+        """Commits, with ``due`` where that is true: the decision stays on the device."""
         state = self._state()
         pending = self._over_ranks(state["pending"])
         mean, informative = pending_mean(pending)
-        own = {name: torch.where(due & informative, value, state[name]) for name, value in self._committed(mean).items()}
-        for name, value in (own | advanced(state, pending, due)).items():
-            state[name].copy_(value)
+        own = {name: torch.where(informative, value, state[name]) for name, value in self._committed(mean).items()}
+        for name, value in (own | advanced(state, pending)).items():
+            state[name].copy_(value if due is None else torch.where(due, value, state[name]))
 
     def _over_ranks(self, pending: Tensor) -> Tensor:
         """The sum of ``pending`` over the ranks of the process group, if there is one and this rank is in it."""

@@ -37,7 +37,7 @@ def main() -> None:
         case, folder = cases[slug], Path(request["folder"]) / slug
         folder.mkdir()
         torch.compiler.reset()
-        object.__setattr__(portable._DIV, "compute", portable.quotient)  # what it is when compiled for a GPU
+        portable._divides = lambda a: False  # as it is when compiled for a GPU
         plans = []
         for number, (graph, inputs, mode) in enumerate(_captured(case.function(), case.losses, case.gradient)):
             code = _generated(graph, inputs, mode)
