@@ -87,19 +87,8 @@ def _objective(outputs: Sequence[Array], cotangents: Sequence[Array]) -> Any:
     return sum(jnp.sum((o * ct).astype(jnp.float32)) for o, ct in zip(outputs, cotangents, strict=True))
 
 
-def _embedded(groups: Sequence[Group]) -> Results:
-    """The losses computed in the graph that balances them, and the aggregate used in it, as a real step does."""
-    program = Program(groups)
-
-    def step(state: Any, wide_batch: list[Losses], cotangents: list[Array], one: Array) -> Any:
-        batch = _losses_from(wide_batch, one, groups)
-        return program.step(state, batch, [ct * one.astype(ct.dtype) for ct in cotangents])
-
-    return _one_by_one(_in_wide_formats(step), program)
-
-
 def _step(groups: Sequence[Group]) -> Results:
-    """A jitted training step with optax: the losses are computed from parameters, and updated by their gradient."""
+    """A jitted training step with optax: losses computed from parameters, the aggregate used further, the parameters updated."""
     program, optimizer = Program(groups), optax.adam(1e-3)
 
     def step(state: Any, parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
@@ -227,7 +216,6 @@ ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Results]] = {
     "scan": _scan,
     "remat": _remat,
     "grad": _grad,
-    "embedded": _embedded,
     "step": _step,
     "x64": _jit,
 }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
 from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
-from loss_balancers.parity.own_process import one_process
+from loss_balancers.parity.own_process import one_process, rarely_collect
 from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
 from loss_balancers.spec import Group, Vector
 
@@ -168,7 +168,7 @@ def run_lanes(
             done[cell.lane, cell.balancer, cell.label] = cell
             advance(cell)
 
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_accelerators) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         try:
             # To find out whether there is a compiler takes as long as a lane, the first time: meanwhile, a lane that needs none.
             futures = [pool.submit(_run_cells, [(name, batch) for name in own_process for batch in batches])]
@@ -186,7 +186,8 @@ def run_lanes(
     return {name: [done[name, *pair] for pair in chosen] for name in names if name not in absent}, absent
 
 
-def _leave_accelerators() -> None:
+def _begin_worker() -> None:
+    rarely_collect()
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
 
 

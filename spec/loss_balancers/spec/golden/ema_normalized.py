@@ -1,4 +1,4 @@
-"""The sequences of `EMANormalizedLossBalancer`: each setting at its ends and between, from one loss to five."""
+"""The sequences of `EMANormalizedLossBalancer`: each setting at its ends and between, from one loss to four."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ema_normalized_vectors() -> str:
             form("lagged-2", [*indexed(1), *student], ["bf16"], target=STUDENT_LOSS_KEY, lagged=True, beta=0.7),
             form("current-2", [*indexed(1), *student], ["f64"], beta=0.0, eps=0.0, target=STUDENT_LOSS_KEY),
             form("all-1", indexed(1), ["f16"], beta=1.0, eps=0.25),
-            form("one-5", [*indexed(4), *student], ["mixed-wide"]),
+            form("one-4", [*indexed(3), *student], ["mixed-wide"]),
         ],
         SEED,
     )

@@ -26,7 +26,7 @@ def logits_and_intermediates_vectors() -> str:
             form("none", [logits, *student], ["bf16"]),
             form("skip", [logits, "MSE_1", *student], ["f16"], skip_original_loss=True),
             form("skip-alone", ["hidden", "soft", "attention"], ["f64"], skip_original_loss=True, reference="soft"),
-            form("scheduled", ["MSE_1", logits, "MSE_2", "MSE_3", *student], ["mixed-wide"], kd_loss_scale=ramp),
+            form("scheduled", ["MSE_1", logits, "MSE_2", *student], ["mixed-wide"], kd_loss_scale=ramp),
         ],
         SEED,
     )

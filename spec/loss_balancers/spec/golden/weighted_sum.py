@@ -18,11 +18,13 @@ def weighted_sum_vectors() -> str:
         names = [*weights, *([] if student is None else [STUDENT_LOSS_KEY])]
         return Form(name, WeightedSumLossBalancerSettings(weights, student), names, formats)
 
-    five = {"KL_0": kl, "MSE_1": mse, "MSE_2": 0.0, "Hidden_3": schedules.cosine(1e-3, 1e3, 7), "Attention_4": 2**-20}
+    hidden = schedules.cosine(1e-3, 1e3, 7)
+    five = {"KL_0": kl, "MSE_1": mse, "MSE_2": 0.0, "Hidden_3": hidden, "Attention_4": 2**-20}
     return sequence_vectors(
         [
             form("two", {"MSE_1": mse, "KL_0": kl}, 1.25, "bf16", "f64"),
-            form("five", five, schedules.tabulate(lambda step: 1 / (step + 1), 6), "f32", "mixed-wide"),
+            form("five", five, schedules.tabulate(lambda step: 1 / (step + 1), 6), "f32"),
+            form("three", {"KL_0": kl, "Attention_1": 2**-20, "Hidden_2": hidden}, 0.75, "mixed-wide"),
             form("one-alone", {"KL": kl}, None, "f16"),
         ],
         SEED,
