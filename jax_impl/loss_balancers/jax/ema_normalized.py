@@ -24,8 +24,8 @@ def averaged(state: State, losses: Array, beta: float) -> State:
     """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * FLOAT.type(beta)) + jnp.abs(losses)
     fix = keep(state["fix"] * FLOAT.type(beta)) + 1.0
-    finite = jnp.isfinite(total).all()
-    return {"total": jnp.where(finite, total, state["total"]), "fix": jnp.where(finite, fix, state["fix"])}
+    bounded = jnp.isfinite(total).all()
+    return {"total": jnp.where(bounded, total, state["total"]), "fix": jnp.where(bounded, fix, state["fix"])}
 
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
