@@ -73,7 +73,7 @@ def with_fault(lane: Lane) -> Lane:
 
 def _unguarded(run: Callable[[Sequence[Group]], Iterable[list[Result]]], groups: Sequence[Group]) -> Iterable[list[Result]]:
     with (
-        mock.patch.object(loss_balancers.torch.rounding, "_representable", lambda x, dtype: x),
+        mock.patch.object(loss_balancers.torch.rounding, "_representable", lambda x, dtype: x.to(dtype)),
         mock.patch.object(loss_balancers.jax.rounding, "_flush", lambda x: x),
     ):
         return list(run(groups))
