@@ -13,7 +13,7 @@ from jax import Array
 from loss_balancers import spec
 from loss_balancers.jax.carried import BalancerState
 from loss_balancers.jax.functional import balance
-from loss_balancers.jax.portable import div, rmul
+from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import keep
 from loss_balancers.jax.stateful import FLOAT, Inputs, State, StatefulLossBalancer, look_up
 from loss_balancers.spec import Schedule
@@ -32,11 +32,11 @@ def averaged(state: State, losses: Array, beta: float) -> State:
 def normalized(state: State, weights: Array, eps: float, reference: int | None) -> Array:
     """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
     one = jnp.ones_like(weights)
-    mean = div(state["total"], jnp.where(state["fix"] > 0, state["fix"], one))
+    mean = div_of_kept(state["total"], jnp.where(state["fix"] > 0, state["fix"], one))
     unit = one if reference is None else jnp.broadcast_to(mean[reference], mean.shape)
     known = (mean > FLOAT.type(eps)) & (unit > FLOAT.type(eps))
-    ratio = div(jnp.where(known, unit, one), jnp.where(known, mean + FLOAT.type(eps), one))
-    return rmul(weights, ratio)
+    ratio = div_of_kept(jnp.where(known, unit, one), jnp.where(known, mean + FLOAT.type(eps), one))
+    return rmul_of_kept(weights, ratio)
 
 
 class EMANormalizedLossBalancer(StatefulLossBalancer):

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from loss_balancers import spec
 from loss_balancers.jax.functional import common_dtype, sum_terms
-from loss_balancers.jax.portable import div, rmul
+from loss_balancers.jax.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import compute_dtype
 from loss_balancers.jax.stateful import Inputs, StatefulLossBalancer, look_up
 from loss_balancers.spec import Schedule
@@ -27,7 +27,7 @@ def filled(like: Array, value: float) -> Array:
 def ratio_to(reference: Array, mean: Array) -> Array:
     """What brings the mean of the intermediate losses to the scale of the reference (spec L2)."""
     one, zero = filled(mean, 1.0), filled(mean, 0.0)
-    quotient = div(reference, mean)
+    quotient = div_of_kept(reference, mean)
     positive = jnp.where(jnp.isfinite(quotient), quotient, zero)
     return jnp.where(mean > 0, positive, jnp.where(mean == 0, zero, one))
 
@@ -36,7 +36,7 @@ def ratio_to(reference: Array, mean: Array) -> Array:
 def ratio_of(student: Array, distilled: Array) -> Array:
     """What brings the KD losses to the scale of the student loss (spec L3)."""
     one = filled(student, 1.0)
-    quotient = div(student, distilled)
+    quotient = div_of_kept(student, distilled)
     return jnp.where((distilled > 0) & (student > 0) & jnp.isfinite(quotient), quotient, one)
 
 
@@ -104,10 +104,11 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Array:
         _, _, ratio, phi, scale = self._parts(inputs)
         roles = self._settings.roles(inputs.names)
-        share = div(ratio, filled(ratio, float(len(roles.intermediates) or 1)))
+        share = div_of_kept(ratio, filled(ratio, float(len(roles.intermediates) or 1)))
         one, zero = filled(ratio, 1.0), filled(ratio, 0.0)
-        kd = one if roles.student is None else rmul(phi, scale)
-        factors = [rmul(kd, share) if i in roles.intermediates else zero for i in range(len(inputs.names))]
+        kd = one if roles.student is None else rmul_of_kept(phi, scale)
+        intermediate = rmul_of_kept(kd, share)
+        factors = [intermediate if i in roles.intermediates else zero for i in range(len(inputs.names))]
         factors[roles.reference] = kd
         if roles.student is not None:
             factors[roles.student] = one

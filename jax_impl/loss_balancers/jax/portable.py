@@ -109,6 +109,10 @@ def rmul(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "
     return _bind(product_p, a, b)
 
 
+#: Of operands that are flushed already, as state and weights are. In the torch twin they are shorter; here they are the same.
+div_of_kept, rmul_of_kept = div, rmul
+
+
 def _bind(function: Primitive, a: Any, b: Any) -> Array:
     """The primitive, of operands that it is made for."""
     # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from loss_balancers import spec
 from loss_balancers.jax.base import DistillationLossBalancer, broken_down
 from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, write
-from loss_balancers.jax.portable import div
+from loss_balancers.jax.portable import div_of_kept
 from loss_balancers.jax.rounding import keep, narrow, widen
 
 State = dict[str, Array]
@@ -44,7 +44,7 @@ def pending_mean(pending: Array) -> tuple[Array, Array]:
     sums, count = pending[:-2], pending[-2]
     informative = (count > 0) & jnp.isfinite(sums).all()
     ones = jnp.ones_like(sums)
-    return div(jnp.where(informative, sums, ones), jnp.where(informative, count, ones)), informative
+    return div_of_kept(jnp.where(informative, sums, ones), jnp.where(informative, count, ones)), informative
 
 
 @partial(jax.jit, inline=True)
