@@ -12,7 +12,7 @@ from runs import BALANCERS, as_bytes, drawn, make, state_of, step
 
 import loss_balancers.jax
 import loss_balancers.torch
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec.reference import SETTINGS, run
 
 ROOT = Path(__file__).parent.parent
 CLASSES = [name for name in loss_balancers.torch.__all__ if name.endswith("LossBalancer")]
@@ -117,3 +117,17 @@ def test_each_file_has_its_twin() -> None:
     # like the last one (again.py), and has to tell a forward from its repetition (recomputation.py).
     assert files["torch"] - files["jax"] == {"again.py", "autograd.py", "host.py", "recomputation.py"}
     assert files["jax"] <= files["torch"]
+
+
+@pytest.mark.parametrize("scale", [1e-40, 2.0**-127, 2.0**-126, 2.0**-125], ids=float.hex)
+def test_a_scale_that_is_no_normal_number_is_zero(scale: float) -> None:
+    """Of a ratio of 1e30 too, by which it would be lifted out of the range that a product flushes (spec A3)."""
+    row = {"student_loss": 1.0, "LogitsKLLoss_0": 2.0**-100}
+    settings = SETTINGS["LogitsAndIntermediatesLossBalancer"](scale)
+    (answer,) = run(settings, [({name: ("f32", x) for name, x in row.items()}, 1.0)])
+    for module, array in ((loss_balancers.torch, torch.tensor), (loss_balancers.jax, jnp.float32)):
+        balancer = module.LogitsAndIntermediatesLossBalancer(scale)
+        losses = {name: array(x) for name, x in row.items()}
+        assert {name: float(x) for name, x in balancer.weights(losses).items()} == answer.weights
+        assert float(balancer(losses)) == answer.aggregate
+    assert (answer.weights["LogitsKLLoss_0"] == 0) == (scale <= 2.0**-126)

@@ -12,7 +12,7 @@ from loss_balancers.spec import Schedule
 from loss_balancers.torch.functional import common_dtype, sum_terms
 from loss_balancers.torch.host import host_constant
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import compute_dtype, finite
+from loss_balancers.torch.rounding import compute_dtype, finite, keep
 from loss_balancers.torch.stateful import Inputs, StatefulLossBalancer, look_up
 
 roles_of = host_constant(spec.LogitsAndIntermediatesLossBalancerSettings.roles)
@@ -141,4 +141,4 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         constant = self._constant_scale
         if constant is None:
             return look_up(self._table, self.steps).squeeze(0).to(like.dtype)
-        return torch.full_like(like, constant)
+        return keep(torch.full_like(like, constant))

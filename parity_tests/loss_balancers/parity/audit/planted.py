@@ -26,8 +26,8 @@ def planted_cases() -> list[Case]:
     fused, native = (FUSED_MULTIPLY_ADD, MISSING_BARRIER), (APPROXIMATE_DIVISION, UNREPAIRED_DIVISION)
     ema, ratios = len(EMA.names), len(RATIO_NAMES)
     return [
-        Case("planted: no barrier", count, 1, _sum, lambda: _no_barrier, planted=fused),
-        Case("planted: tree sum", count, 1, _sum, lambda: _tree_sum, planted=(REASSOCIATED_SUM,)),
+        Case("planted: no barrier", count, 1, _sum, lambda: no_barrier, planted=fused),
+        Case("planted: tree sum", count, 1, _sum, _tree_sum, planted=(REASSOCIATED_SUM,)),
         Case(
             "planted: native division",
             2,
@@ -72,18 +72,28 @@ def _sum(dag: Dag) -> list[Node]:
     return [weighted_sum(dag, [dag.input(i) for i in range(len(WEIGHTS))], WEIGHTS)]
 
 
-def _no_barrier(*losses: Any) -> Any:
+def no_barrier(*losses: Any) -> Any:
+    """A weighted sum that a compiler may contract, of arrays of either framework."""
     s = losses[0] * WEIGHTS[0]
     for weight, x in zip(WEIGHTS[1:], losses[1:], strict=True):
         s = s + weight * x
     return s
 
 
-def _tree_sum(*losses: Any) -> Any:
+def tree_sum(keep: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A weighted sum in another order, by the `keep` of either framework."""
+
+    def run(*losses: Any) -> Any:
+        p = [keep(keep(x) * weight) for weight, x in zip(WEIGHTS, losses, strict=True)]
+        return keep((p[0] + p[1]) + (p[2] + p[3]))
+
+    return run
+
+
+def _tree_sum() -> Callable[..., Any]:
     from loss_balancers.jax.rounding import keep
 
-    p = [keep(keep(x) * weight) for weight, x in zip(WEIGHTS, losses, strict=True)]
-    return keep((p[0] + p[1]) + (p[2] + p[3]))
+    return tree_sum(keep)
 
 
 def _natively(function: Callable[..., Any]) -> Callable[..., Any]:

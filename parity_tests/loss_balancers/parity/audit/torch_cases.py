@@ -8,7 +8,7 @@ from typing import Any
 
 from loss_balancers import spec
 from loss_balancers.parity.audit.cases import RATIO_NAMES, RATIOS, Case, all_cases, static_settings
-from loss_balancers.parity.audit.planted import WEIGHTS, planted_cases
+from loss_balancers.parity.audit.planted import no_barrier, planted_cases, tree_sum
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def torch_cases() -> list[TorchCase]:
         **{name: lambda names=names, given=given: _static(given, names) for name, (given, names) in static_settings().items()},
         "div": _div,
         f"{RATIOS.balancer} K=4": _ratios,
-        "planted: no barrier": lambda: _no_barrier,
-        "planted: tree sum": lambda: _tree_sum,
-        "planted: native division": lambda: _native_division,
-        f"planted: native division, {RATIOS.balancer}": _native_ratios,
+        "planted: no barrier": lambda: no_barrier,
+        "planted: tree sum": _tree_sum,
+        "planted: native division": lambda: _natively(_div),
+        f"planted: native division, {RATIOS.balancer}": lambda: _natively(_ratios),
     }
     cases = []
     for case in (*all_cases(), *planted_cases()):
@@ -72,28 +72,15 @@ def _ratios() -> Callable[..., Any]:
     return lambda *losses: balancer(dict(zip(RATIO_NAMES, losses, strict=True)))
 
 
-def _no_barrier(*losses: Any) -> Any:
-    s = losses[0] * WEIGHTS[0]
-    for weight, x in zip(WEIGHTS[1:], losses[1:], strict=True):
-        s = s + weight * x
-    return s
-
-
-def _tree_sum(*losses: Any) -> Any:
+def _tree_sum() -> Callable[..., Any]:
     from loss_balancers.torch.rounding import keep
 
-    p = [keep(keep(x) * weight) for weight, x in zip(WEIGHTS, losses, strict=True)]
-    return keep((p[0] + p[1]) + (p[2] + p[3]))
+    return tree_sum(keep)
 
 
-def _native_division(a: Any, b: Any) -> Any:
-    from loss_balancers.torch.rounding import keep
-
-    return keep(keep(a) / keep(b))
-
-
-def _native_ratios() -> Callable[..., Any]:
+def _natively(build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """What ``build`` builds, with the device's own division wherever it divides."""
     from loss_balancers.torch import portable
 
-    object.__setattr__(portable._DIV, "compute", _native_division)  # the process sets it back before the next case
-    return _ratios()
+    portable._divides = lambda a: True  # the process sets it back before the next case
+    return build()
