@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.extend.backend
@@ -17,6 +18,7 @@ from planted import devices_seen, with_fault, without_guards
 from typer.testing import CliRunner
 
 import loss_balancers.parity.lanes as module
+from loss_balancers.parity import run
 from loss_balancers.parity.bits import from_bits
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.jax_lanes import jax_lanes
@@ -313,3 +315,12 @@ def test_a_lane_asked_for_on_a_device_that_is_not_here_is_wrong_usage() -> None:
     result = _command("parity", "--lane", lane.name)
     assert result.exit_code == 2
     assert f"--lane: {lane.name} cannot run on this machine: {lane.why_absent()}" in _words(result.output)
+
+
+@pytest.mark.parametrize("changes", [{"starts_process": True}, {"device": "abacus"}], ids=["own-process", "other-device"])
+def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    lane = _lane("torch-cpu-eager")._replace(mode="missing", why_absent=lambda: "its beads are lost", **changes)
+    monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
+    done: list[Any] = []
+    assert run.run_lanes([lane.name], GROUPS, done.append) == ({}, {lane.name: "its beads are lost"})
+    assert done == []

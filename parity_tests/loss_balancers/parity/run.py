@@ -159,6 +159,7 @@ def run_lanes(
     lanes = {name: lane for name, lane in _lanes_here().items() if name in names}
     here = [name for name, lane in lanes.items() if lane.device != "cpu"]
     own_process = [name for name, lane in lanes.items() if lane.device == "cpu" and lane.starts_process]
+    reasons = {name: lanes[name].why_absent() for name in (*here, *own_process)}
     # Those of Inductor first: they take longest.
     others = sorted(lanes.keys() - {*here, *own_process}, key=lambda name: (not name.endswith(("compiled", "step")), name))
     done: dict[tuple[str, str, str], Cell] = {}
@@ -171,8 +172,9 @@ def run_lanes(
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         try:
             # To find out whether there is a compiler takes as long as a lane, the first time: meanwhile, a lane that needs none.
-            futures = [pool.submit(_run_cells, [(name, batch) for name in own_process for batch in batches])]
-            reasons = {name: pool.submit(_why_absent, name).result() for name in others} | {n: lanes[n].why_absent() for n in here}
+            first = [(name, batch) for name in own_process if reasons[name] is None for batch in batches]
+            futures = [pool.submit(_run_cells, first)] if first else []
+            reasons |= {name: pool.submit(_why_absent, name).result() for name in others}
             absent = {name: reason for name, reason in reasons.items() if reason is not None}
             futures += [pool.submit(_run_cells, [(name, batch)]) for name in others if name not in absent for batch in batches]
             for name in here:
