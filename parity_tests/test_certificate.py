@@ -202,7 +202,7 @@ D_FIELD = f"lanes[1].balancers.{BALANCER}.f32"
         (lambda data: data.pop("created"), "'created' is a required property"),
         (_edit(f"{D}/identical", lambda n: n + 1), f"{D_FIELD}.identical: is 12, but 1 of 12"),
         (_edit(f"{D}/differences", lambda d: []), f"{D_FIELD}.identical: is 11, but 0 of 12"),
-        (_edit(f"{D}/differences", lambda d: d * 2), f"{D_FIELD}.differences[1].case: 'number-8-dropped-f32[4]' stands twice."),
+        (_edit(f"{D}/differences", lambda d: d * 2), f"{D_FIELD}.differences[1].case: 'sequence-2-dropped-f32[4]' stands twice."),
         (_edit(f"{D}/differences/0/case", lambda d: "x"), f"{D_FIELD}.differences[0].case: 'x' is no case of this column."),
         (_edit(f"{D}/differences/0/cotangent", lambda d: "0x1.0p+0"), f"{D_FIELD}.differences[0].cotangent: is 0x1.0p+0, not"),
         (_edit(f"{D}/differences/0/inputs/MSELoss_0", lambda d: "nan"), f"{D_FIELD}.differences[0].inputs.MSELoss_0: is nan, not"),
@@ -227,7 +227,7 @@ D_FIELD = f"lanes[1].balancers.{BALANCER}.f32"
         ),
         (_edit(f"{D}/differences/0/values/0/bits", lambda d: "0x40cb"), f"{D_FIELD}.differences[0].values[0].bits: 0x40cb has not"),
         (_edit(f"{D}/differences/0/values/0/actual_format", lambda d: "f64"), f"{D_FIELD}.differences[0].values[0].bits: "),
-        (_edit(f"{D}/digests/10", lambda d: "0" * 16), f"{D_FIELD}.digests[10]: 0000000000000000 is not the digest of number-8-dr"),
+        (_edit(f"{D}/digests/10", lambda d: "0" * 16), f"{D_FIELD}.digests[10]: 0000000000000000 is not the digest of sequence-2-"),
     ],
 )
 def test_an_edit_is_refused_by_field(edit: Callable[[dict[str, Any]], None], words: str) -> None:

@@ -19,7 +19,7 @@ from loss_balancers.parity.merge import merge
 from loss_balancers.parity.reading import check
 from loss_balancers.parity.tables import SHOWN, as_markdown, in_words, print_matrix
 
-CASE = "number-8-dropped-f32[4]"
+CASE = "sequence-2-dropped-f32[4]"
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +59,10 @@ def test_certificates_that_agree_are_exit_status_0(tmp_path: Path) -> None:
     ("label", "index", "what", "bit", "case", "ulp"),
     [
         ("f32", 10, "the aggregate", 0, CASE, 1),
-        ("f32", 0, "the aggregate", 31, "number-3-f32[0]", 1),
-        ("bf16", 4, "the gradient to MSELoss_0", 3, "number-3-bf16[4]", 8),
-        ("mixed", 11, "the gradient to student_loss", 1, "mapping-3-mixed[5]", 2),
-        ("f64", 5, "the aggregate", 51, "number-3-f64[5]", 2**51),
+        ("f32", 0, "the aggregate", 31, "sequence-2-f32[0]", 1),
+        ("bf16", 4, "the gradient to MSELoss_0", 3, "sequence-2-bf16[4]", 8),
+        ("mixed", 11, "the gradient to student_loss", 1, "sequence-5-mixed-wide[5]", 2),
+        ("f64", 5, "the aggregate", 51, "mapping-student-f64[5]", 2**51),
     ],
     ids=["one-ulp", "minus-zero", "bf16-gradient", "mixed-gradient", "f64"],
 )
@@ -91,9 +91,9 @@ def test_a_doctored_bit_is_found_and_named(
 def test_two_lanes_alone_are_both_named() -> None:
     matrix = _merged(torch_certificate(), doctored(torch_certificate()))
     assert in_words(matrix, matrix["disagreements"][0]) == (
-        f"{BALANCER}, {CASE}, the aggregate: torch-cpu-eager on host 1 (a.json) has 0x1.96f5740000000p+2, "
-        "torch-cpu-eager on host 2 (b.json) has 0x1.96f5760000000p+2 (f32, 1 ulp). "
-        "The reference has 0x1.96f5740000000p+2: the odd one out is torch-cpu-eager on host 2 (b.json)."
+        f"{BALANCER}, {CASE}, the aggregate: torch-cpu-eager on host 1 (a.json) has 0x1.89afc40000000p+1, "
+        "torch-cpu-eager on host 2 (b.json) has 0x1.89afc60000000p+1 (f32, 1 ulp). "
+        "The reference has 0x1.89afc40000000p+1: the odd one out is torch-cpu-eager on host 2 (b.json)."
     )
 
 
@@ -109,7 +109,7 @@ def test_one_host_alone_can_differ_from_the_reference(tmp_path: Path) -> None:
     result = _run(tmp_path, doctored(torch_certificate()))
     assert result.exit_code == 1
     assert "1 lanes, 59/60 bit-identical" in result.output
-    assert f"torch-cpu-eager, f32: worst {BALANCER}, {CASE}, the aggregate: 0x1.96f5760000000p+2 is not" in result.output
+    assert f"torch-cpu-eager, f32: worst {BALANCER}, {CASE}, the aggregate: 0x1.89afc60000000p+1 is not" in result.output
     assert "the odd one out is torch-cpu-eager." in result.output
 
 
@@ -171,11 +171,11 @@ def test_a_nan_has_no_distance_and_is_the_worst() -> None:
 
 
 def test_another_format_is_a_disagreement_though_the_number_is_the_same() -> None:
-    data = _change_value("f64", "0x1.96f5740000000p+2", "0x40196f5740000000")(torch_certificate())
+    data = _change_value("f64", "0x1.89afc40000000p+1", "0x40089afc40000000")(torch_certificate())
     matrix = _merged(jax_certificate(), data)
     (found,) = matrix["disagreements"]
     assert (found["what"], found["format"], found["ulp"]) == ("the aggregate (f64, not f32)", "f64", 0)
-    assert found["values"] == [{"lane": "2:torch-cpu-eager", "value": "0x1.96f5740000000p+2"}]
+    assert found["values"] == [{"lane": "2:torch-cpu-eager", "value": "0x1.89afc40000000p+1"}]
     assert "the odd one out is torch-cpu-eager on host 2 (b.json)." in in_words(matrix, found)
 
 
@@ -206,8 +206,8 @@ def test_markdown_has_the_counts_and_the_worst_case_of_each_cell(tmp_path: Path)
     for words in (
         CASE,
         "the aggregate",
-        "0x1.96f5740000000p+2",
-        "0x1.96f5760000000p+2",
+        "0x1.89afc40000000p+1",
+        "0x1.89afc60000000p+1",
         "1 ulp, f32",
         "MSELoss_0 = 0x",
         "cotangent = 0x",
@@ -222,7 +222,7 @@ def test_the_html_page_is_of_this_matrix(tmp_path: Path) -> None:
     file = tmp_path / "matrix.html"
     assert _run(tmp_path, torch_certificate(), doctored(jax_certificate()), options=("--html", str(file))).exit_code == 1
     page = file.read_text("utf-8")
-    assert "0x1.96f5760000000p+2" in page
+    assert "0x1.89afc60000000p+1" in page
     assert CASE in page
 
 

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from loss_balancers.torch.host import traced_as_constant
 
 
 def run(code):
@@ -15,6 +18,21 @@ def test_does_not_load_jax(extra, loaded):
     result = run(f"import loss_balancers.torch, sys\n{extra}\nprint('jax' in sys.modules or 'flax' in sys.modules)")
     assert result.stderr == ""
     assert result.stdout.strip() == loaded
+
+
+@pytest.mark.parametrize(
+    ("extra", "loaded"), [("", "False"), ("import torch._dynamo", "True")], ids=["alone", "the-probe-can-fail"]
+)
+def test_does_not_load_the_compiler(extra, loaded):
+    """It would take as long as all of PyTorch."""
+    result = run(f"import loss_balancers.torch, sys\n{extra}\nprint('torch._dynamo' in sys.modules)")
+    assert result.stderr == ""
+    assert result.stdout.strip() == loaded
+
+
+def test_marks_a_constant_as_pytorch_does():
+    ours, theirs = (lambda: 1), (lambda: 1)
+    assert vars(traced_as_constant(ours)) == vars(torch.compiler.assume_constant_result(theirs)) != {}
 
 
 def test_names_the_extra_without_pytorch():

@@ -47,7 +47,11 @@ def _one_by_one(step: Step, program: Program) -> Results:
 
 def _eager(groups: Sequence[Group]) -> Results:
     program = Program(groups)
-    return _one_by_one(program.step, program)
+
+    def step(state: Any, *batch: Any) -> Any:
+        return program.step(state, *jax.tree.map(jnp.asarray, batch))
+
+    return _one_by_one(step, program)
 
 
 def _jit(groups: Sequence[Group]) -> Results:
@@ -144,26 +148,12 @@ def _vmap(groups: Sequence[Group]) -> Results:
 
 def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
     """Arrays with a sequence on each device, and the compiler partitions the step."""
-    program, sharding = Program(groups), _over(devices)
-    step = jax.jit(jax.vmap(program.step), in_shardings=sharding, out_shardings=sharding)
-    return _a_sequence_a_device(step, program, sharding)
-
-
-def _shard_map(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
-    """The same, and each device is given the step on its own shard."""
-    program, sharding = Program(groups), _over(devices)
-    step = jax.shard_map(jax.vmap(program.step), mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec)
-    return _a_sequence_a_device(jax.jit(step), program, sharding)
-
-
-def _over(devices: Sequence[Any]) -> NamedSharding:
     if len(devices) < 2:
         raise RuntimeError(f"A sharded lane needs at least two devices. Received {len(devices)}.")
-    return NamedSharding(Mesh(np.array(devices), ("sequences",)), PartitionSpec("sequences"))
-
-
-def _a_sequence_a_device(step: Step, program: Program, sharding: NamedSharding) -> Results:
-    sequences, width = shape(program.groups[0])[0], sharding.num_devices
+    program = Program(groups)
+    sharding = NamedSharding(Mesh(np.array(devices), ("sequences",)), PartitionSpec("sequences"))
+    step = jax.jit(jax.vmap(program.step), in_shardings=sharding, out_shardings=sharding)
+    sequences, width = shape(groups[0])[0], len(devices)
     # The last lot is filled up from the front.
     lots = [[(start + k) % sequences for k in range(width)] for start in range(0, sequences, width)]
     return _side_by_side(step, program, lots, lambda tree: jax.device_put(tree, sharding))
@@ -202,7 +192,7 @@ def _scan(groups: Sequence[Group]) -> Results:
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+    return jax.tree.map(lambda *xs: np.stack(xs), *trees)
 
 
 def _row(stacked: Any, index: int) -> Any:
@@ -221,6 +211,5 @@ ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Results]] = {
 }
 SHARDED: dict[str, Callable[[Sequence[Group], Sequence[Any]], Results]] = {
     "sharded": _sharded,
-    "shard_map": _shard_map,
 }
 MODES = (*ONE_DEVICE, *SHARDED)

@@ -74,7 +74,7 @@ class Program:
 
 
 def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array]]:
-    """Losses and cotangents of one step of each group."""
+    """Losses and cotangents of one step of each group, as arrays of NumPy: of JAX's each would go through its dispatch."""
     vectors = [group.sequences[sequence][t] for group in groups]
     losses = [
         {name: array(value, FORMATS[group.formats[name]].dtype) for name, value in vector.losses.items()}  # type: ignore[index]
@@ -86,9 +86,9 @@ def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losse
     ]
 
 
-def array(value: float, dtype: str = "bool") -> Array:
+def array(value: float, dtype: str = "bool") -> Any:
     """A scalar of a dtype that JAX has."""
-    return jnp.asarray(np.asarray(value, jnp.dtype(dtype)))
+    return np.asarray(value, jnp.dtype(dtype))
 
 
 def results(balanced: Balanced) -> list[Result]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
 from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
-from loss_balancers.parity.own_process import one_process, rarely_collect
+from loss_balancers.parity.own_process import begin, one_process
 from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
 from loss_balancers.spec import Group, Vector
 
@@ -158,28 +158,26 @@ def run_lanes(
     batches = _together(chosen)
     lanes = {name: lane for name, lane in _lanes_here().items() if name in names}
     here = [name for name, lane in lanes.items() if lane.device != "cpu"]
-    own_process = [name for name, lane in lanes.items() if lane.device == "cpu" and lane.starts_process]
-    reasons = {name: lanes[name].why_absent() for name in (*here, *own_process)}
-    # Those of Inductor first: they take longest.
-    others = sorted(lanes.keys() - {*here, *own_process}, key=lambda name: (not name.endswith(("compiled", "step")), name))
+    rest = sorted(lanes.keys() - set(here), key=_turn)
     done: dict[tuple[str, str, str], Cell] = {}
+    absent: dict[str, str] = {}
 
-    def finish(cells: Sequence[Cell]) -> None:
-        for cell in cells:
+    def finish(given: tuple[list[Cell], dict[str, str]]) -> None:
+        absent.update(given[1])
+        for cell in given[0]:
             done[cell.lane, cell.balancer, cell.label] = cell
             advance(cell)
 
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         try:
-            # To find out whether there is a compiler takes as long as a lane, the first time: meanwhile, a lane that needs none.
-            first = [(name, batch) for name in own_process if reasons[name] is None for batch in batches]
-            futures = [pool.submit(_run_cells, first)] if first else []
-            reasons |= {name: pool.submit(_why_absent, name).result() for name in others}
-            absent = {name: reason for name, reason in reasons.items() if reason is not None}
-            futures += [pool.submit(_run_cells, [(name, batch)]) for name in others if name not in absent for batch in batches]
+            # First no column at all, to find out whether there is a compiler. Inductor then compiles its headers, the first time,
+            # which takes as long as a lane and a lock on them: meanwhile the other worker runs lanes that need none.
+            jobs = [(name, []) for name in rest if name.endswith("compiled")]
+            jobs += [(name, job) for name in rest for job in _jobs(lanes[name], batches)]
+            futures = [pool.submit(_run_cells, *job) for job in jobs]
             for name in here:
-                for batch in batches if name not in absent else ():
-                    finish(_run_cells([(name, batch)]))
+                for batch in batches:
+                    finish(_run_cells(name, [batch]))
             for future in as_completed(futures):
                 finish(future.result())
         except BaseException:
@@ -188,8 +186,18 @@ def run_lanes(
     return {name: [done[name, *pair] for pair in chosen] for name in names if name not in absent}, absent
 
 
+def _turn(name: str) -> tuple[bool, bool, str]:
+    """When a lane gets its turn: one with a process of its own first, then those that take longest, Inductor's after JAX's."""
+    return not _lanes_here()[name].starts_process, not name.endswith(("compiled", "step")), name
+
+
+def _jobs(lane: Lane, batches: Sequence[Columns]) -> list[list[Columns]]:
+    """What a lane has done at once: all, where it starts a process for it."""
+    return [list(batches)] if lane.starts_process else [[batch] for batch in batches]
+
+
 def _begin_worker() -> None:
-    rarely_collect()
+    begin()
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
 
 
@@ -198,13 +206,13 @@ def _lanes_here() -> dict[str, Lane]:
     return {lane.name: lane for lane in find_lanes()}
 
 
-def _why_absent(name: str) -> str | None:
-    return _lanes_here()[name].why_absent()
-
-
-def _run_cells(job: Sequence[tuple[str, Columns]]) -> list[Cell]:
+def _run_cells(name: str, job: Sequence[Columns]) -> tuple[list[Cell], dict[str, str]]:
+    """The cells of some columns on a lane. Where the lane is absent none, but why."""
+    lane = _lanes_here()[name]
+    if (reason := lane.why_absent()) is not None:
+        return [], {name: reason}
     with one_process():
-        return [cell for name, together in job for cell in _cells(_lanes_here()[name], together)]
+        return [cell for together in job for cell in _cells(lane, together)], {}
 
 
 def _cells(lane: Lane, together: Columns) -> list[Cell]:

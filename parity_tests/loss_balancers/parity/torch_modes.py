@@ -116,7 +116,8 @@ def _compiled(device: str, groups: Sequence[Group]) -> Results:
     # Dynamo counts compilations by the code of a function, which all columns share, and gives up after a few.
     torch.compiler.reset()
     program = Program(device, groups)
-    return _called(program, _compile(program.of_vectors), _compile(program.commit) if program.changing else program.commit)
+    # The commit is left out of it, as by most: the training step compiles that too.
+    return _called(program, _compile(program.of_vectors), program.commit)
 
 
 def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
@@ -191,45 +192,44 @@ def _at(stacked: Losses, index: int) -> Losses:
 
 
 def _step(device: str, groups: Sequence[Group]) -> Results:
-    """A training step in one graph: losses from parameters, the aggregate used further, its gradient, the update, the commit."""
+    """A compiled training step: losses from parameters, the aggregate used further, its gradient; then update and commit."""
     torch.compiler.reset()
     program = Program(device, groups)
-    for balancer in program.balancers:
-        balancer.eval()  # a forward under `torch.func` may not change state
     dtypes = [{name: DTYPES[fmt] for name, fmt in group.formats.items()} for group in groups]
+    # For each group its own: Inductor tries to fuse all that has an operand in common, pair by pair.
+    ones = [torch.ones(1, dtype=_wide(narrow.values()), device=device) for narrow in dtypes]
+    rates = [one / 8 for one in ones]
 
-    def losses_from(parameters: list[Tensor], one: Tensor) -> list[Losses]:
+    def losses_from(parameters: list[Tensor], ones: list[Tensor]) -> list[Losses]:
         """Arithmetic in the wide format, then the conversion that Inductor elides."""
         return [
-            {name: x.to(dtype) for (name, dtype), x in zip(narrow.items(), (p * one.to(p.dtype)).unbind(), strict=True)}
-            for narrow, p in zip(dtypes, parameters, strict=True)
+            {name: x.to(dtype) for (name, dtype), x in zip(narrow.items(), (p * one).unbind(), strict=True)}
+            for narrow, p, one in zip(dtypes, parameters, ones, strict=True)
         ]
 
-    def step(parameters: list[Tensor], cotangents: list[Tensor], one: Tensor, rate: Tensor) -> Any:
-        def objective(parameters: list[Tensor]) -> tuple[Tensor, Any]:
-            batch = losses_from(parameters, one)
-            outputs, weights = program.forward(batch)
-            outputs = [o.to(p.dtype) for o, p in zip(outputs, parameters, strict=True)]
-            # Each aggregate gets its cotangent; the sum itself is nobody's business.
-            terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
-            return torch.stack(terms).sum(), (batch, outputs, weights)
+    def objective(parameters: list[Tensor], cotangents: list[Tensor], ones: list[Tensor]) -> Any:
+        outputs, weights = program.forward(losses_from(parameters, ones))
+        outputs = [o.to(p.dtype) for o, p in zip(outputs, parameters, strict=True)]
+        # Each aggregate gets its cotangent; the sum itself is nobody's business.
+        terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
+        return torch.stack(terms).sum(), [o.detach() for o in outputs], weights
 
-        gradients, (batch, outputs, weights) = torch.func.grad(objective, has_aux=True)(parameters)
-        program.observe(batch)
+    def update(parameters: list[Tensor], rates: list[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
         program.commit()
-        return outputs, weights, gradients, [p - rate.to(p.dtype) * g for p, g in zip(parameters, gradients, strict=True)]
+        return [p.detach() - rate * g for p, rate, g in zip(parameters, rates, gradients, strict=True)]
 
-    compiled = _compile(step)
-    one, rate = torch.tensor(1.0, device=device), torch.tensor(0.125, device=device)
+    objective, update = _compile(objective), _compile(update)
 
     def run(batch: list[Losses], cotangents: list[Tensor]) -> list[Result]:
         # A vector of all losses of a group: a scalar each would make the compiler work three times as long.
         parameters = [
-            torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow])
+            torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow]).requires_grad_()
             for losses, narrow in zip(batch, dtypes, strict=True)
         ]
         # Cotangents are vectors for the reason that `of_vectors` gives.
-        outputs, weights, gradients, _ = compiled(parameters, [x.reshape(1) for x in cotangents], one, rate)
+        total, outputs, weights = objective(parameters, [x.reshape(1) for x in cotangents], ones)
+        gradients = torch.autograd.grad(total, parameters)
+        update(parameters, rates, gradients)
         return program.results(
             [_narrowed(o, ct.dtype) for o, ct in zip(outputs, cotangents, strict=True)],
             [

@@ -17,15 +17,18 @@ def recomputing() -> bool:
 
 def unless_recomputing(new: Tensor, old: Tensor) -> Tensor:
     """``new``, but ``old`` where a graph runs within a backward."""
-    return torch.where(torch.ops.loss_balancers.recomputing(new), old, new) if is_dynamo_compiling() else new
+    return torch.where(torch.ops.loss_balancers.recomputing(new.device), old, new) if is_dynamo_compiling() else new
 
 
-def _on_device(like: Tensor) -> Tensor:
-    return torch.full((), torch._C._current_graph_task_id() != -1, dtype=torch.bool, device=like.device)
+def _on_device(device: torch.device) -> Tensor:
+    return torch.full((), torch._C._current_graph_task_id() != -1, dtype=torch.bool, device=device)
 
 
-# Not `torch.library.custom_op`, which takes 25 us.
+# Not `torch.library.custom_op`, which takes 25 us. Of a device and not of a tensor: so a graph begins with it, all balancers in a
+# graph can share it, and what follows is one kernel. Not in a CUDA graph, which would replay what it was at its capture.
 _library = torch.library.Library("loss_balancers", "FRAGMENT")
-_library.define("recomputing(Tensor like) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define("recomputing(Device device) -> Tensor", tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe))
 _library.impl("recomputing", _on_device, "CompositeExplicitAutograd")
-torch.library.register_fake("loss_balancers::recomputing", lambda like: like.new_empty((), dtype=torch.bool), lib=_library)
+torch.library.register_fake(
+    "loss_balancers::recomputing", lambda device: torch.empty((), dtype=torch.bool, device=device), lib=_library
+)

@@ -15,7 +15,7 @@ def scheduled_vectors() -> str:
     """The whole file as text."""
     student = [STUDENT_LOSS_KEY]
     table = schedules.tabulate(lambda step: 1 / (step + 3), 5)
-    ramp, down = schedules.linear(0.0, 0.6, 6), schedules.cosine(0.35, 0.05, 7)
+    ramp, down = schedules.linear(0.0, 0.6, 6), schedules.cosine(0.4, 0.0, 7)
     piecewise = schedules.piecewise_linear({1: 0.1, 2: 0.55, 6: 0.3})
     named = {"soft targets": schedules.linear(0.2, 0.7, 5), STUDENT_LOSS_KEY: schedules.linear(0.8, 0.3, 5)}
 
@@ -24,7 +24,6 @@ def scheduled_vectors() -> str:
 
     return sequence_vectors(
         [
-            form("cosine-3", schedules.cosine(1.0, 0.0, 5), [*indexed(3), *student], "f32"),
             form("linear-1", ramp, [*indexed(1), *student], "mixed-narrow"),
             form("warmup-1-alone", schedules.warmup_cosine(0.9, 2, 0.1, 6), indexed(1), "bf16"),
             form("sequence-2", [down, ramp], [*indexed(2), *student], "f32"),
