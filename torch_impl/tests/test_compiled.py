@@ -62,6 +62,27 @@ def test_compiled_gives_what_eager_gives(backend):
                 assert_same_bits(gradient, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+def test_losses_and_their_gradient_by_torch_func_in_one_graph(backend, dtype):
+    """The losses are rounded to ``dtype`` in the graph, where Inductor would go on in float32."""
+    balancer = StaticLossBalancer(0.3)
+
+    def objective(parameters):
+        losses = {name: (p * 1.5).to(dtype) for name, p in parameters.items()}
+        aggregate = balancer(losses)
+        return aggregate.float(), (aggregate, losses)
+
+    whole = torch.compile(torch.func.grad(objective, has_aux=True), fullgraph=True, backend=backend)
+    for drawn in draws(20):
+        parameters = {name: p.detach() for name, p in drawn.items()}
+        gradients, (aggregate, _) = whole(parameters)
+        wanted, (expected, _) = torch.func.grad(objective, has_aux=True)(parameters)
+        assert_same_bits(aggregate, expected)
+        for name, gradient in gradients.items():
+            assert_same_bits(gradient, wanted[name])
+
+
 @pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed")  # PyTorch's own, of any kernel that reads both
 @pytest.mark.parametrize("backend", [INDUCTOR])
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])

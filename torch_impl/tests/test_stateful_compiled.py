@@ -127,6 +127,30 @@ def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
         assert_same_state(compiled, eager)
 
 
+@needs_compiler
+@pytest.mark.parametrize("make", KINDS, indirect=True)
+def test_a_whole_step_under_torch_func_in_one_graph(make, draw, assert_same_state):
+    compiled, eager = make().eval(), make()
+
+    def step(losses):
+        gradients, aggregate = torch.func.grad_and_value(compiled)(losses)
+        compiled.observe(losses)
+        compiled.step()
+        return aggregate, gradients
+
+    whole = torch.compile(step, fullgraph=True)
+    for i in range(4):
+        aggregate, gradients = whole(draw(i))
+        losses = draw(i, requires_grad=True)
+        expected = eager(losses)
+        wanted = torch.autograd.grad(expected, list(losses.values()))
+        eager.step()
+        assert_same_bits(aggregate, expected)
+        for name, want in zip(losses, wanted, strict=True):
+            assert_same_bits(gradients[name], want)
+        assert_same_state(compiled, eager)
+
+
 @pytest.mark.parametrize("make", ["ema", "logits"], indirect=True)
 @pytest.mark.parametrize("method", ["observe", "weights", "breakdown"])
 def test_the_other_methods_compile(make, draw, method, assert_same_state):
