@@ -223,7 +223,7 @@ def test_what_compilers_do_to_a_balancer_without_guards_is_found(name: str, labe
     lane = _lane(name)
     if reason := lane.why_absent():
         pytest.skip(reason)
-    groups = [group for group in GROUPS if group.id == f"sequence-5-{label}"]
+    groups = [group for group in GROUPS if group.id == f"sequence-2-{label}"]
     (cell,) = run_lane(without_guards(lane), groups, [label])
     assert (cell.identical < cell.vectors) == found
 
