@@ -24,7 +24,6 @@ def scheduled_vectors() -> str:
 
     return sequence_vectors(
         [
-            form("linear-1", ramp, [*indexed(1), *student], "mixed-narrow"),
             form("warmup-1-alone", schedules.warmup_cosine(0.9, 2, 0.1, 6), indexed(1), "bf16"),
             form("sequence-2", [down, ramp], [*indexed(2), *student], "f32"),
             form("sequence-2-alone", [table, schedules.warmup_constant(0.5, 3)], indexed(2), "f16"),
