@@ -323,3 +323,21 @@ def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.
     done: list[Any] = []
     assert run.run_lanes([lane.name], GROUPS, done.append) == ({}, {lane.name: "its beads are lost"})
     assert done == []
+
+
+@pytest.mark.parametrize("starts_process", [True, False], ids=["own-process", "worker"])
+def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, starts_process: bool) -> None:
+    lane = _lane("torch-cpu-eager")._replace(why_absent=lambda: "its beads are lost", starts_process=starts_process)
+    monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
+    batches = run._together(run.columns(GROUPS, ["f32"]))
+    for job in run._jobs(lane, batches):
+        assert run._run_cells(lane.name, job) == ([], {lane.name: "its beads are lost"})
+
+
+def test_a_worker_finds_out_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    rows, absent = run.run_lanes(["torch-cpu-compiled", "torch-cpu-eager"], GROUPS[:1], lambda cell: None)
+    assert list(rows) == ["torch-cpu-eager"]
+    assert list(absent) == ["torch-cpu-compiled"]
+    assert absent["torch-cpu-compiled"].startswith("torch.compile fails on cpu:")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -200,8 +199,6 @@ def _jobs(lane: Lane, batches: Sequence[Columns]) -> list[list[Columns]]:
 def _begin_worker() -> None:
     begin()
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX starts every device that it finds, as soon as it is asked for one
-    _lanes_here()
-    gc.freeze()  # PyTorch collects garbage whenever its compiler is reset: not among all that the frameworks have loaded
 
 
 @cache
