@@ -27,7 +27,7 @@ from loss_balancers.parity.lanes import KNOWN_DEVICES, LABELS, Lane, find_lanes,
 from loss_balancers.parity.own_process import in_own_process
 from loss_balancers.parity.run import run_lane
 from loss_balancers.parity.torch_lanes import torch_lanes
-from loss_balancers.parity.vectors import case_name, installed_vectors
+from loss_balancers.parity.vectors import case_name, columns, installed_vectors
 from loss_balancers.spec import FORMATS, load_golden
 
 GROUPS = load_golden()
@@ -329,7 +329,7 @@ def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.
 def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, starts_process: bool) -> None:
     lane = _lane("torch-cpu-eager")._replace(why_absent=lambda: "its beads are lost", starts_process=starts_process)
     monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
-    batches = run._together(run.columns(GROUPS, ["f32"]))
+    batches = run._together(columns(GROUPS, ["f32"]))
     for job in run._jobs(lane, batches):
         assert run._run_cells(lane.name, job) == ([], {lane.name: "its beads are lost"})
 
