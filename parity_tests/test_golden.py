@@ -12,7 +12,7 @@ GROUPS = [group for vectors in installed_vectors().values() for group in vectors
 STATIC = load_golden()
 PROMISED = {
     *(f"torch-cpu-{mode}" for mode in ("eager", "compiled", "vmap", "step")),
-    *(f"jax-cpu-{mode}" for mode in ("eager", "jit", "vmap", "scan", "remat", "grad", "step", "sharded", "x64")),
+    *(f"jax-cpu-{mode}" for mode in ("eager", "jit", "vmap", "scan", "remat", "step", "sharded", "x64")),
 }
 
 

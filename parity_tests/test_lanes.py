@@ -59,7 +59,7 @@ def test_names_are_unique_and_every_lane_here_is_known() -> None:
 def test_the_modes_that_are_promised_are_there_on_every_known_device() -> None:
     modes = {
         "torch": {"eager", "compiled", "vmap", "step"},
-        "jax": {"eager", "jit", "vmap", "scan", "remat", "grad", "step", "sharded", "x64"},
+        "jax": {"eager", "jit", "vmap", "scan", "remat", "step", "sharded", "x64"},
     }
     known = {(lane.framework, lane.device, lane.mode) for lane in known_lanes()}
     assert known >= {(framework, device, mode) for framework in modes for device in KNOWN_DEVICES for mode in modes[framework]}

@@ -65,48 +65,31 @@ def _remat(groups: Sequence[Group]) -> Results:
     return _one_by_one(jax.jit(partial(program.step, forward=jax.checkpoint(program.forward))), program)
 
 
-def _grad(groups: Sequence[Group]) -> Results:
-    """Flax's `value_and_grad` with the modules as arguments, as a training step has it: they change in place."""
-    program = Program(groups)
-
-    def objective(balancers: list[Any], batch: list[Losses], cotangents: list[Array]) -> Any:
-        outputs = program.outputs(balancers, batch)
-        return _objective(outputs, cotangents), outputs
-
-    @nnx.jit
-    def step(balancers: list[Any], batch: list[Losses], cotangents: list[Array]) -> Any:
-        (_, outputs), gradients = nnx.value_and_grad(objective, argnums=1, has_aux=True)(balancers, batch, cotangents)
-        return program.balanced(balancers, batch, outputs, gradients)
-
-    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
-        balancers = nnx.merge(program.graph, state, copy=True)
-        balanced = step(balancers, batch, cotangents)
-        return nnx.state(balancers), balanced
-
-    return _one_by_one(pure_step, program)
-
-
 def _objective(outputs: Sequence[Array], cotangents: Sequence[Array]) -> Any:
     """A scalar whose gradient gives each aggregate its cotangent. The sum itself is nobody's business."""
     return sum(jnp.sum((o * ct).astype(jnp.float32)) for o, ct in zip(outputs, cotangents, strict=True))
 
 
 def _step(groups: Sequence[Group]) -> Results:
-    """A jitted training step with optax: losses computed from parameters, the aggregate used further, the parameters updated."""
+    """A jitted training step with optax and Flax's transforms, the modules as arguments, which change in place.
+
+    The losses are computed from parameters, the aggregate is used further, the parameters are updated.
+    """
     program, optimizer = Program(groups), optax.adam(1e-3)
 
-    def step(state: Any, parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
-        def objective(parameters: list[Losses]) -> Any:
-            batch = _losses_from(parameters, one, groups)
-            outputs, observed = program.forward(state, batch)
-            return _objective(outputs, cotangents), (batch, outputs, observed)
+    def objective(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
+        batch = _losses_from(parameters, one, groups)
+        outputs = program.outputs(balancers, batch)
+        return _objective(outputs, cotangents), (batch, outputs)
 
-        (_, (batch, outputs, observed)), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
+    def step(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
+        value_and_grad = nnx.value_and_grad(objective, argnums=1, has_aux=True)
+        (_, (batch, outputs)), gradients = value_and_grad(balancers, parameters, cotangents, one)
         updates, moments = optimizer.update(gradients, optimizer.init(parameters), parameters)
-        state, balanced = program.commit(observed, batch, outputs, gradients)
-        return state, balanced, (optax.apply_updates(parameters, updates), moments)
+        balanced = program.balanced(balancers, batch, outputs, gradients)
+        return balanced, (optax.apply_updates(parameters, updates), moments)
 
-    return _one_by_one(_in_wide_formats(step), program)
+    return _one_by_one(_in_wide_formats(program, step), program)
 
 
 def _losses_from(wide_batch: list[Losses], one: Array, groups: Sequence[Group]) -> list[Losses]:
@@ -117,26 +100,27 @@ def _losses_from(wide_batch: list[Losses], one: Array, groups: Sequence[Group]) 
     ]
 
 
-def _in_wide_formats(step: Callable[..., Any]) -> Step:
+def _in_wide_formats(program: Program, step: Callable[..., Any]) -> Step:
     """A step that takes losses in the wide format, and hands aggregates and gradients on in it.
 
     A value that the narrow format does not hold would show.
     """
 
-    @jax.jit
+    @nnx.jit
     def compiled(*args: Any) -> Any:
-        state, balanced, *rest = step(*args)
+        balanced, *rest = step(*args)
         outputs, gradients = jax.tree.map(wide, (balanced.outputs, balanced.gradients))
-        return state, balanced._replace(outputs=outputs, gradients=gradients), rest
+        return balanced._replace(outputs=outputs, gradients=gradients), rest
 
-    def narrow_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
-        state, balanced, _ = compiled(state, jax.tree.map(wide, batch), cotangents, jnp.float32(1))
+    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
+        balancers = nnx.merge(program.graph, state, copy=True)
+        balanced, _ = compiled(balancers, jax.tree.map(wide, batch), cotangents, jnp.float32(1))
         outputs, gradients = jax.tree.map(
             lambda x, like: narrowed(x, like.dtype), (balanced.outputs, balanced.gradients), (cotangents, batch)
         )
-        return state, balanced._replace(outputs=outputs, gradients=gradients)
+        return nnx.state(balancers), balanced._replace(outputs=outputs, gradients=gradients)
 
-    return narrow_step
+    return pure_step
 
 
 def _vmap(groups: Sequence[Group]) -> Results:
@@ -205,7 +189,6 @@ ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Results]] = {
     "vmap": _vmap,
     "scan": _scan,
     "remat": _remat,
-    "grad": _grad,
     "step": _step,
     "x64": _jit,
 }
