@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.extend.backend
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from planted import devices_seen, with_fault, without_guards
@@ -23,6 +25,7 @@ from loss_balancers.parity.bits import from_bits
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.jax_lanes import jax_lanes
 from loss_balancers.parity.jax_modes import run_mode as run_in_jax
+from loss_balancers.parity.jax_program import Packed
 from loss_balancers.parity.lanes import KNOWN_DEVICES, LABELS, Lane, find_lanes, known_lanes, why_no_format
 from loss_balancers.parity.own_process import in_own_process
 from loss_balancers.parity.run import run_lane
@@ -243,6 +246,20 @@ def test_the_sharded_lanes_have_eight_devices_in_a_process_of_their_own(monkeypa
             list(run_in_jax("cpu", "sharded", GROUPS[:1]))
 
 
+def test_what_is_packed_is_unpacked_with_its_names_dtypes_shapes_and_bits() -> None:
+    def tree(x: jax.Array) -> dict[str, Any]:
+        return {"b": x.astype("bfloat16"), "a": [x, jnp.stack([x, -x])], "steps": jnp.int32(7), "none": {}}
+
+    def facts(given: Any) -> Any:
+        return jax.tree.map(lambda x: (np.asarray(x).dtype.name, np.shape(x), np.asarray(x).tobytes()), given)
+
+    xs = jnp.asarray([1.5, -0.0, 2.0**-149])
+    together = jax.device_get(jax.jit(jax.vmap(lambda x: Packed.of(tree(x))))(xs))
+    for i, x in enumerate(xs):
+        row = jax.tree.map(lambda vector, i=i: vector[i], together)
+        assert facts(row.unpacked()) == facts(tree(x))
+
+
 # What is said of those that are absent
 
 
@@ -269,14 +286,16 @@ def test_every_device_here_was_asked_for_every_format() -> None:
     }
 
 
-def _without_f64(lane: Lane) -> Lane:
-    return lane._replace(why_no_format=lambda fmt: "the abacus has no float64" if fmt == "f64" else None)
+def _without(lane: Lane, absent: str) -> Lane:
+    return lane._replace(why_no_format=lambda fmt: f"the abacus has no {fmt}" if fmt == absent else None)
 
 
-def test_a_column_that_needs_a_format_that_is_not_there_is_absent_with_the_reason() -> None:
-    cells = run_lane(_without_f64(_lane("torch-cpu-eager")), GROUPS)
+@pytest.mark.parametrize("fmt", ["f64", "f16"])
+def test_a_column_that_needs_a_format_that_is_not_there_is_absent_with_the_reason(fmt: str) -> None:
+    """Columns that it would have run with are there all the same."""
+    cells = run_lane(_without(_lane("torch-cpu-eager"), fmt), GROUPS)
     assert {cell.label: cell.absent for cell in cells} == dict.fromkeys(LABELS) | dict.fromkeys(
-        ("f64", "mixed"), "the abacus has no float64"
+        (fmt, "mixed"), f"the abacus has no {fmt}"
     )
     assert all((cell.vectors > 0) == (cell.absent is None) for cell in cells)
     assert all(cell.identical == cell.vectors for cell in cells)
@@ -285,7 +304,7 @@ def test_a_column_that_needs_a_format_that_is_not_there_is_absent_with_the_reaso
 def test_the_command_lists_every_lane_with_the_reason_for_each_that_is_absent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    eager, vmap = _lane("torch-cpu-eager"), _without_f64(_lane("torch-cpu-vmap"))
+    eager, vmap = _lane("torch-cpu-eager"), _without(_lane("torch-cpu-vmap"), "f64")
     compiled = _lane("torch-cpu-compiled")._replace(why_absent=lambda: "no C++ [compiler]")
     tpu = next(lane for lane in known_lanes() if not lane.here)
     monkeypatch.setattr(module, "known_lanes", lambda: [eager, vmap, compiled, tpu])
@@ -294,13 +313,13 @@ def test_the_command_lists_every_lane_with_the_reason_for_each_that_is_absent(
     assert result.exit_code == 0, result.output
     rows = {line.split()[0]: _words(line).partition(" ")[2] for line in result.output.splitlines() if "-" in line}
     assert rows[eager.name] == "present"
-    assert rows[vmap.name] == "present; without f64, mixed: the abacus has no float64"
+    assert rows[vmap.name] == "present; without f64, mixed: the abacus has no f64"
     assert rows[compiled.name] == "absent: no C++ [compiler]"
     assert rows[tpu.name] == f"absent: {tpu.why_absent()}"
     assert "2 of 4 lanes present" in result.output
     written = {entry["name"]: entry for entry in json.loads(file.read_text())["lanes"]}
     assert [entry["present"] for entry in written.values()] == [True, True, False, False]
-    assert written[vmap.name]["absent_columns"] == dict.fromkeys(("f64", "mixed"), "the abacus has no float64")
+    assert written[vmap.name]["absent_columns"] == dict.fromkeys(("f64", "mixed"), "the abacus has no f64")
     assert written[compiled.name]["why_absent"] == "no C++ [compiler]"
 
 
@@ -325,9 +344,9 @@ def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.
     assert done == []
 
 
-@pytest.mark.parametrize("starts_process", [True, False], ids=["own-process", "worker"])
-def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, starts_process: bool) -> None:
-    lane = _lane("torch-cpu-eager")._replace(why_absent=lambda: "its beads are lost", starts_process=starts_process)
+@pytest.mark.parametrize("at_once", [True, False], ids=["at-once", "batch-by-batch"])
+def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    lane = _lane("torch-cpu-eager")._replace(why_absent=lambda: "its beads are lost", at_once=at_once)
     monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
     batches = run._together(columns(GROUPS, ["f32"]))
     for job in run._jobs(lane, batches):

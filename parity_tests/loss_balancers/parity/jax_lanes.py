@@ -25,11 +25,11 @@ def jax_lanes() -> list[Lane]:
 
 def _lane(platform: str, mode: str) -> Lane:
     run = partial(run_mode, platform, mode)
-    lane = Lane("jax", platform, mode, run, why_no_format=partial(_why_no_format, platform))
+    lane = Lane("jax", platform, mode, run, why_no_format=partial(_why_no_format, platform), at_once=mode == "eager")
     if mode not in SHARDED:
         return lane
     if platform == "cpu":
-        return lane._replace(run=partial(in_own_process, _eight_cpus(), run), starts_process=True)
+        return lane._replace(run=partial(in_own_process, _eight_cpus(), run), at_once=True)
     return lane._replace(why_absent=partial(_why_not_sharded, platform))
 
 

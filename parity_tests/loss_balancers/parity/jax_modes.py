@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from loss_balancers.parity.jax_program import Losses, Program, Step, array, batch_of, narrowed, results, wide
+from loss_balancers.parity.jax_program import Losses, Program, Step, array, batch_of, narrowed, packed, results, wide
 from loss_balancers.parity.lanes import Result
 from loss_balancers.parity.vectors import shape
 from loss_balancers.spec import FORMATS, Group
@@ -56,13 +56,13 @@ def _eager(groups: Sequence[Group]) -> Results:
 
 def _jit(groups: Sequence[Group]) -> Results:
     program = Program(groups)
-    return _one_by_one(jax.jit(program.step), program)
+    return _one_by_one(jax.jit(packed(program.step)), program)
 
 
 def _remat(groups: Sequence[Group]) -> Results:
     """The forward is computed again in the backward: it observes once all the same."""
     program = Program(groups)
-    return _one_by_one(jax.jit(partial(program.step, forward=jax.checkpoint(program.forward))), program)
+    return _one_by_one(jax.jit(packed(partial(program.step, forward=jax.checkpoint(program.forward)))), program)
 
 
 def _objective(outputs: Sequence[Array], cotangents: Sequence[Array]) -> Any:
@@ -127,7 +127,7 @@ def _vmap(groups: Sequence[Group]) -> Results:
     """All sequences at once, step by step."""
     program = Program(groups)
     sequences, _ = shape(groups[0])
-    return _side_by_side(jax.jit(jax.vmap(program.step)), program, [list(range(sequences))], lambda tree: tree)
+    return _side_by_side(jax.jit(jax.vmap(packed(program.step))), program, [list(range(sequences))], lambda tree: tree)
 
 
 def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
@@ -136,7 +136,7 @@ def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
         raise RuntimeError(f"A sharded lane needs at least two devices. Received {len(devices)}.")
     program = Program(groups)
     sharding = NamedSharding(Mesh(np.array(devices), ("sequences",)), PartitionSpec("sequences"))
-    step = jax.jit(jax.vmap(program.step), in_shardings=sharding, out_shardings=sharding)
+    step = jax.jit(jax.vmap(packed(program.step)), in_shardings=sharding, out_shardings=sharding)
     sequences, width = shape(groups[0])[0], len(devices)
     # The last lot is filled up from the front.
     lots = [[(start + k) % sequences for k in range(width)] for start in range(0, sequences, width)]
@@ -167,7 +167,7 @@ def _scan(groups: Sequence[Group]) -> Results:
     def step(state: Any, row: Any) -> Any:
         first, *batch = row
         state = jax.tree.map(lambda new, old: jnp.where(first, new, old), program.begin, state)
-        return program.step(state, *batch)
+        return packed(program.step)(state, *batch)
 
     rows = [(array(t == 0), *batch_of(groups, sequence, t)) for sequence in range(sequences) for t in range(steps)]
     _, balanced = jax.jit(partial(jax.lax.scan, step))(program.begin, _stacked(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +30,8 @@ class Balanced(NamedTuple):
     states: list[dict[str, Array]]
 
 
-#: From the states of all balancers, losses and cotangents to the next states and what is given.
-Step = Callable[[Any, list[Losses], list[Array]], tuple[Any, Balanced]]
+#: From the states of all balancers, losses and cotangents to the next states and what is given, packed or not.
+Step = Callable[[Any, list[Losses], list[Array]], tuple[Any, Any]]
 
 
 class Program:
@@ -73,6 +74,58 @@ class Program:
         return Balanced(outputs, gradients, weights, states)
 
 
+@jax.tree_util.register_pytree_node_class
+class Packed:
+    """The arrays of a tree as a vector for each dtype.
+
+    XLA on CPU compiles each output of a program by itself, with all that it is made of: a gradient to each of four losses is
+    the same division four times. Of a vector it is compiled once.
+    """
+
+    def __init__(self, vectors: dict[str, Any], like: Any) -> None:
+        self._vectors, self._like = vectors, like
+
+    @classmethod
+    def of(cls, tree: Any) -> Any:
+        """Packs arrays of JAX."""
+        arrays, structure = jax.tree.flatten(tree)
+        of_dtype: dict[str, list[Array]] = {}
+        for x in arrays:
+            of_dtype.setdefault(str(x.dtype), []).append(x.ravel())
+        like = structure, tuple((str(x.dtype), x.shape) for x in arrays)
+        return cls({dtype: jnp.concatenate(flat) for dtype, flat in of_dtype.items()}, like)
+
+    def unpacked(self) -> Any:
+        """The tree, with arrays of NumPy."""
+        structure, kinds = self._like
+        rest = {dtype: np.asarray(vector) for dtype, vector in self._vectors.items()}
+        arrays = []
+        for dtype, shape in kinds:
+            flat, rest[dtype] = np.split(rest[dtype], [math.prod(shape)])
+            arrays.append(flat.reshape(shape))
+        return jax.tree.unflatten(structure, arrays)
+
+    def tree_flatten(self) -> Any:
+        """The vectors, and what does not change, as `register_pytree_node_class` asks."""
+        return (self._vectors,), self._like
+
+    @classmethod
+    def tree_unflatten(cls, like: Any, children: Any) -> Any:
+        """The reverse."""
+        (vectors,) = children
+        return cls(vectors, like)
+
+
+def packed(step: Step) -> Step:
+    """The step with what it gives of each group packed, to be compiled."""
+
+    def packed_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
+        state, balanced = step(state, batch, cotangents)
+        return state, [Packed.of(of_group) for of_group in zip(*balanced, strict=True)]
+
+    return packed_step
+
+
 def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array]]:
     """Losses and cotangents of one step of each group, as arrays of NumPy: of JAX's each would go through its dispatch."""
     vectors = [group.sequences[sequence][t] for group in groups]
@@ -91,11 +144,13 @@ def array(value: float, dtype: str = "bool") -> Any:
     return np.asarray(value, jnp.dtype(dtype))
 
 
-def results(balanced: Balanced) -> list[Result]:
-    """What was given as bits, group by group."""
+def results(balanced: Any) -> list[Result]:
+    """What was given, packed or not, as bits, group by group."""
+    balanced = jax.device_get(balanced)
+    of_groups = zip(*balanced, strict=True) if isinstance(balanced, Balanced) else (of_group.unpacked() for of_group in balanced)
     return [
         Result(_bits({"": output})[""], _bits(gradients), _bits(weights), _bits(state))
-        for output, gradients, weights, state in zip(*jax.device_get(balanced), strict=True)
+        for output, gradients, weights, state in of_groups
     ]
 
 

@@ -37,11 +37,12 @@ class Result(NamedTuple):
 class Lane(NamedTuple):
     """One way to run a balancer.
 
-    ``run`` takes groups of one label, with as many sequences of as many steps each, and yields for each step of each sequence, one
+    ``run`` takes groups with as many sequences of as many steps each, and yields for each step of each sequence, one
     sequence after the other, the results of all groups. ``why_absent`` says why the
     lane cannot be run on this host, None if it can; it may take a while to find out. ``why_no_format`` says why the device
     lacks a format, such as ``f64``; a column that needs it is absent. ``here`` is whether this host has the device at all.
-    ``starts_process`` is whether each run starts a process of its own, which is better done once.
+    ``at_once`` is whether one worker should run all columns, since its runs share work: each starts a process, or compiles
+    operations that others need too.
     """
 
     framework: str
@@ -51,7 +52,7 @@ class Lane(NamedTuple):
     why_absent: Callable[[], str | None] = lambda: None
     why_no_format: Callable[[str], str | None] = lambda fmt: None
     here: bool = True
-    starts_process: bool = False
+    at_once: bool = False
 
     @property
     def name(self) -> str:

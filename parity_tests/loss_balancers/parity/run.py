@@ -17,6 +17,10 @@ from loss_balancers.parity.own_process import begin, one_process
 from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
 from loss_balancers.spec import Group, Vector
 
+#: The labels that run with another, since a compilation has its price: both formats of 16 bits, and those with float64, for which
+#: JAX needs a switch.
+_RELATED = {"f16": "bf16", "mixed": "f64"}
+
 #: Groups by balancer and label.
 Columns = dict[tuple[str, str], list[Group]]
 
@@ -106,14 +110,14 @@ def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS
 
 
 def _together(chosen: Columns) -> list[Columns]:
-    """The columns that one run of a lane can serve: those of one label and shape. A compilation for each would take minutes.
+    """The columns that one run of a lane can serve: of related labels, and of one shape. A compilation for each would take minutes.
 
     What a balancer without state gives depends on no order: its vectors join where they fit.
     """
     found: dict[tuple[str, tuple[int, int]], Columns] = {}
     for (balancer, label), groups in sorted(chosen.items(), key=lambda column: _free(column[1][0])):
-        own = (label, shape(groups[0]))
-        place = next((other for other in found if other[0] == label and _fits(groups[0], other[1])), own)
+        own = (_RELATED.get(label, label), shape(groups[0]))
+        place = next((other for other in found if other[0] == own[0] and _fits(groups[0], other[1])), own)
         found.setdefault(place, {})[balancer, label] = groups
     return list(found.values())
 
@@ -187,13 +191,13 @@ def run_lanes(
 
 
 def _turn(name: str) -> tuple[bool, bool, str]:
-    """When a lane gets its turn: one with a process of its own first, then those that take longest, Inductor's after JAX's."""
-    return not _lanes_here()[name].starts_process, not name.endswith(("compiled", "step")), name
+    """When a lane gets its turn: those with one long job first, then those that take longest, Inductor's after JAX's."""
+    return not _lanes_here()[name].at_once, not name.endswith(("compiled", "step")), name
 
 
 def _jobs(lane: Lane, batches: Sequence[Columns]) -> list[list[Columns]]:
-    """What a lane has done at once: all, where it starts a process for it."""
-    return [list(batches)] if lane.starts_process else [[batch] for batch in batches]
+    """What a worker does of a lane before it turns to others."""
+    return [list(batches)] if lane.at_once else [[batch] for batch in batches]
 
 
 def _begin_worker() -> None:
@@ -216,9 +220,14 @@ def _run_cells(name: str, job: Sequence[Columns]) -> tuple[list[Cell], dict[str,
 
 
 def _cells(lane: Lane, together: Columns) -> list[Cell]:
+    reasons = {pair: lane.why_no_column(groups) for pair, groups in together.items()}
+    absent = [Cell(lane.name, *pair, absent=reason) for pair, reason in reasons.items() if reason is not None]
+    present = {pair: groups for pair, groups in together.items() if reasons[pair] is None}
+    return [*absent, *_cells_of_present(lane, present)] if present else absent
+
+
+def _cells_of_present(lane: Lane, together: Columns) -> list[Cell]:
     groups = [group for chosen in together.values() for group in chosen]
-    if (reason := lane.why_no_column(groups)) is not None:
-        return [Cell(lane.name, *pair, absent=reason) for pair in together]
     given: dict[tuple[str, str], tuple[Value, ...]] = {}
     for index, results in enumerate(lane.run(_laid_out(groups))):
         for group, result in zip(groups, results, strict=True):
