@@ -1,7 +1,7 @@
 """What a certificate says about the machine: host, framework versions, devices, and the flags that compilers take bits from.
 
 Everything is read, nothing is set. The worker processes that run the lanes inherit the environment, and nothing in this kit
-changes a framework's configuration, so what is read here is what they had.
+changes a flag that bits may depend on, so what is read here is what they had.
 """
 
 from __future__ import annotations
