@@ -24,8 +24,8 @@ EPS = 2.0**-23
 
 
 class FaultyTorchState(loss_balancers.torch.EMANormalizedLossBalancer):
-    def weights(self, loss: Any) -> Any:
-        return {name: weight * (1 + EPS) for name, weight in super().weights(loss).items()}
+    def weights(self, loss: Any, **keywords: Any) -> Any:
+        return {name: weight * (1 + EPS) for name, weight in super().weights(loss, **keywords).items()}
 
     def step(self) -> None:
         super().step()
@@ -33,8 +33,8 @@ class FaultyTorchState(loss_balancers.torch.EMANormalizedLossBalancer):
 
 
 class FaultyJaxState(loss_balancers.jax.EMANormalizedLossBalancer):
-    def weights(self, loss: Any) -> Any:
-        return {name: weight * (1 + EPS) for name, weight in super().weights(loss).items()}
+    def weights(self, loss: Any, **keywords: Any) -> Any:
+        return {name: weight * (1 + EPS) for name, weight in super().weights(loss, **keywords).items()}
 
     def step(self) -> None:
         super().step()

@@ -19,6 +19,7 @@ from loss_balancers.parity.audit.expected import evaluate
 from loss_balancers.parity.audit.steps import STEPS
 from loss_balancers.parity.audit.words import words
 from loss_balancers.spec import arithmetic
+from loss_balancers.spec.call import Call
 
 # `div` of two scalars: as compiled for sm_90; for a TPU v6e, without address checks and barriers; and for an x86-64 CPU.
 EXCERPTS = Path(__file__).parent / "audit_excerpts"
@@ -154,17 +155,21 @@ def test_the_prescribed_quotient_and_its_gradient_are_those_of_the_reference():
             assert same(got, want)
 
 
+def called(names, losses):
+    return Call(tuple(names), ("f32",) * len(names), tuple(losses))
+
+
 def test_the_prescribed_dags_of_the_ratio_balancers_compute_what_the_reference_does():
     count = len(EMA.names)
     for *losses, g in drawn(draws.losses(len(RATIO_NAMES) + 1), 40):
-        want, gradients = RATIOS.exact_aggregate(RATIO_NAMES, losses, ["f32"] * len(losses), g, {})
+        want, gradients = RATIOS.exact_aggregate(called(RATIO_NAMES, losses), g, {})
         got = evaluate([*ratios.ratios_forward(Dag(), RATIOS, RATIO_NAMES)], losses)
         got += evaluate(ratios.ratios_gradient(Dag(), RATIOS, RATIO_NAMES), [*losses, g])
         assert all(map(same, got, [want, *gradients]))
     for values in drawn([*draws.losses(count + 1), *draws.running_sums(count)], 40):
         losses, g, total, fix = values[:count], values[count], values[count + 1 : -count], values[-count:]
         state = {"steps": 0, "total": total, "fix": fix}
-        want, gradients = EMA.exact_aggregate(EMA.names, losses, ["f32"] * count, g, state)
+        want, gradients = EMA.exact_aggregate(called(EMA.names, losses), g, state)
         got = evaluate(ratios.ema_forward(Dag(), EMA), [*losses, *total, *fix])
         got += evaluate(ratios.ema_gradient(Dag(), EMA), values)
         assert all(map(same, got, [want, *gradients]))

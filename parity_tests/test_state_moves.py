@@ -178,7 +178,6 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], Any, type[Exception], 
     "0-d": (_other("total", np.float32(1)), None, ValueError, "Received float32 of shape ()"),
     "unknown-name": (lambda exported: exported, {"A": None}, ValueError, "must have names of this balancer as keys"),
     "absent-name": (lambda exported: exported, {"MSELoss_0": "A"}, ValueError, "must be of the same losses"),
-    "fresh-with-pending": (lambda exported: exported, {"MSELoss_0": None}, ValueError, "uncommitted observations cannot take up new losses"),
 }  # fmt: skip
 
 

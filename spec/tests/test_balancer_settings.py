@@ -250,12 +250,12 @@ def test_roles():
 
 
 def test_state_entries_are_a_table_per_balancer():
-    counters = [("steps", "int32", (), 0), ("skipped", "int32", (), 0)]
-    assert [*Scheduled(0.5, NAMES).state] == [*counters, ("pending", "float32", (2,), 0)]
-    assert [*WeightedSum({"A": 1.0}).state] == [*counters, ("pending", "float32", (2,), 0)]
-    assert [*Logits().state] == [*counters, ("pending", "float32", (2,), 0)]
-    sums = [("total", "float32", (3,), 3), ("fix", "float32", (3,), 3)]
-    assert [*EMANormalized(NAMES).state] == [*counters, ("pending", "float32", (5,), 3), *sums]
+    counters = [("steps", "int32", (), 0, 1), ("skipped", "int32", (), 0, 1)]
+    assert [*Scheduled(0.5, NAMES).state] == [*counters, ("pending", "float32", (2,), 0, 2)]
+    assert [*WeightedSum({"A": 1.0}).state] == [*counters, ("pending", "float32", (2,), 0, 2)]
+    assert [*Logits().state] == [*counters, ("pending", "float32", (2,), 0, 2)]
+    sums = [("total", "float32", (3,), 3, 1), ("fix", "float32", (3,), 3, 1)]
+    assert [*EMANormalized(NAMES).state] == [*counters, ("pending", "float32", (8,), 3, 2), *sums]
     assert spec.StaticLossBalancerSettings().state == ()
 
 

@@ -20,7 +20,7 @@ def state(**changed: Any) -> dict[str, Any]:
     held = {
         "steps": np.array(3, np.int32),
         "skipped": np.array(1, np.int32),
-        "pending": np.zeros(count + 2, np.float32),
+        "pending": np.zeros(2 * count + 2, np.float32),
         "total": np.arange(1, count + 1, dtype=np.float32),
         "fix": np.arange(11, count + 11, dtype=np.float32),
     }
@@ -43,7 +43,7 @@ def test_what_is_exported_is_what_is_loaded():
         assert array.shape == exported["state"][name].shape
         array[...] = 9  # a copy
     assert all((exported["state"][name] == before["state"][name]).all() for name in arrays)
-    assert exported["schema"] == SCHEMA == "loss-balancers-state/1"
+    assert exported["schema"] == SCHEMA == "loss-balancers-state/2"
 
 
 def test_the_order_of_the_parts_does_not_matter():
@@ -80,16 +80,40 @@ def test_losses_that_have_changed(names, renamed, total, fix):
     arrays = loaded(state(), spec.EMANormalizedLossBalancerSettings(names), renamed)
     assert arrays["total"].tolist() == total
     assert arrays["fix"].tolist() == fix
-    assert arrays["pending"].tolist() == [0.0] * (len(names) + 2)
+    assert arrays["pending"].tolist() == [0.0] * (2 * len(names) + 2)
     assert (int(arrays["steps"]), int(arrays["skipped"])) == (3, 1)
 
 
 def test_pending_sums_go_with_their_losses():
     exported = state()
-    exported["state"]["pending"] = np.array([5, 6, 7, 2, 1], np.float32)
-    assert loaded(exported)["pending"].tolist() == [5, 6, 7, 2, 1]
+    exported["state"]["pending"] = np.array([5, 6, 7, 2, 3, 4, 4, 1], np.float32)
+    assert loaded(exported)["pending"].tolist() == [5, 6, 7, 2, 3, 4, 4, 1]
     settings = spec.EMANormalizedLossBalancerSettings(("KLDivLoss_0", "student_loss"))
-    assert loaded(exported, settings, {"KLDivLoss_0": "KLDivLoss_1"})["pending"].tolist() == [6, 7, 2, 1]
+    assert loaded(exported, settings, {"KLDivLoss_0": "KLDivLoss_1"})["pending"].tolist() == [6, 7, 3, 4, 4, 1]
+    settings = spec.EMANormalizedLossBalancerSettings(("KLDivLoss_0", "MSELoss_1", "student_loss"))
+    renamed = {"KLDivLoss_0": None, "MSELoss_1": "MSELoss_0"}
+    assert loaded(exported, settings, renamed)["pending"].tolist() == [0, 5, 7, 0, 2, 4, 4, 1]  # a new loss has nothing pending
+
+
+def test_a_state_of_the_schema_before_is_read():
+    """It has one count, of calls, for all losses."""
+    exported = state(schema="loss-balancers-state/1")
+    exported["state"]["pending"] = np.array([5, 6, 7, 2, 1], np.float32)
+    before = copy.deepcopy(exported)
+    assert loaded(exported)["pending"].tolist() == [5, 6, 7, 2, 2, 2, 2, 1]
+    assert exported["schema"] == before["schema"]
+    assert exported["state"]["pending"].tolist() == before["state"]["pending"].tolist()
+    settings = spec.EMANormalizedLossBalancerSettings(("KLDivLoss_0", "student_loss"))
+    assert loaded(exported, settings, {"KLDivLoss_0": "KLDivLoss_1"})["pending"].tolist() == [6, 7, 2, 2, 2, 1]
+    exported["state"]["pending"] = np.zeros(8, np.float32)  # of the schema of today
+    with pytest.raises(ValueError, match=re.escape("an element per loss and two more. Received float32 of shape (8,)")):
+        loaded(exported)
+    for pending in (None, [1.0], np.zeros((), np.float32), np.zeros(1, np.float32), np.zeros(2, np.float32)):
+        exported["state"]["pending"] = pending
+        with pytest.raises(ValueError, match="The entry 'pending' of the state must be an array"):
+            loaded(exported)
+    with pytest.raises(ValueError, match="another entries"):
+        loaded({**exported, "state": 3})
 
 
 def test_balancers_that_observe_nothing_keep_their_counts_whatever_their_losses():
@@ -124,7 +148,6 @@ def entry(name: str, value: Any) -> dict[str, Any]:
     return {**exported, "state": {**exported["state"], name: value}}
 
 
-PENDING = entry("pending", np.array([5, 6, 7, 1, 0], np.float32))
 REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     # what, renamed, class, words
     "none": (None, None, TypeError, "must be a mapping with exactly `schema`, `balancer`, `settings`, `names` and `state`. Received NoneType. Pass what `export_state()` returned"),
@@ -132,8 +155,8 @@ REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "empty": ({}, None, TypeError, "Received []"),
     "missing-key": ({k: v for k, v in state().items() if k != "names"}, None, TypeError, "Received ['schema', 'balancer', 'settings', 'state']"),
     "one-more-key": ({**state(), 3: 4}, None, TypeError, "'state', 3]"),
-    "schema": (state(schema="loss-balancers-state/2"), None, ValueError, "another schema than this balancer. Expected 'loss-balancers-state/1'; received 'loss-balancers-state/2'"),
-    "schema-type": (state(schema=np.zeros(3)), None, ValueError, "another schema than this balancer. Expected 'loss-balancers-state/1'; received array("),
+    "schema": (state(schema="loss-balancers-state/3"), None, ValueError, "another schema than this balancer. Expected 'loss-balancers-state/2'; received 'loss-balancers-state/3'"),
+    "schema-type": (state(schema=np.zeros(3)), None, ValueError, "another schema than this balancer. Expected 'loss-balancers-state/2'; received array("),
     "balancer": (state(balancer="WeightedSumLossBalancer"), None, ValueError, "another balancer than this balancer. Expected 'EMANormalizedLossBalancer'; received 'WeightedSumLossBalancer'"),
     "settings": (state(settings={**SETTINGS.as_json(), "beta": 0.5}), None, ValueError, "other settings than this balancer's. Expected {'beta': 0.99}; received {'beta': 0.5}. Build"),
     "settings-missing-compared": (state(settings={}), None, ValueError, "received {}. Build the balancer as the one that was exported, or pass `renamed={}`"),
@@ -150,7 +173,6 @@ REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "renamed-type": (state(), ["A"], TypeError, "`renamed` must be None or a mapping from a name of this balancer to its name in the state, or to None. Received ['A']"),
     "renamed-value": (state(), {"MSELoss_0": 3}, TypeError, "Received {'MSELoss_0': 3}"),
     "renamed-unhashable": (state(), {"MSELoss_0": ["A"]}, TypeError, "Received {'MSELoss_0': ['A']}"),
-    "pending": (PENDING, {"KLDivLoss_1": None}, ValueError, "uncommitted observations cannot take up new losses. Received ['KLDivLoss_1'], which they do not have"),
     "state-type": (state(state=[]), None, ValueError, "another entries than this balancer. Expected ['steps', 'skipped', 'pending', 'total', 'fix']; received 'list'"),
     "entry-missing": (state(state={k: v for k, v in state()["state"].items() if k != "fix"}), None, ValueError, "received ['steps', 'skipped', 'pending', 'total']"),
     "entry-more": (entry("gamma", np.zeros(3)), None, ValueError, "'fix', 'gamma']"),
@@ -162,12 +184,14 @@ REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "entry-object": (entry("total", np.array(["a", None, 3], object)), None, ValueError, "Received object of shape (3,)"),
     "entry-0-d": (entry("total", np.float32(1.0)), None, ValueError, "float32 of shape (3,). Received float32 of shape ()"),
     "entry-1-d": (entry("steps", np.zeros(1, np.int32)), None, ValueError, "int32 of shape (). Received int32 of shape (1,)"),
-    "entry-length": (entry("pending", np.zeros(3, np.float32)), None, ValueError, "float32 of shape (5,). Received float32 of shape (3,)"),
+    "entry-length": (entry("pending", np.zeros(3, np.float32)), None, ValueError, "float32 of shape (8,). Received float32 of shape (3,)"),
     "entry-swapped-bytes": (entry("total", np.zeros(3, ">f4")), None, ValueError, "Received >f4 of shape (3,)"),
     "entry-nan": (entry("total", np.array([1, np.nan, 2], np.float32)), None, ValueError, "The entry 'total' of the state must hold finite numbers, and counts of at least 0. Received [1.0, nan, 2.0]"),
-    "entry-inf": (entry("pending", np.full(5, np.inf, np.float32)), None, ValueError, "The entry 'pending' of the state must hold finite"),
+    "entry-inf": (entry("pending", np.full(8, np.inf, np.float32)), None, ValueError, "The entry 'pending' of the state must hold finite"),
     "entry-negative": (entry("steps", np.array(-1, np.int32)), None, ValueError, "The entry 'steps' of the state must hold finite numbers, and counts of at least 0. Received -1"),
-    "entry-negative-count": (entry("pending", np.array([0, 0, 0, -1, 0], np.float32)), None, ValueError, "counts of at least 0"),
+    "entry-negative-count": (entry("pending", np.array([0, 0, 0, 1, -1, 1, 1, 0], np.float32)), None, ValueError, "counts of at least 0"),
+    "entry-negative-calls": (entry("pending", np.array([0, 0, 0, 1, 1, 1, -1, 0], np.float32)), None, ValueError, "counts of at least 0"),
+    "entry-negative-left-out": (entry("pending", np.array([0, 0, 0, 1, 1, 1, 1, -1], np.float32)), None, ValueError, "counts of at least 0"),
 }  # fmt: skip
 
 

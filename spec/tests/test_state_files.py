@@ -23,7 +23,7 @@ def state(steps: int = 3) -> dict:
     held = {
         "steps": np.array(steps, np.int32),
         "skipped": np.array(0, np.int32),
-        "pending": np.array([1.5, 0, 2, 0], np.float32),
+        "pending": np.array([1.5, 0, 2, 2, 2, 0], np.float32),
         "total": np.array([1 / 3, 1e-38], np.float32),
         "fix": np.array([1, 2], np.float32),
     }
@@ -51,7 +51,7 @@ def test_others_can_read_it(tmp_path):
     assert safetensors.numpy.load_file(tmp_path / "x")["total"].tolist() == state()["state"]["total"].tolist()
     with safetensors.safe_open(tmp_path / "x", framework="np") as opened:
         metadata = opened.metadata()
-    assert metadata["schema"] == '"loss-balancers-state/1"'
+    assert metadata["schema"] == '"loss-balancers-state/2"'
     assert json.loads(metadata["settings"]) == SETTINGS.as_json()
 
 

@@ -117,8 +117,8 @@ def test_a_copy_goes_on_as_the_original_does(make, draw, way, assert_same_state)
 def test_a_whole_model_is_saved_with_its_balancer(make, draw, assert_same_state):
     model = nn.ModuleDict({"student": nn.Linear(2, 2), "balancer": train(make(), draw)})
     saved = as_saved(model)
-    assert list(saved)[:4] == ["student.weight", "student.bias", "balancer.steps", "balancer.skipped"]
-    assert list(saved)[-1] == "balancer.pending"
+    counters = ["balancer.steps", "balancer.skipped", "balancer.pending"]
+    assert list(saved)[:5] == ["student.weight", "student.bias", *counters]
     assert all(type(x) is torch.Tensor for x in saved.values())
     other = nn.ModuleDict({"student": nn.Linear(2, 2), "balancer": make()})
     assert str(other.load_state_dict(saved)) == "<All keys matched successfully>"
@@ -142,7 +142,6 @@ def test_loading_is_strict(make, draw, values, assert_same_state):
         partly.load_state_dict({"pending": torch.ones(9)}, strict=False)
     assert_same_state(partly, make())
     train(partly, draw)  # and it still works
-    assert "pending" not in dict(nn.Sequential(partly).named_buffers())
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -178,13 +177,12 @@ def test_keep_vars_gives_the_tensors_themselves(make):
     assert balancer.state_dict(keep_vars=True)["pending"] is balancer.pending
 
 
-def test_pending_is_a_buffer_for_those_who_ask_the_balancer_only(make):
-    """FSDP2 and distributed checkpoints ask each module; DistributedDataParallel, which must not send it, the model."""
+def test_state_and_table_are_buffers(make):
+    """All of it, for whoever asks, the balancer or a model; the table is not saved."""
     balancer = make()
-    assert list(dict(balancer.named_buffers(recurse=False))) == list(balancer.state_dict())
-    assert list(dict(balancer.named_buffers("at"))) == [f"at.{name}" for name in balancer.state_dict()]
+    assert list(dict(balancer.named_buffers())) == [*balancer.state_dict(), "_table"]
     model = nn.Sequential(balancer)
-    assert list(dict(model.named_buffers())) == [name for name in model.state_dict() if name != "0.pending"]
+    assert list(dict(model.named_buffers())) == [*model.state_dict(), "0._table"]
     assert not list(balancer.parameters())
 
 

@@ -12,20 +12,22 @@ from jax import Array
 
 from loss_balancers import spec
 from loss_balancers.jax.carried import BalancerState
-from loss_balancers.jax.functional import balance
+from loss_balancers.jax.observing import FLOAT, Inputs, State, look_up
 from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import keep
-from loss_balancers.jax.stateful import FLOAT, Inputs, State, StatefulLossBalancer, look_up
+from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
-def averaged(state: State, losses: Array, beta: float) -> State:
-    """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
+@partial(jax.jit, static_argnums=3, inline=True)
+def averaged(state: State, losses: Array, present: Array | None, beta: float) -> State:
+    """The running sums after ``losses``, of those that are present; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * FLOAT.type(beta)) + jnp.abs(losses)
     fix = keep(state["fix"] * FLOAT.type(beta)) + 1.0
-    bounded = jnp.isfinite(total).all()
-    return {"total": jnp.where(bounded, total, state["total"]), "fix": jnp.where(bounded, fix, state["fix"])}
+    taken = jnp.isfinite(total).all()
+    if present is not None:
+        taken = taken & present
+    return {"total": jnp.where(taken, total, state["total"]), "fix": jnp.where(taken, fix, state["fix"])}
 
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
@@ -66,7 +68,8 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         bfloat16, float16, float32, float64 and mixtures; the aggregate has their common type. State and weights are float32.
 
     State:
-        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(K + 2,)``; ``total``, ``fix`` float32 ``(K,)``; all start at 0.
+        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(2 K + 2,)``; ``total``, ``fix`` float32 ``(K,)``; all start
+        at 0.
 
     Raises:
         TypeError: An argument is of the wrong type. At a call: see `canonical`.
@@ -107,15 +110,12 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
         super().__init__(settings, auto_step, axis_name)
 
-    def _committed(self, mean: Array) -> State:
-        return averaged(self._values(), mean, self._settings.decay)
+    def _committed(self, mean: Array, present: Array) -> State:
+        return averaged(self._values(), mean, present, self._settings.decay)
 
     def _factors(self, inputs: Inputs) -> Array:
         settings, state = self._settings, self._values()
         if not settings.lagged:
-            state |= averaged(state, inputs.losses, settings.decay)
+            state |= averaged(state, inputs.losses, inputs.present, settings.decay)
         weights = look_up(self._table[...], self.steps[...])
         return normalized(state, weights, settings.offset, settings.reference)
-
-    def _aggregate(self, inputs: Inputs) -> Array:
-        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,10 @@ from jax import Array, lax
 
 from loss_balancers import spec
 from loss_balancers.jax.functional import common_dtype, sum_terms
+from loss_balancers.jax.observing import Inputs, chosen, look_up, unstacked
 from loss_balancers.jax.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import compute_dtype
-from loss_balancers.jax.stateful import Inputs, StatefulLossBalancer, look_up
+from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
 
 
@@ -38,6 +40,31 @@ def ratio_of(student: Array, distilled: Array) -> Array:
     one = filled(student, 1.0)
     quotient = div_of_kept(student, distilled)
     return jnp.where((distilled > 0) & (student > 0) & jnp.isfinite(quotient), quotient, one)
+
+
+def number_of(places: Sequence[int], inputs: Inputs, like: Array) -> Array:
+    """How many of these losses are present; 1 if none is, to divide by."""
+    if inputs.present is None:
+        return filled(like, float(len(places) or 1))
+    return counted([unstacked(inputs.present)[i] for i in places], like)
+
+
+@partial(jax.jit, inline=True)
+def counted(present: list[Array], like: Array) -> Array:
+    """How many of these are true, at least 1."""
+    count = sum((there.astype(like.dtype) for there in present), jnp.zeros_like(like))
+    return jnp.maximum(count, jnp.ones_like(like))
+
+
+def means_of(inputs: Inputs, compute: Any) -> tuple[list[Array], tuple[Any, ...]]:
+    """The losses as ratios see them, and their dtypes: shares are divided by what part of the step they are (spec T3)."""
+    if inputs.amounts is None or not inputs.shares:
+        return inputs.terms, inputs.dtypes
+    amounts = inputs.amounts if inputs.present is None else chosen(inputs.present, inputs.amounts, 1.0)
+    detached = [lax.stop_gradient(x) for x in inputs.terms]
+    terms = [sum_terms([x], (dtype,), (1.0,), compute) for x, dtype in zip(detached, inputs.dtypes, strict=True)]
+    means = [div_of_kept(x, amount.astype(compute)) for x, amount in zip(terms, unstacked(amounts), strict=True)]
+    return means, (compute,) * len(means)
 
 
 class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
@@ -104,7 +131,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Array:
         _, _, ratio, phi, scale = self._parts(inputs)
         roles = self._settings.roles(inputs.names)
-        share = div_of_kept(ratio, filled(ratio, float(len(roles.intermediates) or 1)))
+        share = div_of_kept(ratio, number_of(roles.intermediates, inputs, ratio))
         one, zero = filled(ratio, 1.0), filled(ratio, 0.0)
         kd = one if roles.student is None else rmul_of_kept(phi, scale)
         intermediate = rmul_of_kept(kd, share)
@@ -125,24 +152,33 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     def _parts(self, inputs: Inputs) -> tuple[Array, Any, Array, Array, Array]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
-        names, terms, dtypes, _ = inputs
+        names, terms, dtypes = inputs.names, inputs.terms, inputs.dtypes
         roles = self._settings.roles(names)
         compute = compute_dtype(*dtypes)
 
-        def summed(places: Any) -> Array:
-            return sum_terms([terms[i] for i in places], tuple(dtypes[i] for i in places), (1.0,) * len(places), compute)
+        def summed(places: Any, losses: Sequence[Array] = terms, dtypes: tuple[Any, ...] = dtypes) -> Array:
+            return sum_terms([losses[i] for i in places], tuple(dtypes[i] for i in places), (1.0,) * len(places), compute)
 
+        def mean_of(losses: Sequence[Array], dtypes: tuple[Any, ...]) -> Array:
+            total = summed(roles.intermediates, losses, dtypes)
+            return div(total, number_of(roles.intermediates, inputs, total))
+
+        means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
+        seen_logits = seen = logits if means is terms else summed([roles.reference], means, mean_dtypes)
         ratio = filled(logits, 0.0)
         if roles.intermediates:
-            total = summed(roles.intermediates)
-            mean = div(total, filled(total, float(len(roles.intermediates))))
-            ratio = ratio_to(lax.stop_gradient(logits), lax.stop_gradient(mean))
+            mean = mean_of(terms, dtypes)
+            seen_mean = mean if means is terms else mean_of(means, mean_dtypes)
+            ratio = ratio_to(lax.stop_gradient(seen_logits), lax.stop_gradient(seen_mean))
+            if inputs.present is not None:
+                ratio = chosen(unstacked(inputs.present)[roles.reference], ratio, 1.0)
             both = jnp.stack([filled(ratio, 1.0), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
+            seen = distilled if means is terms else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
         phi = filled(ratio, 1.0)
         if roles.student is not None:
-            phi = ratio_of(lax.stop_gradient(summed([roles.student])), lax.stop_gradient(distilled))
+            phi = ratio_of(lax.stop_gradient(summed([roles.student], means, mean_dtypes)), lax.stop_gradient(seen))
         return distilled, compute, ratio, phi, self._scale(ratio)
 
     def _scale(self, like: Array) -> Array:

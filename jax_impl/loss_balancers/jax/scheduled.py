@@ -9,8 +9,8 @@ from typing import Any
 from jax import Array
 
 from loss_balancers import spec
-from loss_balancers.jax.functional import balance
-from loss_balancers.jax.stateful import Inputs, StatefulLossBalancer, look_up
+from loss_balancers.jax.observing import Inputs, look_up
+from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
 
 
@@ -80,9 +80,6 @@ class ScheduledLossBalancer(StatefulLossBalancer):
         del inputs
         return look_up(self._table[...], self.steps[...])
 
-    def _aggregate(self, inputs: Inputs) -> Array:
-        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))
-
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
     """A weighted sum: named, non-negative weights with no bound on their sum, each a number or a schedule.
@@ -137,6 +134,3 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Array:
         del inputs
         return look_up(self._table[...], self.steps[...])
-
-    def _aggregate(self, inputs: Inputs) -> Array:
-        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))

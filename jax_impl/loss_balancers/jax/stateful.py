@@ -6,10 +6,8 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -18,79 +16,22 @@ from jaxtyping import Float
 from loss_balancers import spec
 from loss_balancers.jax.base import DistillationLossBalancer, broken_down
 from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, write
-from loss_balancers.jax.portable import div_of_kept
-from loss_balancers.jax.rounding import keep, narrow, widen
-
-State = dict[str, Array]
-
-FLOAT = np.dtype(np.float32)
+from loss_balancers.jax.functional import balance
+from loss_balancers.jax.observing import (
+    Inputs,
+    State,
+    advanced,
+    as_observed,
+    enough,
+    expanded,
+    observed,
+    pending_mean,
+    unstacked,
+    with_amounts,
+)
 
 #: After how many training calls without a `step()` a balancer warns.
 _PATIENCE = 100
-
-
-@partial(jax.jit, inline=True)
-def observed(pending: Array, losses: Array) -> Array:
-    """``pending`` with the losses added; with one call more left out if a sum would not be finite (spec T3)."""
-    one, zero = jnp.ones(1, FLOAT), jnp.zeros(1, FLOAT)
-    taken = keep(pending + jnp.concatenate([losses, one, zero]))
-    left_out = pending + jnp.concatenate([jnp.zeros_like(losses), zero, one])
-    return jnp.where(jnp.isfinite(taken).all(), taken, left_out)
-
-
-@partial(jax.jit, inline=True)
-def pending_mean(pending: Array) -> tuple[Array, Array]:
-    """The mean of the observed losses, and whether it is one (spec T4)."""
-    sums, count = pending[:-2], pending[-2]
-    informative = (count > 0) & jnp.isfinite(sums).all()
-    ones = jnp.ones_like(sums)
-    return div_of_kept(jnp.where(informative, sums, ones), jnp.where(informative, count, ones)), informative
-
-
-@partial(jax.jit, inline=True)
-def advanced(state: State, pending: Array) -> State:
-    """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
-    return {
-        "steps": state["steps"] + 1,
-        "skipped": state["skipped"] + pending[-1].astype(jnp.int32),
-        "pending": jnp.zeros_like(pending),
-    }
-
-
-@partial(jax.jit, inline=True)
-def look_up(table: Array, step: Array) -> Array:
-    """The row of a step: the last one from the table's end on."""
-    return lax.dynamic_index_in_dim(table, jnp.minimum(step, len(table) - 1), keepdims=False)
-
-
-@partial(jax.jit, inline=True)
-def as_observed(terms: list[Array]) -> Array:
-    """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
-    if not terms:
-        return jnp.zeros(0, FLOAT)
-    detached = [lax.stop_gradient(x) for x in terms]
-    return keep(jnp.stack([narrow(x, FLOAT) if x.dtype == jnp.float64 else widen(x, FLOAT) for x in detached]))
-
-
-@partial(jax.jit, inline=True)
-def unstacked(factors: Array) -> tuple[Array, ...]:
-    """The elements of a vector."""
-    return tuple(factors)
-
-
-@partial(jax.jit, static_argnums=1, inline=True)
-def enough(pending: Array, auto_step: int) -> Array:
-    """Whether ``pending`` is of as many calls as make an optimizer step."""
-    return pending[-2:].sum() >= auto_step
-
-
-class Inputs(NamedTuple):
-    """The losses of a call in canonical order, and what the state sees of them: an empty vector if it observes none."""
-
-    names: tuple[str, ...]
-    terms: list[Array]
-    dtypes: tuple[Any, ...]
-    losses: Array
 
 
 class StatefulLossBalancer(DistillationLossBalancer):
@@ -109,8 +50,8 @@ class StatefulLossBalancer(DistillationLossBalancer):
     Who never calls `step()` is warned at the 100th call in Python: a compiled call is one when it is traced, and no more.
 
     State:
-        ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(n + 2,)``, what was observed since the last commit. Each is
-        a `BalancerState`.
+        ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(2 n + 2,)``, what was observed since the last commit.
+        Each is a `BalancerState`.
     """
 
     #: Whether losses must be scalars: where their values make weights.
@@ -138,22 +79,41 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """The names of the losses in canonical order, fixed at construction; empty if the balancer takes any."""
         return self._settings.names
 
-    def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
-        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
-        inputs = self._inputs(loss)
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Switches modes, for `nnx.view`.
+
+        Args:
+            use_running_average: If True, eval mode: nothing is observed. If False, training mode. If None, as it is.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(self, loss: Mapping[str, Float[Array, ...]], *, count: Any = None, share: Any = None) -> Float[Array, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``.
+
+        Args:
+            loss: The losses.
+            count: Of how many items or tokens each loss is the mean: a number of at least 0 or a mapping from name to one, on the
+                host or the device. Default 1. A loss with the count 0 is absent: it says nothing, and its weight is 0.
+            share: What part each loss is of the step's mean, in the same forms, if losses are sums over this call's items divided
+                by the number of all items of the step. At most one of the two.
+
+        Raises:
+            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+        """
+        inputs = self._inputs(loss, count, share)
         if not self.use_running_average:
-            self._observe(inputs.losses, stacklevel=3)
+            self._observe(inputs, stacklevel=3)
         return self._aggregate(inputs)
 
-    def observe(self, loss: Mapping[str, Any]) -> None:
+    def observe(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses as a training call does, and computes no aggregate.
 
         For loops whose call runs in eval mode, or in a transform that may not change state, as `jax.grad`: call this beside it,
-        outside of the transform, once per call.
-
-        Raises: as `__call__`.
+        outside of the transform, once per call. ``count``, ``share`` and what it raises: as `__call__`.
         """
-        self._observe(self._inputs(loss).losses, stacklevel=3)
+        self._observe(self._inputs(loss, count, share), stacklevel=3)
 
     def step(self) -> None:
         """Commits what was observed since the last call: once per optimizer step, after it, as a learning rate schedule.
@@ -164,21 +124,30 @@ class StatefulLossBalancer(DistillationLossBalancer):
         self._forwards.count = -1
         self._commit()
 
-    def weights(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+    def discard(self) -> None:
+        """Drops what was observed since the last commit: where an optimizer step is not taken, as by a loss scale that skips it.
+
+        No counter moves. In a `shard_map`, call it on every device.
+        """
+        write(self.pending, jnp.zeros_like(self.pending[...]))
+
+    def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
         """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
 
-        Raises: as `__call__`.
+        ``count``, ``share`` and what it raises: as `__call__`.
         """
-        return self._weights(self._inputs(loss))
+        return self._weights(self._inputs(loss, count, share))
 
-    def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+    def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
         """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
 
         Returns:
             ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Changes
-            no state.
+            no state. Of an absent loss all are 0.
+
+        ``count``, ``share`` and what it raises: as `__call__`.
         """
-        inputs = self._inputs(loss)
+        inputs = self._inputs(loss, count, share)
         weights = self._weights(inputs).values()
         return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
 
@@ -220,13 +189,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
     def _factors(self, inputs: Inputs) -> Array:
         """The factors of the losses (spec A5), float32, by committed state and, if the method says so, ``inputs.losses``."""
 
-    @abstractmethod
     def _aggregate(self, inputs: Inputs) -> Array:
-        """The aggregate."""
+        """The aggregate: the sum of the losses by their factors."""
+        factors = self._factors(inputs)
+        return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
-    def _committed(self, mean: Array) -> State:
-        """The method's own state after a commit of ``mean``."""
-        del mean
+    def _committed(self, mean: Array, present: Array) -> State:
+        """The method's own state after a commit of the ``mean`` of each loss; of one that is not ``present``, as it was."""
+        del mean, present
         return {}
 
     def _check_names(self, names: tuple[str, ...]) -> None:
@@ -235,37 +205,39 @@ class StatefulLossBalancer(DistillationLossBalancer):
             raise spec.errors.fixed_names(self.names, names)
 
     def _weights(self, inputs: Inputs) -> dict[str, Array]:
-        factors = unstacked(self._factors(inputs))
-        shared = len(inputs.names) - len(factors) + 1
-        return dict(zip(inputs.names, (*factors[:1] * shared, *factors[1:]), strict=True))
+        factors = expanded(self._factors(inputs), len(inputs.names))
+        return dict(zip(inputs.names, unstacked(inputs.masked(factors)), strict=True))
 
-    def _inputs(self, loss: Mapping[str, Any]) -> Inputs:
+    def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
         """All that can be wrong with a call is found here, before anything is observed."""
         names, terms, dtypes = self._ordered(loss)
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        if len(self._values()["pending"]) == 2:
-            return Inputs(names, terms, dtypes, as_observed([]))
-        return Inputs(names, terms, dtypes, as_observed(terms))
+        amounts = spec.checked_amounts(names, count, share)
+        losses = as_observed([] if len(self._values()["pending"]) == 2 else terms)
+        inputs = Inputs(names, terms, dtypes, losses, losses)
+        return inputs if amounts is None else with_amounts(inputs, amounts)
 
-    def _observe(self, losses: Array, stacklevel: int) -> None:
+    def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         pending = self._state()["pending"]
         if self._auto_step is None:
             self._warn_if_never_stepped(stacklevel + 1)
         else:
             due = enough(pending[...], self._auto_step)
             self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
-        write(pending, observed(pending[...], losses))
+        write(pending, observed(pending[...], inputs.sums, inputs.amounts))
 
     def _commit(self, due: Array | None = None) -> None:
         """Commits, with ``due`` where that is true: the decision stays on the device."""
         variables, state = self._state(), self._values()
         pending = self._over_ranks(state["pending"])
-        mean, informative = pending_mean(pending)
-        own = {name: jnp.where(informative, value, state[name]) for name, value in self._committed(mean).items()}
-        for name, value in (own | advanced(state, pending)).items():
-            write(variables[name], value if due is None else jnp.where(due, value, state[name]))
+        new = self._committed(*pending_mean(pending)) | advanced(state, pending)
+        if due is not None:
+            new = {name: jnp.where(due, value, state[name]) for name, value in new.items()}
+        # All that takes time is done: an interrupt between these assignments would leave a part of the commit, and is unlikely.
+        for name, value in new.items():
+            write(variables[name], value)
 
     def _over_ranks(self, pending: Array) -> Array:
         """The sum of ``pending`` over the mapped axis, if there is one."""

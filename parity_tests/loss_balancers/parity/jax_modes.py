@@ -77,16 +77,16 @@ def _step(groups: Sequence[Group]) -> Results:
     """
     program, optimizer = Program(groups), optax.adam(1e-3)
 
-    def objective(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
+    def objective(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], keywords: Any, one: Array) -> Any:
         batch = _losses_from(parameters, one, groups)
-        outputs = program.outputs(balancers, batch)
+        outputs = program.outputs(balancers, batch, keywords)
         return _objective(outputs, cotangents), (batch, outputs)
 
-    def step(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], one: Array) -> Any:
+    def step(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], keywords: Any, one: Array) -> Any:
         value_and_grad = nnx.value_and_grad(objective, argnums=1, has_aux=True)
-        (_, (batch, outputs)), gradients = value_and_grad(balancers, parameters, cotangents, one)
+        (_, (batch, outputs)), gradients = value_and_grad(balancers, parameters, cotangents, keywords, one)
         updates, moments = optimizer.update(gradients, optimizer.init(parameters), parameters)
-        balanced = program.balanced(balancers, batch, outputs, gradients)
+        balanced = program.balanced(balancers, batch, keywords, outputs, gradients)
         return balanced, (optax.apply_updates(parameters, updates), moments)
 
     return _one_by_one(_in_wide_formats(program, step), program)
@@ -112,9 +112,9 @@ def _in_wide_formats(program: Program, step: Callable[..., Any]) -> Step:
         outputs, gradients = jax.tree.map(wide, (balanced.outputs, balanced.gradients))
         return balanced._replace(outputs=outputs, gradients=gradients), rest
 
-    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
+    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array], keywords: Any) -> Any:
         balancers = nnx.merge(program.graph, state, copy=True)
-        balanced, _ = compiled(balancers, jax.tree.map(wide, batch), cotangents, jnp.float32(1))
+        balanced, _ = compiled(balancers, jax.tree.map(wide, batch), cotangents, keywords, jnp.float32(1))
         outputs, gradients = jax.tree.map(
             lambda x, like: narrowed(x, like.dtype), (balanced.outputs, balanced.gradients), (cotangents, batch)
         )

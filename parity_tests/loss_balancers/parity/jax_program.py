@@ -19,6 +19,8 @@ from loss_balancers.spec import FORMATS, Group
 from loss_balancers.spec.reference import SETTINGS
 
 Losses = dict[str, Array]
+#: ``count`` or ``share``, by name of the loss, or neither.
+Keywords = dict[str, Losses]
 
 
 class Balanced(NamedTuple):
@@ -30,8 +32,8 @@ class Balanced(NamedTuple):
     states: list[dict[str, Array]]
 
 
-#: From the states of all balancers, losses and cotangents to the next states and what is given, packed or not.
-Step = Callable[[Any, list[Losses], list[Array]], tuple[Any, Any]]
+#: From the states of all balancers, losses, cotangents and keywords to the next states and what is given, packed or not.
+Step = Callable[[Any, list[Losses], list[Array], list[Keywords]], tuple[Any, Any]]
 
 
 class Program:
@@ -42,32 +44,32 @@ class Program:
         self.graph, self.begin = nnx.split([balancer_of(group, loss_balancers.jax) for group in groups])
         self._entries = [[entry.name for entry in SETTINGS[group.balancer].from_json(group.settings).state] for group in groups]
 
-    def step(self, state: Any, batch: list[Losses], cotangents: list[Array], forward: Any = None) -> tuple[Any, Balanced]:
+    def step(
+        self, state: Any, batch: list[Losses], cotangents: list[Array], keywords: list[Keywords], forward: Any = None
+    ) -> tuple[Any, Balanced]:
         """A forward, its gradient and a commit."""
-        outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b), batch, has_aux=True)
+        outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b, keywords), batch, has_aux=True)
         (gradients,) = pullback(cotangents)
-        return self.commit(observed, batch, outputs, gradients)
-
-    def forward(self, state: Any, batch: list[Losses]) -> tuple[list[Array], Any]:
-        """The aggregates, and the state with the losses observed."""
-        balancers = nnx.merge(self.graph, state, copy=True)
-        return self.outputs(balancers, batch), nnx.state(balancers)
-
-    def commit(self, state: Any, batch: list[Losses], outputs: list[Array], gradients: list[Losses]) -> tuple[Any, Balanced]:
-        """The state after a commit, and all that was given."""
-        balancers = nnx.merge(self.graph, state, copy=True)
-        balanced = self.balanced(balancers, batch, outputs, gradients)
+        balancers = nnx.merge(self.graph, observed, copy=True)
+        balanced = self.balanced(balancers, batch, keywords, outputs, gradients)
         return nnx.state(balancers), balanced
 
-    def outputs(self, balancers: list[Any], batch: list[Losses]) -> list[Array]:
-        """The aggregates. Observes the losses."""
-        return [balancer(losses) for balancer, losses in zip(balancers, batch, strict=True)]
+    def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Array], Any]:
+        """The aggregates, and the state with the losses observed."""
+        balancers = nnx.merge(self.graph, state, copy=True)
+        return self.outputs(balancers, batch, keywords), nnx.state(balancers)
 
-    def balanced(self, balancers: list[Any], batch: list[Losses], outputs: list[Array], gradients: list[Losses]) -> Balanced:
+    def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords]) -> list[Array]:
+        """The aggregates. Observes the losses."""
+        return [balancer(losses, **more) for balancer, losses, more in zip(balancers, batch, keywords, strict=True)]
+
+    def balanced(
+        self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords], outputs: list[Array], gradients: list[Losses]
+    ) -> Balanced:
         """All that is given. Commits what was observed."""
         weights, states = [], []
-        for balancer, losses, entries in zip(balancers, batch, self._entries, strict=True):
-            weights.append(balancer.weights(losses) if entries else {})
+        for balancer, losses, more, entries in zip(balancers, batch, keywords, self._entries, strict=True):
+            weights.append(balancer.weights(losses, **more) if entries else {})
             if entries:
                 balancer.step()
             states.append({name: getattr(balancer, name)[...] for name in entries})
@@ -119,24 +121,32 @@ class Packed:
 def packed(step: Step) -> Step:
     """The step with what it gives of each group packed, to be compiled."""
 
-    def packed_step(state: Any, batch: list[Losses], cotangents: list[Array]) -> Any:
-        state, balanced = step(state, batch, cotangents)
+    def packed_step(state: Any, *batch: Any) -> Any:
+        state, balanced = step(state, *batch)
         return state, [Packed.of(of_group) for of_group in zip(*balanced, strict=True)]
 
     return packed_step
 
 
-def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array]]:
-    """Losses and cotangents of one step of each group, as arrays of NumPy: of JAX's each would go through its dispatch."""
+def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords]]:
+    """Losses, cotangents and keywords of one step of each group.
+
+    As arrays of NumPy: each of JAX's would go through its dispatch.
+    """
     vectors = [group.sequences[sequence][t] for group in groups]
     losses = [
         {name: array(value, FORMATS[group.formats[name]].dtype) for name, value in vector.losses.items()}  # type: ignore[index]
         for group, vector in zip(groups, vectors, strict=True)
     ]
-    return losses, [
+    cotangents = [
         array(vector.cotangent, FORMATS[group.result].dtype)  # type: ignore[index]
         for group, vector in zip(groups, vectors, strict=True)
     ]
+    keywords = [
+        {group.keyword: {name: array(value, "float32") for name, value in vector.amounts.items()}} if group.keyword else {}
+        for group, vector in zip(groups, vectors, strict=True)
+    ]
+    return losses, cotangents, keywords
 
 
 def array(value: float, dtype: str = "bool") -> Any:

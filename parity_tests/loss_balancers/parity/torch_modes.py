@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import loss_balancers.torch
 from loss_balancers.parity.lanes import Result
@@ -18,6 +19,8 @@ from loss_balancers.torch.stateful import StatefulLossBalancer
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 
 Losses = dict[str, Tensor]
+#: ``count`` or ``share``, by name of the loss, or neither.
+Keywords = dict[str, Losses]
 Results = Iterator[list[Result]]
 
 
@@ -43,25 +46,20 @@ class Program:
         for balancer, state in zip(self.changing, self._begin, strict=True):
             balancer.load_state(state)
 
-    def forward(self, batch: list[Losses]) -> tuple[list[Tensor], list[Losses]]:
+    def forward(self, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Tensor], list[Losses]]:
         """Aggregates and weights. In training mode it observes the losses."""
-        outputs = [balancer(losses) for balancer, losses in zip(self.balancers, batch, strict=True)]
-        return outputs, self.weights(batch)
+        outputs = [balancer(losses, **more) for balancer, losses, more in zip(self.balancers, batch, keywords, strict=True)]
+        return outputs, [_weights(*given) for given in zip(self.balancers, batch, keywords, strict=True)]
 
-    def of_vectors(self, batch: list[Losses]) -> tuple[list[Tensor], list[Losses]]:
+    def of_vectors(self, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Tensor], list[Losses]]:
         """The same of losses of shape (1,): where a float64 scalar enters a graph, Dynamo traces all of it twice."""
-        return self.forward([{name: x.squeeze(0) for name, x in losses.items()} for losses in batch])
+        return self.forward([{name: x.squeeze(0) for name, x in losses.items()} for losses in batch], keywords)
 
-    def weights(self, batch: list[Losses]) -> list[Losses]:
-        """The weights of those that change."""
-        pairs = zip(self.balancers, batch, strict=True)
-        return [balancer.weights(losses) if isinstance(balancer, StatefulLossBalancer) else {} for balancer, losses in pairs]
-
-    def observe(self, batch: list[Losses]) -> None:
+    def observe(self, batch: list[Losses], keywords: list[Keywords]) -> None:
         """What a forward in training mode observes."""
-        for balancer, losses in zip(self.balancers, batch, strict=True):
+        for balancer, losses, more in zip(self.balancers, batch, keywords, strict=True):
             if isinstance(balancer, StatefulLossBalancer):
-                balancer.observe(losses)
+                balancer.observe(losses, **more)
 
     def commit(self) -> None:
         """The end of an optimizer step."""
@@ -75,7 +73,7 @@ class Program:
             for balancer, output, of_each, by_name in zip(self.balancers, outputs, gradients, weights, strict=True)
         ]
 
-    def steps(self, run: Callable[[list[Losses], list[Tensor]], list[Result]]) -> Results:
+    def steps(self, run: Callable[[list[Losses], list[Tensor], list[Keywords]], list[Result]]) -> Results:
         """Each step of each sequence, which begins with balancers as new."""
         sequences, steps = shape(self.groups[0])
         for sequence in range(sequences):
@@ -83,17 +81,26 @@ class Program:
             for t in range(steps):
                 yield run(*self.batch(sequence, t))
 
-    def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor]]:
-        """Losses and cotangents of one step of each group."""
+    def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor], list[Keywords]]:
+        """Losses, cotangents and keywords of one step of each group."""
         vectors = [group.sequences[sequence][t] for group in self.groups]
         losses = [
             {name: self._tensor(value, group.formats[name]) for name, value in vector.losses.items()}
             for group, vector in zip(self.groups, vectors, strict=True)
         ]
-        return losses, [self._tensor(vector.cotangent, g.result) for g, vector in zip(self.groups, vectors, strict=True)]
+        keywords = [
+            {group.keyword: {name: self._tensor(x, "f32") for name, x in vector.amounts.items()}} if group.keyword else {}
+            for group, vector in zip(self.groups, vectors, strict=True)
+        ]
+        return losses, [self._tensor(v.cotangent, g.result) for g, v in zip(self.groups, vectors, strict=True)], keywords
 
     def _tensor(self, value: float, fmt: str) -> Tensor:
         return torch.tensor(value, dtype=DTYPES[fmt], device=self.device)
+
+
+def _weights(balancer: Any, losses: Losses, keywords: Keywords) -> Losses:
+    """The weights of a balancer that changes."""
+    return balancer.weights(losses, **keywords) if isinstance(balancer, StatefulLossBalancer) else {}
 
 
 def _state(balancer: Any) -> dict[str, Tensor]:
@@ -123,10 +130,10 @@ def _compiled(device: str, groups: Sequence[Group]) -> Results:
 def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
     """As a training loop does: a forward, its backward by autograd, a commit."""
 
-    def step(batch: list[Losses], cotangents: list[Tensor]) -> list[Result]:
+    def step(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
         vectors = [{name: x.reshape(1).requires_grad_() for name, x in losses.items()} for losses in batch]
         leaves = [x for losses in vectors for x in losses.values()]
-        outputs, weights = forward(vectors)
+        outputs, weights = forward(vectors, keywords)
         # A student loss that is left out of the aggregate is not in the graph: its gradient is zero.
         gradients = iter(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
         commit()
@@ -142,9 +149,8 @@ class _WithWeights(torch.nn.Module):
         super().__init__()
         self.balancer = balancer
 
-    def forward(self, losses: Losses) -> tuple[Tensor, Losses]:
-        weights = self.balancer.weights(losses) if isinstance(self.balancer, StatefulLossBalancer) else {}
-        return self.balancer(losses), weights
+    def forward(self, losses: Losses, keywords: Keywords) -> tuple[Tensor, Losses]:
+        return self.balancer(losses, **keywords), _weights(self.balancer, losses, keywords)
 
 
 def _vmap(device: str, groups: Sequence[Group]) -> Results:
@@ -157,14 +163,12 @@ def _vmap(device: str, groups: Sequence[Group]) -> Results:
     wrapped = [[_WithWeights(balancer).eval() for balancer in program.balancers] for program in programs]
     found: dict[tuple[int, int], list[Result]] = {}
     for t in range(steps):
-        batches, cotangents = zip(*(program.batch(sequence, t) for sequence, program in enumerate(programs)), strict=True)
+        batches, cotangents, keywords = zip(*(program.batch(sequence, t) for sequence, program in enumerate(programs)), strict=True)
         given = []
-        for modules, losses, backs in zip(
-            zip(*wrapped, strict=True), zip(*batches, strict=True), zip(*cotangents, strict=True), strict=True
-        ):
-            given.append(_of_all(modules, {name: torch.stack([x[name] for x in losses]) for name in losses[0]}, torch.stack(backs)))
+        for modules, *of_group in zip(*(zip(*x, strict=True) for x in (wrapped, batches, keywords, cotangents)), strict=True):
+            given.append(_of_all(modules, *tree_map(lambda *xs: torch.stack(xs), *zip(*of_group, strict=True))))
         for sequence, program in enumerate(programs):
-            program.observe(batches[sequence])
+            program.observe(batches[sequence], keywords[sequence])
             program.commit()
             outputs, gradients, weights = zip(
                 *((o[sequence], _at(g, sequence), _at(w, sequence)) for o, g, w in given), strict=True
@@ -173,18 +177,20 @@ def _vmap(device: str, groups: Sequence[Group]) -> Results:
     return (found[sequence, t] for sequence in range(sequences) for t in range(steps))
 
 
-def _of_all(modules: Sequence[torch.nn.Module], losses: Losses, cotangents: Tensor) -> tuple[Tensor, Losses, Losses]:
+def _of_all(
+    modules: Sequence[torch.nn.Module], losses: Losses, keywords: Keywords, cotangents: Tensor
+) -> tuple[Tensor, Losses, Losses]:
     """Aggregate, gradients and weights of one group in all sequences."""
     buffers = {
         name: torch.stack([dict(module.named_buffers())[name] for module in modules]) for name, _ in modules[0].named_buffers()
     }
 
-    def step(buffers: Losses, losses: Losses, cotangent: Tensor) -> tuple[Tensor, Losses, Losses]:
-        given: Any = torch.func.vjp(lambda x: torch.func.functional_call(modules[0], buffers, (x,)), losses, has_aux=True)
+    def step(buffers: Losses, losses: Losses, keywords: Keywords, cotangent: Tensor) -> tuple[Tensor, Losses, Losses]:
+        given: Any = torch.func.vjp(lambda x: torch.func.functional_call(modules[0], buffers, (x, keywords)), losses, has_aux=True)
         output, pullback, weights = given
         return output, pullback(cotangent)[0], weights
 
-    return torch.func.vmap(step)(buffers, losses, cotangents)
+    return torch.func.vmap(step)(buffers, losses, keywords, cotangents)
 
 
 def _at(stacked: Losses, index: int) -> Losses:
@@ -207,8 +213,8 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
             for narrow, p, one in zip(dtypes, parameters, ones, strict=True)
         ]
 
-    def objective(parameters: list[Tensor], cotangents: list[Tensor], ones: list[Tensor]) -> Any:
-        outputs, weights = program.forward(losses_from(parameters, ones))
+    def objective(parameters: list[Tensor], cotangents: list[Tensor], keywords: list[Keywords], ones: list[Tensor]) -> Any:
+        outputs, weights = program.forward(losses_from(parameters, ones), keywords)
         outputs = [o.to(p.dtype) for o, p in zip(outputs, parameters, strict=True)]
         # Each aggregate gets its cotangent; the sum itself is nobody's business.
         terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
@@ -220,14 +226,14 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
 
     objective, update = _compile(objective), _compile(update)
 
-    def run(batch: list[Losses], cotangents: list[Tensor]) -> list[Result]:
+    def run(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
         # A vector of all losses of a group: a scalar each would make the compiler work three times as long.
         parameters = [
             torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow]).requires_grad_()
             for losses, narrow in zip(batch, dtypes, strict=True)
         ]
         # Cotangents are vectors for the reason that `of_vectors` gives.
-        total, outputs, weights = objective(parameters, [x.reshape(1) for x in cotangents], ones)
+        total, outputs, weights = objective(parameters, [x.reshape(1) for x in cotangents], keywords, ones)
         gradients = torch.autograd.grad(total, parameters)
         update(parameters, rates, gradients)
         return program.results(

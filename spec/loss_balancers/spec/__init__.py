@@ -4,14 +4,26 @@ Keys and canonical order, settings and their validation, every error text, the e
 """
 
 from loss_balancers.spec import errors, schedules
+from loss_balancers.spec.amounts import Amounts, checked_amounts
 from loss_balancers.spec.checks import check_auto_step, check_mapping, check_reduction_fn, finite_weights, same_length
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.errors import LossInfo, bad_losses, missing_framework
-from loss_balancers.spec.formats import FORMAT_OF_DTYPE, FORMATS, Format, compute_format, result_format, round_to, round_weight
+from loss_balancers.spec.formats import (
+    FORMAT_OF_DTYPE,
+    FORMATS,
+    MOST_CALLS,
+    MOST_LEFT_OUT,
+    MOST_STEPS,
+    Format,
+    compute_format,
+    result_format,
+    round_to,
+    round_weight,
+)
 from loss_balancers.spec.golden import Group, Vector, golden_hash, load_golden
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
-from loss_balancers.spec.moving import checked_state, exported
+from loss_balancers.spec.moving import check_values, checked_state, exported
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.schedules import Schedule
 from loss_balancers.spec.settings import Settings
@@ -22,7 +34,11 @@ from loss_balancers.spec.static import Plan, StaticLossBalancerSettings, static_
 __all__ = [
     "FORMATS",
     "FORMAT_OF_DTYPE",
+    "MOST_CALLS",
+    "MOST_LEFT_OUT",
+    "MOST_STEPS",
     "STUDENT_LOSS_KEY",
+    "Amounts",
     "EMANormalizedLossBalancerSettings",
     "Format",
     "Group",
@@ -41,6 +57,8 @@ __all__ = [
     "check_auto_step",
     "check_mapping",
     "check_reduction_fn",
+    "check_values",
+    "checked_amounts",
     "checked_state",
     "compute_format",
     "errors",

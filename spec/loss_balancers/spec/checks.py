@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from loss_balancers.spec import errors
+from loss_balancers.spec.formats import MOST_CALLS
 
 
 def check_mapping(loss: Any) -> None:
@@ -75,11 +76,11 @@ def check_reduction_fn(fn: Any) -> None:
 
 
 def check_auto_step(auto_step: Any) -> None:
-    """Refuses an ``auto_step`` that is neither None nor an int of at least 1.
+    """Refuses an ``auto_step`` that is neither None nor an int from 1 to what float32 can count.
 
     Raises:
-        TypeError: It is no int.
-        ValueError: It is below 1.
+        TypeError: It is not an int.
+        ValueError: It is out of bounds.
     """
-    if auto_step is not None and (not isinstance(auto_step, int) or isinstance(auto_step, bool) or auto_step < 1):
-        raise errors.auto_step_value(auto_step)
+    if auto_step is not None and (not isinstance(auto_step, int) or isinstance(auto_step, bool) or not 1 <= auto_step < MOST_CALLS):
+        raise errors.auto_step_value(auto_step, MOST_CALLS - 1)

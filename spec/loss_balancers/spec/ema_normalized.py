@@ -12,6 +12,7 @@ import numpy as np
 
 from loss_balancers.spec import arithmetic, errors, tables
 from loss_balancers.spec.by_factors import ByFactors
+from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import real_number
 from loss_balancers.spec.formats import flush, round_weight
 from loss_balancers.spec.scheduled import checked_names
@@ -96,21 +97,19 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         """Which loss, in canonical order, is the unit; None for one."""
         return None if self.target == "one" else self.names.index(self.target)
 
-    def exact_committed(self, state: ReferenceState, losses: Sequence[float]) -> ReferenceState:
-        """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
-        decayed = {
-            name: [flush(arithmetic.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
-            for name in ("total", "fix")
-        }
-        total = tuple(arithmetic.add(d, abs(x), "f32") for d, x in zip(decayed["total"], losses, strict=True))
-        if not all(map(math.isfinite, total)):
-            return {}
-        return {"total": total, "fix": tuple(arithmetic.add(d, 1.0, "f32") for d in decayed["fix"])}
+    def exact_committed(self, state: ReferenceState, losses: Sequence[float], present: Sequence[bool]) -> ReferenceState:
+        """The running sums after ``losses``, of those that are present; as they were if one would not be finite (spec M2)."""
+        taken: ReferenceState = {}
+        for name, more in (("total", [abs(x) for x in losses]), ("fix", [1.0] * len(losses))):
+            decayed = [flush(arithmetic.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
+            sums = [arithmetic.add(d, x, "f32") for d, x in zip(decayed, more, strict=True)]
+            taken[name] = tuple(new if there else old for new, old, there in zip(sums, state[name], present, strict=True))
+        return taken if all(map(math.isfinite, taken["total"])) else {}
 
-    def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
+    def exact_factors(self, state: ReferenceState, call: Call) -> list[float]:
         """The weights of a call (spec M3)."""
         if not self.lagged:
-            state = {**state, **self.exact_committed(state, losses)}
+            state = {**state, **self.exact_committed(state, call.means("f32"), call.present)}
         means = [
             arithmetic.div(total, fix if fix > 0 else 1.0, "f32") for total, fix in zip(state["total"], state["fix"], strict=True)
         ]

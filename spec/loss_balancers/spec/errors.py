@@ -270,7 +270,7 @@ def no_student_loss(names: Sequence[str]) -> ValueError:
 def fixed_names(names: Sequence[str], received: Sequence[str]) -> ValueError:
     return ValueError(
         f"The losses must be those that the balancer was built for. It has {list(names)}; received {list(received)}. Correct the "
-        "names on one side."
+        "names on one side. For a loss that is absent from this batch, pass any value and `count={...}` with 0 for it."
     )
 
 
@@ -278,10 +278,10 @@ def not_a_scalar(shapes: Mapping[str, tuple[int, ...]]) -> ValueError:
     return ValueError(f"The losses of this balancer must be scalars, of shape (). Received {dict(shapes)}. Reduce them first.")
 
 
-def auto_step_value(received: Any) -> Exception:
+def auto_step_value(received: Any, most: int) -> Exception:
     kind = ValueError if isinstance(received, int) and not isinstance(received, bool) else TypeError
     return kind(
-        f"`auto_step` must be None or an int of at least 1. Received {received!r}. Pass how many training forwards make an "
+        f"`auto_step` must be None or an int from 1 to {most}. Received {shown(received)}. Pass how many training forwards make an "
         "optimizer step, or None and call `step()`."
     )
 
@@ -335,13 +335,6 @@ def renamed_unknown(unknown: Sequence[str], names: Sequence[str]) -> ValueError:
     )
 
 
-def pending_and_renamed(fresh: Sequence[str]) -> ValueError:
-    return ValueError(
-        f"A state with uncommitted observations cannot take up new losses. Received {list(fresh)}, which they do not have. Export "
-        "the state right after `step()`."
-    )
-
-
 def state_entry(name: str, expected: str, received: str) -> ValueError:
     return ValueError(
         f"The entry {name!r} of the state must be an array, {expected}. Received {received}. Load a state that `export_state()` "
@@ -374,6 +367,28 @@ def under_a_transform() -> RuntimeError:
     )
 
 
+def within_join() -> RuntimeError:
+    return RuntimeError(
+        "`step()` reduces over ranks, and must not be called within `join()` of DistributedDataParallel: ranks that are out of "
+        "data would take its reduction for one of the model's. Build the balancer with `process_group=False`, or pass "
+        "`throw_on_early_termination=True` to `join()`."
+    )
+
+
+def state_converted(name: str, expected: object, received: object) -> RuntimeError:
+    return RuntimeError(
+        f"The state of a balancer must keep its dtypes. `{name}` must be {expected}; it was converted to {received}, and its bits "
+        "are lost. With FSDP's `MixedPrecision`, set `buffer_dtype=torch.float32`, or name the balancer in `ignored_modules`."
+    )
+
+
+def dtensor_loss(name: str) -> TypeError:
+    return TypeError(
+        f"The loss {name!r} must be a plain tensor: this balancer has state, which is not distributed. Received a DTensor. Pass "
+        "`loss.full_tensor()`."
+    )
+
+
 def process_group_type(received: Any) -> TypeError:
     return TypeError(
         f"`process_group` must be None, False or a process group. Received {shown(received)} of type {type(received).__name__}. "
@@ -393,6 +408,43 @@ def across_a_transform() -> RuntimeError:
         "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "
         "and use the transform of `nnx` (`nnx.jit`, `nnx.value_and_grad`), or call `eval()` on it, and `observe(loss)` and "
         "`step()` outside of the transform."
+    )
+
+
+# --- amounts --------------------------------------------------------------------------------------------------------
+
+
+def count_and_share() -> TypeError:
+    return TypeError(
+        "A call takes `count` or `share`, not both. Received both. Pass `count` if each loss is a mean over so many items, `share` "
+        "if it is that part of the step's mean."
+    )
+
+
+def amount_type(where: str, received: Any) -> TypeError:
+    return TypeError(
+        f"`{where}` must be a real number or a scalar array of them. Received {shown(received)} of type {type(received).__name__}. "
+        "Pass a number, or a mapping from the name of each loss to its number."
+    )
+
+
+def amount_bounds(where: str, received: Any) -> ValueError:
+    return ValueError(
+        f"`{where}` must be finite and at least 0. Received {shown(received)}. Pass 0 for a loss that is absent from this batch."
+    )
+
+
+def amount_names(keyword: str, received: Sequence[str], names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"`{keyword}` must name the losses exactly. It names {list(received)}; the losses are {list(names)}. Name every loss, with "
+        "0 for one that is absent, or pass one number for all."
+    )
+
+
+def amount_device(where: str, received: str, losses: str) -> ValueError:
+    return ValueError(
+        f"`{where}` must be a number, or on the CPU or the device of the losses. Received one on {received}; the losses are on "
+        f"{losses}. Move it there first."
     )
 
 
@@ -441,9 +493,10 @@ def bad_losses(infos: Mapping[str, LossInfo]) -> Exception:
     """The first rule that these losses break: type, then shape, then device (spec E4 to E6)."""
     for name, info in infos.items():
         if not info.is_loss:
+            absent = " For a loss that is absent from this batch, pass any value and `count={...}` with 0 for it."
             return TypeError(
                 f"The loss {name!r} must be a floating-point array ({ACCEPTED}). Received {info.kind}. Pass the loss as the "
-                "framework computed it."
+                f"framework computed it.{absent if info.kind == 'NoneType' else ''}"
             )
     shapes = {name: info.shape for name, info in infos.items()}
     if len(set(shapes.values())) > 1:

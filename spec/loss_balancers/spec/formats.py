@@ -39,6 +39,13 @@ FORMATS: dict[FormatName, Format] = {
 #: dtype name, as NumPy, torch and JAX spell it, to format name.
 FORMAT_OF_DTYPE: dict[str, FormatName] = {f.dtype: f.name for f in FORMATS.values()}
 
+#: The largest int32: a counter stays there.
+MOST_STEPS = 2**31 - 1
+#: The largest float32 below it.
+MOST_LEFT_OUT = 2**31 - 128
+#: From so many pending calls on, float32 cannot count them; nothing of them is taken in.
+MOST_CALLS = 2**24
+
 
 def compute_format(formats: Iterable[str]) -> FormatName:
     """The format that losses of these formats are balanced in: f64 if any of them is, else f32 (spec A1)."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from loss_balancers.spec import arithmetic, errors, tables
+from loss_balancers.spec.call import Call
 from loss_balancers.spec.formats import compute_format, result_format, round_weight
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, kd_names
 from loss_balancers.spec.schedules import Schedule, as_schedule
@@ -94,23 +95,24 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         """
         return _roles(self, names)
 
-    def exact_ratios(self, roles: Roles, values: Sequence[float], formats: Sequence[str], state: ReferenceState) -> Ratios:
+    def exact_ratios(self, roles: Roles, call: Call, state: ReferenceState) -> Ratios:
         """The weights of a call (spec L2 to L4)."""
-        compute = compute_format(formats)
-        reference = _sum([roles.reference], values, formats, compute)
+        compute = compute_format(call.formats)
+        means = call.means(compute)
         ratio = 0.0
-        if roles.intermediates:
-            mean = _mean(roles.intermediates, values, formats, compute)
+        if not call.present[roles.reference]:
+            ratio = 1.0
+        elif roles.intermediates:
+            mean = _mean(roles, call, means, compute)
             ratio = 1.0 if mean < 0 or math.isnan(mean) else 0.0
             if mean > 0:
-                ratio = _finite_or(0.0, arithmetic.div(reference, mean, compute))
+                ratio = _finite_or(0.0, arithmetic.div(means[roles.reference], mean, compute))
         scale = self.constant_scale
         if scale is None:
             scale = float(tables.at(self.table, state["steps"])[0])
         balance = 1.0
         if roles.student is not None:
-            distilled = self._distilled(roles, ratio, values, formats, compute)
-            student = _sum([roles.student], values, formats, compute)
+            distilled, student = _distilled(roles, call, means, ratio, compute), means[roles.student]
             if distilled > 0 and student > 0:
                 balance = _finite_or(1.0, arithmetic.div(student, distilled, compute))
         return Ratios(ratio, balance, scale)
@@ -120,53 +122,40 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         """The format of the weights: that in which losses of these formats are balanced."""
         return compute_format(formats)
 
-    def exact_weights(
-        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], state: ReferenceState
-    ) -> list[float]:
-        """The weight of each loss, in the compute format: 0 of a student loss that is left out."""
-        roles, compute = self.roles(names), compute_format(formats)
-        ratio, balance, scale = self.exact_ratios(roles, values, formats, state)
+    def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:
+        """The weight of each loss, in the compute format: 0 of a student loss that is left out, and of one that is absent."""
+        roles, compute = self.roles(call.names), compute_format(call.formats)
+        ratio, balance, scale = self.exact_ratios(roles, call, state)
         kd = 1.0 if roles.student is None else arithmetic.rmul(balance, round_weight(scale, compute), compute)
-        share = arithmetic.div(ratio, float(len(roles.intermediates) or 1), compute)
-        weights = [arithmetic.rmul(kd, share, compute) if i in roles.intermediates else 0.0 for i in range(len(names))]
+        share = arithmetic.div(ratio, _number(roles, call), compute)
+        weights = [arithmetic.rmul(kd, share, compute) if i in roles.intermediates else 0.0 for i in range(len(call.names))]
         weights[roles.reference] = kd
         if roles.student is not None:
             weights[roles.student] = 1.0
-        return weights
+        return [weight if there else 0.0 for weight, there in zip(weights, call.present, strict=True)]
 
-    def exact_aggregate(
-        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], cotangent: float, state: ReferenceState
-    ) -> tuple[float, list[float]]:
+    def exact_aggregate(self, call: Call, cotangent: float, state: ReferenceState) -> tuple[float, list[float]]:
         """The aggregate and the gradient to each loss (spec L5)."""
-        roles = self.roles(names)
-        ratio, balance, scale = self.exact_ratios(roles, values, formats, state)
-        compute, result = compute_format(formats), result_format(formats)
-        gradients = [0.0] * len(names)
+        roles = self.roles(call.names)
+        ratio, balance, scale = self.exact_ratios(roles, call, state)
+        formats, compute, result = call.formats, compute_format(call.formats), result_format(call.formats)
+        distilled = _distilled(roles, call, call.in_format(compute), ratio, compute)
+        gradients = [0.0] * len(call.names)
         if roles.student is None:
             (g,) = arithmetic.weighted_sum_gradient(cotangent, (compute,), (1.0,), result)
-            aggregate = arithmetic.weighted_sum(
-                [self._distilled(roles, ratio, values, formats, compute)], (compute,), (1.0,), result
-            )
+            aggregate = arithmetic.weighted_sum([distilled], (compute,), (1.0,), result)
         else:
-            distilled = self._distilled(roles, ratio, values, formats, compute)
             balanced = arithmetic.weighted_sum([distilled], (compute,), (balance,), compute)
             outer = (compute, formats[roles.student])
-            aggregate = arithmetic.weighted_sum([balanced, values[roles.student]], outer, (scale, 1.0), result)
+            aggregate = arithmetic.weighted_sum([balanced, call.values[roles.student]], outer, (scale, 1.0), result)
             g, gradients[roles.student] = arithmetic.weighted_sum_gradient(cotangent, outer, (scale, 1.0), result)
             (g,) = arithmetic.weighted_sum_gradient(g, (compute,), (balance,), compute)
         to_reference, to_mean = arithmetic.weighted_sum_gradient(g, (formats[roles.reference], compute), (1.0, ratio), compute)
         gradients[roles.reference] = to_reference
         for i in roles.intermediates:
-            to_total = arithmetic.div(to_mean, float(len(roles.intermediates)), compute)
+            to_total = arithmetic.div(to_mean, _number(roles, call), compute)
             (gradients[i],) = arithmetic.weighted_sum_gradient(to_total, (formats[i],), (1.0,), compute)
-        return aggregate, gradients
-
-    def _distilled(self, roles: Roles, ratio: float, values: Sequence[float], formats: Sequence[str], compute: str) -> float:
-        """The reference loss and the intermediates scaled to it."""
-        if not roles.intermediates:
-            return _sum([roles.reference], values, formats, compute)
-        mean = _mean(roles.intermediates, values, formats, compute)
-        return arithmetic.weighted_sum([values[roles.reference], mean], (formats[roles.reference], compute), (1.0, ratio), compute)
+        return aggregate, [g if there else 0.0 for g, there in zip(gradients, call.present, strict=True)]
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -178,12 +167,25 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         return cls(**{**data, "kd_loss_scale": Schedule.from_json(data["kd_loss_scale"])})
 
 
-def _sum(places: Sequence[int], values: Sequence[float], formats: Sequence[str], compute: str) -> float:
-    return arithmetic.weighted_sum([values[i] for i in places], [formats[i] for i in places], (1.0,) * len(places), compute)
+def _number(roles: Roles, call: Call) -> float:
+    """How many intermediate losses are present; 1 if none is, to divide by."""
+    return float(sum(call.present[i] for i in roles.intermediates) or 1)
 
 
-def _mean(places: Sequence[int], values: Sequence[float], formats: Sequence[str], compute: str) -> float:
-    return arithmetic.div(_sum(places, values, formats, compute), float(len(places)), compute)
+def _mean(roles: Roles, call: Call, losses: Sequence[float], compute: str) -> float:
+    """The mean of the intermediate losses that are present; ``losses`` are in the compute format."""
+    intermediates = [losses[i] for i in roles.intermediates]
+    ones = (1.0,) * len(intermediates)
+    total = arithmetic.weighted_sum(intermediates, (compute,) * len(intermediates), ones, compute)
+    return arithmetic.div(total, _number(roles, call), compute)
+
+
+def _distilled(roles: Roles, call: Call, losses: Sequence[float], ratio: float, compute: str) -> float:
+    """The reference loss and the intermediates scaled to it."""
+    if not roles.intermediates:
+        return losses[roles.reference]
+    terms = [losses[roles.reference], _mean(roles, call, losses, compute)]
+    return arithmetic.weighted_sum(terms, (compute, compute), (1.0, ratio), compute)
 
 
 def _finite_or(otherwise: float, value: float) -> float:

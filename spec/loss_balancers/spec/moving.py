@@ -11,7 +11,10 @@ import numpy as np
 from loss_balancers.spec import errors
 from loss_balancers.spec.state import StateEntry
 
-SCHEMA = "loss-balancers-state/1"
+SCHEMA = "loss-balancers-state/2"
+
+#: The schema before: its ``pending`` has one count for all losses, of calls. Still read.
+_ONE_COUNT = "loss-balancers-state/1"
 
 #: The parts of an exported state that are no arrays.
 DESCRIPTION = ("schema", "balancer", "settings", "names")
@@ -54,6 +57,8 @@ def checked_state(
         ValueError: Another schema, balancer, settings, names or entries; each error lists both sides.
     """
     check_parts(exported)
+    if isinstance(exported["schema"], str) and exported["schema"] == _ONE_COUNT:
+        exported = {**exported, "schema": SCHEMA, "state": _with_counts(exported["state"], exported["names"])}
     for what, mine in (("schema", SCHEMA), ("balancer", balancer)):
         if not isinstance(exported[what], str) or exported[what] != mine:
             raise errors.state_mismatch(what, mine, exported[what])
@@ -66,10 +71,20 @@ def checked_state(
         received = list(state) if isinstance(state, Mapping) else type(state).__name__
         raise errors.state_mismatch("entries", [entry.name for entry in entries], received)
     arrays = {entry.name: _checked_array(entry, len(theirs) - len(names), state[entry.name]) for entry in entries}
-    fresh = [name for name, source in zip(names, sources, strict=True) if source is None]
-    if fresh and arrays["pending"][-2:].any():
-        raise errors.pending_and_renamed(fresh)
     return {entry.name: _reordered(arrays[entry.name], entry, sources) for entry in entries}
+
+
+def _with_counts(state: Any, names: Any) -> Any:
+    """The state of a schema with one count, of calls, with a count per loss; as it is if it has no such ``pending``."""
+    pending = state.get("pending") if isinstance(state, Mapping) else None
+    if not isinstance(pending, np.ndarray) or pending.shape == (2,):  # of a balancer that observes no losses: no difference
+        return state
+    if not isinstance(names, Sequence) or pending.shape != (len(names) + 2,):
+        raise errors.state_entry(
+            "pending", "float32 with an element per loss and two more", f"{pending.dtype} of shape {pending.shape}"
+        )
+    counts = np.full(len(names), pending[-2], pending.dtype)
+    return {**state, "pending": np.concatenate([pending[:-2], counts, pending[-2:]])}
 
 
 def check_parts(exported: Any) -> None:
@@ -120,20 +135,32 @@ def _sources(names: Sequence[str], theirs: Any, renamed: Mapping[str, str | None
 
 def _checked_array(entry: StateEntry, more: int, value: Any) -> Array:
     """The array of an entry; ``more`` is how many more losses the exported state has than ours."""
-    shape = (entry.shape[0] + more,) if entry.named else entry.shape
+    shape = (entry.shape[0] + entry.blocks * more,) if entry.named else entry.shape
     if not isinstance(value, (np.ndarray, np.generic)):
         raise errors.state_entry(entry.name, f"{entry.dtype} of shape {shape}", f"one of type {type(value).__name__}")
     array: Array = np.asarray(value)
     if array.dtype != entry.dtype or array.shape != shape:
         raise errors.state_entry(entry.name, f"{entry.dtype} of shape {shape}", f"{array.dtype} of shape {array.shape}")
-    counts: Array = array if entry.dtype == "int32" else array[-2:] if entry.name == "pending" else array[:0]
+    check_values(entry, array)
+    return array
+
+
+def check_values(entry: StateEntry, array: Array) -> None:
+    """Refuses numbers that no run gives.
+
+    Raises:
+        ValueError: A number is not finite, or a count is negative.
+    """
+    counts: Array = array if entry.dtype == "int32" else array[len(array) // 2 - 1 :] if entry.name == "pending" else array[:0]
     if not np.isfinite(array).all() or (counts < 0).any():
         raise errors.state_values(entry.name, array.tolist())
-    return array
 
 
 def _reordered(array: Array, entry: StateEntry, sources: Sequence[int | None]) -> Array:
     if not entry.named:
         return array.copy()
-    mine = [array.dtype.type(0) if source is None else array[source] for source in sources]
-    return np.concatenate([np.array(mine, array.dtype), array[len(array) - (entry.shape[0] - entry.named) :]])
+    rest = entry.shape[0] - entry.blocks * entry.named
+    theirs = (len(array) - rest) // entry.blocks
+    by_block = array[: len(array) - rest].reshape(entry.blocks, theirs)
+    mine = [np.zeros(entry.blocks, array.dtype) if source is None else by_block[:, source] for source in sources]
+    return np.concatenate([np.array(mine, array.dtype).T.ravel(), array[len(array) - rest :]])

@@ -6,15 +6,16 @@ than counters, ``exact_committed`` too. The table of settings classes here is wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from loss_balancers.spec.amounts import Amounts
+from loss_balancers.spec.call import Call, Losses
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
-from loss_balancers.spec.keys import canonical_order
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
-from loss_balancers.spec.state import ReferenceState, advance, as_observed, initial_state, observe, pending_mean
+from loss_balancers.spec.state import ReferenceState, advance, initial_state, observe, pending_mean
 from loss_balancers.spec.static import StaticLossBalancerSettings
 
 #: Every balancer by its class's name: the settings that it has.
@@ -29,8 +30,16 @@ SETTINGS: dict[str, Any] = {
     )
 }
 
-#: From name to format and value.
-Losses = Mapping[str, tuple[str, float]]
+
+class Step(NamedTuple):
+    """One step of a run: the losses of its forward, the cotangent in the aggregate's format, and `count=` or `share=`.
+
+    ``amounts`` are in the canonical order of the losses.
+    """
+
+    losses: Losses
+    cotangent: float
+    amounts: Amounts | None = None
 
 
 class Answer(NamedTuple):
@@ -42,33 +51,28 @@ class Answer(NamedTuple):
     state: ReferenceState
 
 
-def run(settings: Any, steps: Iterable[tuple[Losses, float]]) -> Iterator[Answer]:
+def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator[Answer]:
     """A run from the beginning: at each step one forward in training mode, its gradient, and `step()`.
 
     Args:
         settings: Those of any balancer.
-        steps: The losses of each step, and the cotangent in the aggregate's format.
+        steps: What each step is given: `Step`, or its first two fields.
     """
     state = initial_state(settings.state)
-    for losses, cotangent in steps:
-        names = canonical_order(tuple(losses))
-        formats, values = [losses[name][0] for name in names], [losses[name][1] for name in names]
-        weights = settings.exact_weights(names, values, formats, state)
-        aggregate, gradients = settings.exact_aggregate(names, values, formats, cotangent, state)
+    for step in steps:
+        losses, cotangent, amounts = Step._make(step if len(step) == 3 else (*step, None))
+        call = Call.of(losses, amounts)
+        weights = settings.exact_weights(call, state)
+        aggregate, gradients = settings.exact_aggregate(call, cotangent, state)
         if state:
-            state = committed(settings, observed(state, values, formats))
-        yield Answer(aggregate, dict(zip(names, gradients, strict=True)), dict(zip(names, weights, strict=True)), state)
-
-
-def observed(state: ReferenceState, values: list[float], formats: list[str]) -> ReferenceState:
-    """The state after a forward in training mode. Balancers that keep counters alone observe that there was a call."""
-    return observe(state, as_observed(values, formats) if len(state["pending"]) > 2 else [])
+            state = committed(settings, observe(state, call))
+        yield Answer(aggregate, dict(zip(call.names, gradients, strict=True)), dict(zip(call.names, weights, strict=True)), state)
 
 
 def committed(settings: Any, state: ReferenceState) -> ReferenceState:
     """The state after `step()` (spec T4)."""
-    mean = pending_mean(state["pending"])
-    own = settings.exact_committed(state, mean) if mean else {}  # none to commit, or of no loss
+    mean, present = pending_mean(state["pending"])
+    own = settings.exact_committed(state, mean, present) if any(present) else {}
     return advance({**state, **own})
 
 

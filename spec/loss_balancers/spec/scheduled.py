@@ -11,6 +11,7 @@ import numpy as np
 
 from loss_balancers.spec import errors, tables
 from loss_balancers.spec.by_factors import ByFactors
+from loss_balancers.spec.call import Call
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.schedules import Schedule, as_schedule
 from loss_balancers.spec.settings import named_schedules
@@ -109,9 +110,9 @@ class ScheduledLossBalancerSettings(ByFactors):
         elif kd_names(tuple(dict(held))) != kd:
             raise errors.names_mismatch(kd_names(tuple(dict(held))), kd)
 
-    def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
+    def exact_factors(self, state: ReferenceState, call: Call) -> list[float]:
         """The factors of a call (spec S3)."""
-        del losses
+        del call
         return tables.at(self.table, state["steps"]).tolist()
 
     def as_json(self) -> dict[str, Any]:
@@ -188,9 +189,9 @@ class WeightedSumLossBalancerSettings(ByFactors):
         tables.check_bounds(table, list(schedules), 0.0, float(np.finfo(np.float32).max))
         return tables.rounded(table)
 
-    def exact_factors(self, state: ReferenceState, losses: Sequence[float]) -> list[float]:
+    def exact_factors(self, state: ReferenceState, call: Call) -> list[float]:
         """The factors of a call (spec S3)."""
-        del losses
+        del call
         return tables.at(self.table, state["steps"]).tolist()
 
     def as_json(self) -> dict[str, Any]:

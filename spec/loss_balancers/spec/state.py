@@ -2,8 +2,9 @@
 
 State is observed in the forward and committed by ``step()``, once per optimizer step:
 
-- ``pending``, float32 ``(n + 2,)``: the sums of the n observed losses since the last commit in canonical order, how many calls
-  they sum, and how many were left out because a sum would not have been finite.
+- ``pending``, float32 ``(2 n + 2,)``: of the n observed losses the sums since the last commit in canonical order; how many items
+  (or what share of the step) each sum is of; how many calls they sum; how many calls were left out because a sum would not have
+  been finite.
 - ``steps`` and ``skipped``, int32 ``()``: commits so far, and calls left out so far.
 
 and what a method adds. Every entry starts at zero. The reference holds numbers as Python floats and ints. How state moves is in
@@ -17,20 +18,44 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from loss_balancers.spec import arithmetic
-from loss_balancers.spec.formats import flush
+from loss_balancers.spec.call import Call
+from loss_balancers.spec.formats import MOST_CALLS, MOST_LEFT_OUT, MOST_STEPS, flush
 
 
 class StateEntry(NamedTuple):
-    """One entry of a balancer's state. The first ``named`` of its elements belong to the losses, in canonical order."""
+    """One entry of a balancer's state.
+
+    The first ``blocks * named`` of its elements belong to the losses: a block is one element per loss, in canonical order.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     named: int = 0
+    blocks: int = 1
 
 
 #: From entry to value: a float or an int, or a tuple of them for a vector.
 ReferenceState = dict[str, Any]
+
+
+class Pending(NamedTuple):
+    """The parts of ``pending``."""
+
+    sums: tuple[float, ...]
+    amounts: tuple[float, ...]
+    calls: float
+    left_out: float
+
+    @classmethod
+    def of(cls, pending: Sequence[float]) -> Pending:
+        """The parts of the vector."""
+        n = len(pending) // 2 - 1
+        return cls(tuple(pending[:n]), tuple(pending[n : 2 * n]), *pending[2 * n :])
+
+    def vector(self) -> tuple[float, ...]:
+        """The vector of the parts."""
+        return (*self.sums, *self.amounts, self.calls, self.left_out)
 
 
 def base_entries(observed: int) -> tuple[StateEntry, ...]:
@@ -38,7 +63,7 @@ def base_entries(observed: int) -> tuple[StateEntry, ...]:
     return (
         StateEntry("steps", "int32", ()),
         StateEntry("skipped", "int32", ()),
-        StateEntry("pending", "float32", (observed + 2,), observed),
+        StateEntry("pending", "float32", (2 * observed + 2,), observed, 2),
     )
 
 
@@ -48,31 +73,42 @@ def initial_state(entries: Sequence[StateEntry]) -> ReferenceState:
     return {e.name: (zero[e.dtype],) * e.shape[0] if e.shape else zero[e.dtype] for e in entries}
 
 
-def as_observed(values: Sequence[float], formats: Sequence[str]) -> list[float]:
-    """Losses as state sees them: in float32, rounded and flushed (spec T2)."""
-    return [flush(arithmetic.narrow(arithmetic.widen(x, fmt), "f32"), "f32") for x, fmt in zip(values, formats, strict=True)]
+def observe(state: ReferenceState, call: Call) -> ReferenceState:
+    """Adds a call to the pending sums, in float32; leaves it out if a sum would not be finite (spec T3)."""
+    pending = Pending.of(state["pending"])
+    losses = call.in_format("f32")[: len(pending.sums)]  # none if the balancer keeps counters alone
+    amounts = ((1.0,) * len(call.names) if call.amounts is None else call.amounts)[: len(losses)]
+    if not call.shares:
+        losses = [arithmetic.rmul(x, amount, "f32") for x, amount in zip(losses, amounts, strict=True)]
+    taken = Pending(_added(pending.sums, losses), _added(pending.amounts, amounts), pending.calls, pending.left_out)
+    if all(map(math.isfinite, taken.vector())):
+        (calls,) = _added([pending.calls], [1.0])
+        return {**state, "pending": taken._replace(calls=calls).vector()}
+    (left_out,) = _added([pending.left_out], [1.0])
+    return {**state, "pending": pending._replace(left_out=left_out).vector()}
 
 
-def observe(state: ReferenceState, losses: Sequence[float]) -> ReferenceState:
-    """Adds losses, in float32, to the pending sums; leaves them out if a sum would not be finite (spec T3)."""
-    row = [*losses, 1.0, 0.0]
-    taken = tuple(flush(arithmetic.add(a, b, "f32"), "f32") for a, b in zip(state["pending"], row, strict=True))
-    if not all(map(math.isfinite, taken)):
-        *others, left_out = state["pending"]
-        taken = (*others, left_out + 1.0)
-    return {**state, "pending": taken}
+def _added(pending: Sequence[float], more: Sequence[float]) -> tuple[float, ...]:
+    return tuple(flush(arithmetic.add(a, b, "f32"), "f32") for a, b in zip(pending, more, strict=True))
 
 
-def pending_mean(pending: Sequence[float]) -> tuple[float, ...] | None:
-    """The mean of the observed losses, None if there is nothing to commit (spec T4)."""
-    *sums, count, _ = pending
-    if count == 0 or not all(map(math.isfinite, sums)):
-        return None
-    return tuple(arithmetic.div(total, count, "f32") for total in sums)
+def pending_mean(pending: Sequence[float]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """The mean of each observed loss, and whether it is one: 0 and False if there is nothing to commit (spec T4)."""
+    sums, amounts, calls, _ = Pending.of(pending)
+    informative = calls < MOST_CALLS and all(map(math.isfinite, (*sums, *amounts)))
+    present = tuple(informative and amount > 0 for amount in amounts)
+    pairs = zip(sums, amounts, present, strict=True)
+    return tuple(arithmetic.div(total, amount, "f32") if there else 0.0 for total, amount, there in pairs), present
 
 
 def advance(state: ReferenceState) -> ReferenceState:
     """The counters after a commit, and the pending sums cleared (spec T4)."""
-    *_, left_out = state["pending"]
-    cleared = (0.0,) * len(state["pending"])
-    return {**state, "steps": state["steps"] + 1, "skipped": state["skipped"] + int(left_out), "pending": cleared}
+    _, _, calls, left_out = Pending.of(state["pending"])
+    if calls >= MOST_CALLS:
+        left_out = arithmetic.add(left_out, calls, "f32")
+    return {
+        **state,
+        "steps": min(state["steps"] + 1, MOST_STEPS),
+        "skipped": min(state["skipped"] + int(min(left_out, MOST_LEFT_OUT)), MOST_STEPS),
+        "pending": (0.0,) * len(state["pending"]),
+    }

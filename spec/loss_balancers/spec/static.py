@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 from loss_balancers.spec import arithmetic, errors
+from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import check_mapping, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.settings import Settings
@@ -95,19 +96,15 @@ class StaticLossBalancerSettings(Settings):
         """The KD names that the weights are for, None where they are not named."""
         return kd_names(tuple(dict(self.kd_loss_weight))) if self._form is dict else None
 
-    def exact_weights(
-        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], state: ReferenceState
-    ) -> list[float]:
+    def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:
         """The weight of each loss, in float64."""
-        del values, formats, state
-        return list(static_plan(self, names).weights)
+        del state
+        return list(static_plan(self, call.names).weights)
 
-    def exact_aggregate(
-        self, names: tuple[str, ...], values: Sequence[float], formats: Sequence[str], cotangent: float, state: ReferenceState
-    ) -> tuple[float, list[float]]:
+    def exact_aggregate(self, call: Call, cotangent: float, state: ReferenceState) -> tuple[float, list[float]]:
         """The aggregate and the gradient to each loss (spec A4 to A8)."""
         del state
-        return arithmetic.balance(values, formats, static_plan(self, names).factors, cotangent)
+        return arithmetic.balance(call.values, call.formats, static_plan(self, call.names).factors, cotangent)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -219,8 +216,6 @@ def static_reference(
         The aggregate in the common format of the losses, and name to gradient in canonical order.
     """
     check_mapping(losses)
-    plan = static_plan(settings, canonical_order(tuple(losses)))
-    formats = [losses[name][0] for name in plan.names]
-    values = [losses[name][1] for name in plan.names]
-    aggregate, gradients = settings.exact_aggregate(plan.names, values, formats, cotangent, {})
-    return aggregate, dict(zip(plan.names, gradients, strict=True))
+    call = Call.of(losses)
+    aggregate, gradients = settings.exact_aggregate(call, cotangent, {})
+    return aggregate, dict(zip(call.names, gradients, strict=True))

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
+
+from loss_balancers import spec
 
 
 class CarriesState(nn.Module):
-    """State that is float32 and int32 whatever is done to the model.
-
-    ``pending`` is no buffer of the model: DistributedDataParallel sends rank 0's buffers to all ranks, over what the others have
-    observed. It moves, is saved and is loaded as one, and the balancer itself lists it among its buffers.
-    """
+    """State that is float32 and int32 whatever is done to the model: buffers, all persistent but the table of weights."""
 
     _settings: Any
     _process_group: Any
+    pending: Tensor
     #: The weights of every step. They follow from the settings, and are saved nowhere.
     _table: Tensor
-    pending: Tensor
 
-    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """The buffers and ``pending``: FSDP2 and distributed checkpoints ask each module, DistributedDataParallel the model."""
-        yield from super().named_buffers(prefix, recurse, remove_duplicate)
-        yield f"{prefix}.pending" if prefix else "pending", self.pending
+    def _register(self, entries: tuple[spec.StateEntry, ...]) -> None:
+        """Registers the state, all zero, and the table, where a module's buffers belong: on the default device."""
+        self._dtypes = {entry.name: getattr(torch, entry.dtype) for entry in entries}
+        for entry in entries:
+            self.register_buffer(entry.name, torch.zeros(entry.shape, dtype=self._dtypes[entry.name]))
+        self.register_buffer("_table", torch.tensor(self._settings.table), persistent=False)
+
+    def _state(self) -> dict[str, Tensor]:
+        """The state by name.
+
+        Raises:
+            RuntimeError: Somebody has converted it, and its bits are lost.
+        """
+        if self._table.device != self.pending.device:
+            self._table = self._table_on(self.pending.device)  # FSDP2 and accelerate move the rest without a word
+        state = {name: getattr(self, name) for name in self._dtypes}
+        for name, dtype in self._dtypes.items():
+            if state[name].dtype != dtype:
+                raise spec.errors.state_converted(name, dtype, state[name].dtype)
+        return state
+
+    def _table_on(self, device: torch.device) -> Tensor:
+        return torch.tensor(self._settings.table, device=device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: no reference to a wrapper, which the copy is not in."""
+        return {**self.__dict__, "_wrappers": (), "_looks": 0}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of everything but the process group, which cannot be copied."""
         memo[id(self._process_group)] = self._process_group
         memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        copied.__dict__.update(deepcopy(self.__getstate__(), memo))
         return copied
-
-    def _bring_table(self) -> None:
-        """Brings the table to where state is, made anew: on "meta" it had no values."""
-        device = self.pending.device
-        if self._table.device != device:
-            self._table = torch.tensor(self._settings.table, device=device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         if recurse:
@@ -52,22 +67,37 @@ class CarriesState(nn.Module):
                 y.zero_()  # `to_empty` leaves what memory holds; state begins at zero
             return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
 
-        self.pending = moved(self.pending)
-        self._bring_table()
-        return super()._apply(moved, recurse=False)
+        on_meta = self._table.is_meta
+        super()._apply(moved, recurse=False)
+        if on_meta and not self._table.is_meta:
+            self._table = self._table_on(self._table.device)  # on "meta" it had no values
+        return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "pending"] = self.pending if keep_vars else self.pending.detach()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        pending = self.pending
-        del self.pending
-        self.register_buffer("pending", pending)  # for a moment, so that it is found, checked and loaded as one
-        try:
-            super()._load_from_state_dict(*args, **kwargs)
-        finally:
-            self.pending = self._buffers.pop("pending")  # type: ignore[reportAttributeAccessIssue]
-        for entry in self._settings.state:  # ``assign=True`` takes any dtype
-            setattr(self, entry.name, getattr(self, entry.name).to(getattr(torch, entry.dtype)))
-        self._bring_table()
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        wrong = []
+        for entry in self._settings.state:
+            value: Any = state_dict.get(prefix + entry.name)
+            if type(value) not in (Tensor, Parameter) or value.is_meta:
+                continue
+            if entry.name == "pending" and entry.named and value.shape == (entry.named + 2,):  # of before there were counts
+                state_dict[prefix + entry.name] = value = torch.cat([value[:-2], value[-2:-1].expand(entry.named), value[-2:]])
+            if value.shape == entry.shape:
+                try:
+                    spec.check_values(entry, value.detach().to("cpu", torch.float64).numpy())
+                except ValueError as error:
+                    wrong.append(f"{prefix}{entry.name}: {error}")
+        error_msgs += wrong
+        if wrong:
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name, dtype in self._dtypes.items():  # ``assign=True`` takes any dtype
+            setattr(self, name, getattr(self, name).to(dtype))

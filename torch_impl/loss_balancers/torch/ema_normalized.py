@@ -10,18 +10,20 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
-from loss_balancers.torch.functional import balance
+from loss_balancers.torch.observing import Inputs, State, look_up
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import finite, keep
-from loss_balancers.torch.stateful import Inputs, State, StatefulLossBalancer, look_up
+from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
-def averaged(state: State, losses: Tensor, beta: float) -> State:
-    """The running sums after ``losses``; as they were if one would not be finite (spec M2)."""
+def averaged(state: State, losses: Tensor, present: Tensor | None, beta: float) -> State:
+    """The running sums after ``losses``, of those that are present; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * beta) + losses.abs()
     fix = keep(state["fix"] * beta) + 1.0
-    bounded = finite(total).all()
-    return {"total": torch.where(bounded, total, state["total"]), "fix": torch.where(bounded, fix, state["fix"])}
+    taken = finite(total).all()
+    if present is not None:
+        taken = taken & present
+    return {"total": torch.where(taken, total, state["total"]), "fix": torch.where(taken, fix, state["fix"])}
 
 
 def normalized(state: State, weights: Tensor, eps: float, reference: int | None) -> Tensor:
@@ -60,7 +62,8 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         bfloat16, float16, float32, float64 and mixtures; the aggregate has their common type. State and weights are float32.
 
     State:
-        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(K + 2,)``; ``total``, ``fix`` float32 ``(K,)``; all start at 0.
+        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(2 K + 2,)``; ``total``, ``fix`` float32 ``(K,)``; all start
+        at 0.
 
     Raises:
         TypeError: An argument is of the wrong type. At a call: see `canonical`.
@@ -101,15 +104,12 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
         super().__init__(settings, auto_step, process_group)
 
-    def _committed(self, mean: Tensor) -> State:
-        return averaged(self._state(), mean, self._settings.decay)
+    def _committed(self, mean: Tensor, present: Tensor) -> State:
+        return averaged(self._state(), mean, present, self._settings.decay)
 
     def _factors(self, inputs: Inputs) -> Tensor:
         settings, state = self._settings, self._state()
         if not settings.lagged:
-            state |= averaged(state, inputs.losses, settings.decay)
+            state |= averaged(state, inputs.losses, inputs.present, settings.decay)
         weights = look_up(self._table, self.steps)
         return normalized(state, weights, settings.offset, settings.reference)
-
-    def _aggregate(self, inputs: Inputs) -> Tensor:
-        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.torch.functional import common_dtype, sum_terms
 from loss_balancers.torch.host import host_constant
+from loss_balancers.torch.observing import Inputs, look_up
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import compute_dtype, finite, keep
-from loss_balancers.torch.stateful import Inputs, StatefulLossBalancer, look_up
+from loss_balancers.torch.stateful import StatefulLossBalancer
 
 roles_of = host_constant(spec.LogitsAndIntermediatesLossBalancerSettings.roles)
 
@@ -29,6 +31,25 @@ def ratio_of(student: Tensor, distilled: Tensor) -> Tensor:
     """What brings the KD losses to the scale of the student loss (spec L3)."""
     quotient = div_of_kept(student, distilled)
     return torch.where((distilled > 0) & (student > 0) & finite(quotient), quotient, 1.0)
+
+
+def number_of(places: Sequence[int], inputs: Inputs, like: Tensor) -> Tensor:
+    """How many of these losses are present; 1 if none is, to divide by."""
+    if inputs.present is None:
+        return torch.full_like(like, float(len(places) or 1))
+    count = sum((inputs.present[i].to(like.dtype) for i in places), torch.zeros_like(like))
+    return count.clamp(min=1.0)
+
+
+def means_of(inputs: Inputs, compute: torch.dtype) -> tuple[list[Tensor], tuple[torch.dtype, ...]]:
+    """The losses as ratios see them, and their dtypes: shares are divided by what part of the step they are (spec T3)."""
+    if inputs.amounts is None or not inputs.shares:
+        return inputs.terms, inputs.dtypes
+    amounts = inputs.amounts if inputs.present is None else torch.where(inputs.present, inputs.amounts, 1.0)
+    detached = [x.detach() for x in inputs.terms]
+    terms = [sum_terms([x], (dtype,), (1.0,), compute) for x, dtype in zip(detached, inputs.dtypes, strict=True)]
+    means = [div_of_kept(x, amount) for x, amount in zip(terms, amounts.to(compute).unbind(0), strict=True)]
+    return means, (compute,) * len(means)
 
 
 class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
@@ -96,7 +117,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Tensor:
         _, _, ratio, phi, scale = self._parts(inputs)
         roles = roles_of(self._settings, inputs.names)
-        share = div_of_kept(ratio, torch.full_like(ratio, float(len(roles.intermediates) or 1)))
+        share = div_of_kept(ratio, number_of(roles.intermediates, inputs, ratio))
         one, zero = torch.ones_like(ratio), torch.zeros_like(ratio)
         kd = one if roles.student is None else rmul_of_kept(phi, scale)
         intermediate = rmul_of_kept(kd, share)
@@ -117,24 +138,33 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     def _parts(self, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
-        names, terms, dtypes, _ = inputs
+        names, terms, dtypes = inputs.names, inputs.terms, inputs.dtypes
         roles = roles_of(self._settings, names)
         compute = compute_dtype(*dtypes)
 
-        def summed(places: Any) -> Tensor:
-            return sum_terms([terms[i] for i in places], tuple(dtypes[i] for i in places), (1.0,) * len(places), compute)
+        def summed(places: Any, losses: Sequence[Tensor] = terms, dtypes: tuple[torch.dtype, ...] = dtypes) -> Tensor:
+            return sum_terms([losses[i] for i in places], tuple(dtypes[i] for i in places), (1.0,) * len(places), compute)
 
+        def mean_of(losses: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> Tensor:
+            total = summed(roles.intermediates, losses, dtypes)
+            return div(total, number_of(roles.intermediates, inputs, total))
+
+        means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
+        seen_logits = seen = logits if means is terms else summed([roles.reference], means, mean_dtypes)
         ratio = torch.zeros_like(logits)
         if roles.intermediates:
-            total = summed(roles.intermediates)
-            mean = div(total, torch.full_like(total, float(len(roles.intermediates))))
-            ratio = ratio_to(logits.detach(), mean.detach())
+            mean = mean_of(terms, dtypes)
+            seen_mean = mean if means is terms else mean_of(means, mean_dtypes)
+            ratio = ratio_to(seen_logits.detach(), seen_mean.detach())
+            if inputs.present is not None:
+                ratio = torch.where(inputs.present[roles.reference], ratio, 1.0)
             both = torch.stack([torch.ones_like(ratio), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
+            seen = distilled if means is terms else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
         phi = torch.ones_like(ratio)
         if roles.student is not None:
-            phi = ratio_of(summed([roles.student]).detach(), distilled.detach())
+            phi = ratio_of(summed([roles.student], means, mean_dtypes).detach(), seen.detach())
         return distilled, compute, ratio, phi, self._scale(ratio)
 
     def _scale(self, like: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
-from loss_balancers.torch.functional import balance
-from loss_balancers.torch.stateful import Inputs, StatefulLossBalancer, look_up
+from loss_balancers.torch.observing import Inputs, look_up
+from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
 class ScheduledLossBalancer(StatefulLossBalancer):
@@ -80,9 +80,6 @@ class ScheduledLossBalancer(StatefulLossBalancer):
         del inputs
         return look_up(self._table, self.steps)
 
-    def _aggregate(self, inputs: Inputs) -> Tensor:
-        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))
-
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
     """A weighted sum: named, non-negative weights with no bound on their sum, each a number or a schedule.
@@ -137,6 +134,3 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
     def _factors(self, inputs: Inputs) -> Tensor:
         del inputs
         return look_up(self._table, self.steps)
-
-    def _aggregate(self, inputs: Inputs) -> Tensor:
-        return balance(inputs.terms, inputs.dtypes, self._factors(inputs))

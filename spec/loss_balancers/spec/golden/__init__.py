@@ -16,6 +16,7 @@ class Vector(NamedTuple):
     """One step: losses in, aggregate and gradients out. Values are floats that their format represents.
 
     Of a balancer that changes over time also the weights, and the state after the step: a number or a tuple of them by entry.
+    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given.
     """
 
     losses: dict[str, float]
@@ -24,6 +25,7 @@ class Vector(NamedTuple):
     gradients: dict[str, float]
     weights: dict[str, float]
     state: dict[str, Any]
+    amounts: dict[str, float] = {}  # noqa: RUF012  # of a NamedTuple, and never changed
 
 
 class Group(NamedTuple):
@@ -31,7 +33,8 @@ class Group(NamedTuple):
 
     Each sequence begins with a new balancer. All groups of one balancer and label have as many sequences, of as many steps: of one,
     if the balancer has no state. ``formats`` has the names in the shuffled order in which the losses are to be given; ``label`` is
-    the column of the parity matrix: a format, or ``mixed``. ``weights`` are those that never change.
+    the column of the parity matrix: a format, or ``mixed``. ``weights`` are those that never change. ``keyword`` is ``count``
+    or ``share`` if every call is given that, else empty.
     """
 
     id: str
@@ -42,6 +45,7 @@ class Group(NamedTuple):
     result: str
     weights: dict[str, float]
     sequences: tuple[tuple[Vector, ...], ...]
+    keyword: str = ""
 
     @property
     def vectors(self) -> tuple[Vector, ...]:
@@ -82,6 +86,7 @@ def _group(balancer: str, group: dict[str, Any]) -> Group:
         result=group["result"],
         weights=_floats(group.get("weights", {})),
         sequences=tuple(tuple(map(_vector, sequence)) for sequence in sequences),
+        keyword=group.get("keyword", ""),
     )
 
 
@@ -96,6 +101,7 @@ def _vector(vector: dict[str, Any]) -> Vector:
             name: tuple(map(float.fromhex, value)) if isinstance(value, list) else value
             for name, value in vector.get("state", {}).items()
         },
+        amounts=_floats(vector.get("amounts", {})),
     )
 
 

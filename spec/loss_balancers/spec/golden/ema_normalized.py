@@ -18,8 +18,8 @@ def ema_normalized_vectors() -> str:
     student = [STUDENT_LOSS_KEY]
     weights = {"MSELoss_0": schedules.linear(0.0, 2.0, 4), STUDENT_LOSS_KEY: 0.75}
 
-    def form(name: str, names: list[str], formats: list[str], **settings: Any) -> Form:
-        return Form(name, EMANormalizedLossBalancerSettings(names, **settings), names, formats)
+    def form(name: str, names: list[str], formats: list[str], keyword: str = "", **settings: Any) -> Form:
+        return Form(name, EMANormalizedLossBalancerSettings(names, **settings), names, formats, keyword)
 
     return sequence_vectors(
         [
@@ -28,6 +28,8 @@ def ema_normalized_vectors() -> str:
             form("current-2", [*indexed(1), *student], ["f64"], beta=0.0, eps=0.0, target=STUDENT_LOSS_KEY),
             form("all-1", indexed(1), ["f16"], beta=1.0, eps=0.25),
             form("one-4", [*indexed(3), *student], ["mixed-wide"]),
+            form("count-3", [*indexed(2), *student], ["f32"], "count", target=STUDENT_LOSS_KEY, beta=0.75),
+            form("share-2", [*indexed(1), *student], ["bf16"], "share", beta=0.5),
         ],
         SEED,
     )

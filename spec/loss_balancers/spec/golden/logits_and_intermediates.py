@@ -16,8 +16,8 @@ def logits_and_intermediates_vectors() -> str:
     """The whole file as text."""
     student, logits = [STUDENT_LOSS_KEY], "LogitsKLLoss_0"
 
-    def form(name: str, names: list[str], formats: list[str], **settings: Any) -> Form:
-        return Form(name, LogitsAndIntermediatesLossBalancerSettings(**settings), names, formats)
+    def form(name: str, names: list[str], formats: list[str], keyword: str = "", **settings: Any) -> Form:
+        return Form(name, LogitsAndIntermediatesLossBalancerSettings(**settings), names, formats, keyword)
 
     ramp = schedules.linear(0.0, 2.5, 5)
     return sequence_vectors(
@@ -27,6 +27,8 @@ def logits_and_intermediates_vectors() -> str:
             form("skip", [logits, "MSE_1", *student], ["f16"], skip_original_loss=True),
             form("skip-alone", ["hidden", "soft", "attention"], ["f64"], skip_original_loss=True, reference="soft"),
             form("scheduled", ["MSE_1", logits, "MSE_2", *student], ["mixed-wide"], kd_loss_scale=ramp),
+            form("count", [logits, "MSE_1", "MSE_2", *student], ["f64"], "count"),
+            form("share", [logits, "MSE_1", "MSE_2", *student], ["f32"], "share"),
         ],
         SEED,
     )

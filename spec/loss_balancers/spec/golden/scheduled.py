@@ -19,8 +19,8 @@ def scheduled_vectors() -> str:
     piecewise = schedules.piecewise_linear({1: 0.1, 2: 0.55, 6: 0.3})
     named = {"soft targets": schedules.linear(0.2, 0.7, 5), STUDENT_LOSS_KEY: schedules.linear(0.8, 0.3, 5)}
 
-    def form(name: str, weight: object, names: list[str], *formats: str) -> Form:
-        return Form(name, ScheduledLossBalancerSettings(weight, names), names, formats)
+    def form(name: str, weight: object, names: list[str], *formats: str, keyword: str = "") -> Form:
+        return Form(name, ScheduledLossBalancerSettings(weight, names), names, formats, keyword)
 
     return sequence_vectors(
         [
@@ -28,6 +28,7 @@ def scheduled_vectors() -> str:
             form("sequence-2", [down, ramp], [*indexed(2), *student], "f32"),
             form("sequence-2-alone", [table, schedules.warmup_constant(0.5, 3)], indexed(2), "f16"),
             form("mapping-2", {"b": piecewise, "a": schedules.warmup_linear(0.4, 3, 0.1, 6)}, ["b", "a", *student], "mixed"),
+            form("count-2", ramp, [*indexed(2), *student], "f32", keyword="count"),
             form("mapping-student", named, ["soft targets", *student], "f64"),
         ],
         SEED,

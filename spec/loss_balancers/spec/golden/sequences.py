@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from loss_balancers.spec.amounts import Amounts
 from loss_balancers.spec.formats import FORMATS, Format, result_format, round_to
 from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, label_of
-from loss_balancers.spec.reference import Answer, run
+from loss_balancers.spec.keys import canonical_order
+from loss_balancers.spec.reference import Answer, Step, run
 from loss_balancers.spec.settings import Settings
 
 #: Steps of a sequence. As many in every group, so that lanes can run all sequences of a column side by side.
@@ -19,12 +21,16 @@ STEPS = 8
 
 
 class Form(NamedTuple):
-    """Settings, the names of the losses that they meet, and the sets of formats in which they do."""
+    """Settings, the names of the losses that they meet, and the sets of formats in which they do.
+
+    ``keyword`` is given at every call: ``count`` or ``share``, or neither.
+    """
 
     id: str
     settings: Settings
     names: Sequence[str]
     formats: Sequence[str]
+    keyword: str = ""
 
 
 def sequence_vectors(forms: Sequence[Form], seed: int) -> str:
@@ -42,20 +48,46 @@ def _group(rng: random.Random, form: Form, format_set: str) -> dict[str, Any]:
     sequences = []
     for rows in _sequences(_Inputs(rng, formats)):
         cotangents = [cotangent(rng, (index + len(sequences)) % STEPS, result) for index in range(STEPS)]
-        steps = [({name: (formats[name], x) for name, x in row.items()}, back) for row, back in zip(rows, cotangents, strict=True)]
+        amounts = [_amounts(rng, form.keyword, (index + len(sequences)) % STEPS, row) for index, row in enumerate(rows)]
+        steps = [_step(formats, row, back, given, form.keyword) for row, back, given in zip(rows, cotangents, amounts, strict=True)]
         answers = run(form.settings, steps)
-        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, strict=True)])
+        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, amounts, strict=True)])
     return {
         "id": f"{form.id}-{format_set}",
         "settings": form.settings.as_json(),
         "label": label_of(format_set),
         "formats": formats,
         "result": result,
+        **({"keyword": form.keyword} if form.keyword else {}),
         "sequences": sequences,
     }
 
 
-def _vector(row: dict[str, float], back: float, answer: Answer) -> dict[str, Any]:
+def _amounts(rng: random.Random, keyword: str, index: int, row: dict[str, float]) -> dict[str, float]:
+    """Equal ones; draws; draws with an absent loss, one that is not finite if there is one; no loss at all."""
+    if not keyword:
+        return {}
+    low, high = (0, 9) if keyword == "count" else (-6, 0)
+    drawn = {name: draw(rng, "f32", low, high) for name in row}
+    if keyword == "count":
+        drawn = {name: float(int(x)) for name, x in drawn.items()}
+    absent = rng.choice(list(row))
+    if index == 0:
+        return dict.fromkeys(row, 4.0 if keyword == "count" else 0.25)
+    if index in (1, 7):
+        return {**drawn, absent: 0.0}
+    if index == 5:
+        return {**drawn, next((name for name, x in row.items() if not math.isfinite(x)), absent): 0.0}
+    return dict.fromkeys(row, 0.0) if index == 2 else drawn
+
+
+def _step(formats: dict[str, str], row: dict[str, float], back: float, amounts: dict[str, float], keyword: str) -> Step:
+    losses = {name: (formats[name], x) for name, x in row.items()}
+    values = tuple(amounts[name] for name in canonical_order(tuple(row))) if keyword else ()
+    return Step(losses, back, Amounts(values, keyword == "share") if keyword else None)
+
+
+def _vector(row: dict[str, float], back: float, answer: Answer, amounts: dict[str, float]) -> dict[str, Any]:
     return {
         "losses": _hex(row),
         "cotangent": back.hex(),
@@ -63,6 +95,7 @@ def _vector(row: dict[str, float], back: float, answer: Answer) -> dict[str, Any
         "gradients": _hex(answer.gradients),
         "weights": _hex(answer.weights),
         "state": {name: [x.hex() for x in value] if isinstance(value, tuple) else value for name, value in answer.state.items()},
+        **({"amounts": _hex(amounts)} if amounts else {}),
     }
 
 

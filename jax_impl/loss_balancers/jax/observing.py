@@ -1,0 +1,160 @@
+"""How state takes in the losses of calls: pure functions, state in, state out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from loss_balancers import spec
+from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
+from loss_balancers.jax.rounding import keep, narrow, widen
+
+State = dict[str, Array]
+
+FLOAT = np.dtype(np.float32)
+
+
+class Inputs(NamedTuple):
+    """The losses of a call in canonical order: as the aggregate takes them, as weights see them, and as they are observed.
+
+    ``losses`` and ``sums`` are float32 vectors, empty if state observes no losses. ``amounts`` are counts, or shares if ``shares``
+    is set; None if each is 1. ``present`` is None if no loss is absent.
+    """
+
+    names: tuple[str, ...]
+    terms: list[Array]
+    dtypes: tuple[Any, ...]
+    losses: Array
+    sums: Array
+    amounts: Array | None = None
+    present: Array | None = None
+    shares: bool = False
+
+    def masked(self, vector: Array) -> Array:
+        """A vector with a number per loss: 0 for one that is absent."""
+        return vector if self.present is None else chosen(self.present, vector, 0.0)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def chosen(where: Array, x: Array, otherwise: float) -> Array:
+    """``x``, but ``otherwise`` where ``where`` is false."""
+    return jnp.where(where, x, jnp.full_like(x, otherwise))
+
+
+@partial(jax.jit, inline=True)
+def as_observed(terms: list[Array]) -> Array:
+    """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
+    if not terms:
+        return jnp.zeros(0, FLOAT)
+    detached = [lax.stop_gradient(x) for x in terms]
+    return keep(jnp.stack([narrow(x, FLOAT) if x.dtype == jnp.float64 else widen(x, FLOAT) for x in detached]))
+
+
+def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
+    """Inputs whose losses stand for these amounts (spec T3)."""
+    names, terms, dtypes, losses, *_ = inputs
+    vector = _on_device(amounts)
+    present = None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else above_zero(vector)
+    if present is not None:
+        terms = [chosen(there, x, 0.0) for there, x in zip(unstacked(present), terms, strict=True)]
+        losses = chosen(present, losses, 0.0) if len(losses) else losses
+    sums = losses
+    if len(losses) and amounts.shares:
+        losses = div_of_kept(losses, vector if present is None else chosen(present, vector, 1.0))
+    elif len(losses):
+        sums = rmul_of_kept(losses, vector)
+    return Inputs(names, terms, dtypes, losses, sums, vector, present, amounts.shares)
+
+
+#: Well above what is flushed: a number on the host that is larger needs no mask.
+_SURELY_PRESENT = 1e-30
+
+
+def _on_device(amounts: spec.Amounts) -> Array:
+    """The amounts in float32, rounded and flushed."""
+    where = "share" if amounts.shares else "count"
+    return _rounded([x if isinstance(x, float) else _as_amount(where, x) for x in amounts.values])
+
+
+@partial(jax.jit, inline=True)
+def _rounded(values: Sequence[Any]) -> Array:
+    return keep(jnp.stack([lax.stop_gradient(jnp.asarray(x)).astype(FLOAT) for x in values]))
+
+
+def _as_amount(where: str, amount: Any) -> Array:
+    if not isinstance(amount, Array) or amount.dtype == bool or jnp.iscomplexobj(amount):
+        raise spec.errors.amount_type(where, amount)
+    return amount
+
+
+@partial(jax.jit, inline=True)
+def above_zero(amounts: Array) -> Array:
+    """Whether each loss is there."""
+    return amounts > 0
+
+
+@partial(jax.jit, inline=True)
+def observed(pending: Array, sums: Array, amounts: Array | None) -> Array:
+    """``pending`` with a call added; with one call more left out if a sum would not be finite (spec T3)."""
+    one, zero = jnp.ones(1, FLOAT), jnp.zeros(1, FLOAT)
+    counted = jnp.ones_like(sums) if amounts is None else amounts[: len(sums)]
+    taken = keep(pending + jnp.concatenate([sums, counted, one, zero]))
+    left_out = pending + jnp.concatenate([jnp.zeros(len(pending) - 1, FLOAT), one])
+    informative = jnp.isfinite(taken).all()
+    if amounts is not None:  # numbers on the host are checked already, those on the device cannot be
+        informative = informative & (amounts >= 0).all() & jnp.isfinite(amounts).all()
+    return jnp.where(informative, taken, left_out)
+
+
+@partial(jax.jit, inline=True)
+def pending_mean(pending: Array) -> tuple[Array, Array]:
+    """The mean of each observed loss, and whether it is one (spec T4)."""
+    losses, calls = pending[:-2], pending[-2]
+    n = len(losses) // 2
+    sums, amounts = losses[:n], losses[n:]
+    present = (amounts > 0) & (jnp.isfinite(losses).all() & (calls < spec.MOST_CALLS))
+    return div_of_kept(chosen(present, sums, 0.0), chosen(present, amounts, 1.0)), present
+
+
+@partial(jax.jit, inline=True)
+def advanced(state: State, pending: Array) -> State:
+    """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
+    steps, skipped, calls, left_out = state["steps"], state["skipped"], pending[-2], pending[-1]
+    left_out = left_out + jnp.where(calls < spec.MOST_CALLS, jnp.zeros_like(calls), calls)
+    more = jnp.minimum(left_out, FLOAT.type(spec.MOST_LEFT_OUT)).astype(jnp.int32)
+    return {
+        "steps": steps + (steps < spec.MOST_STEPS).astype(jnp.int32),
+        "skipped": skipped + jnp.minimum(more, spec.MOST_STEPS - skipped),
+        "pending": jnp.zeros_like(pending),
+    }
+
+
+@partial(jax.jit, inline=True)
+def look_up(table: Array, step: Array) -> Array:
+    """The row of a step: the last one from the table's end on."""
+    return lax.dynamic_index_in_dim(table, jnp.minimum(step, len(table) - 1), keepdims=False)
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def expanded(factors: Array, count: int) -> Array:
+    """A factor for each of ``count`` losses: the leading ones share the first."""
+    shared = count - len(factors)
+    return jnp.concatenate([jnp.broadcast_to(factors[:1], (shared,)), factors]) if shared else factors
+
+
+@partial(jax.jit, inline=True)
+def unstacked(factors: Array) -> tuple[Array, ...]:
+    """The elements of a vector."""
+    return tuple(factors)
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def enough(pending: Array, auto_step: int) -> Array:
+    """Whether ``pending`` is of as many calls as make an optimizer step."""
+    return pending[-2:].sum() >= auto_step

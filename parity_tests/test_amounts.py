@@ -1,0 +1,341 @@
+"""`count=` and `share=`: however a batch is split, the weights are the same; an absent loss says nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from runs import BALANCERS, FRAMEWORKS, NAMES, as_bytes, make, state_of
+
+from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import EMANormalizedLossBalancerSettings
+from loss_balancers.spec.amounts import Amounts
+from loss_balancers.spec.reference import Step, run
+
+BATCH, STEPS = 64, 4
+SPLITS = {"1x64": [64], "4x16": [16] * 4, "1/1/1/61": [1, 1, 1, 61], "61/0/3": [61, 0, 3]}
+
+
+def array(framework: str, value: Any, dtype: str = "float32") -> Any:
+    return torch.tensor(value, dtype=getattr(torch, dtype)) if framework == "torch" else jnp.asarray(value, dtype)
+
+
+def per_sample(step: int) -> np.ndarray:
+    """The losses of each sample of a batch: small dyadic numbers, whose sums are exact, each loss of another scale."""
+    drawn = np.random.default_rng(step).integers(1, 256, (BATCH, len(NAMES)))
+    return (drawn * np.array([0.125, 1.0, 8.0])).astype(np.float32)
+
+
+def trained(framework: str, settings: Any, split: list[int], way: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """State and weights after some steps, the batch split like this, each loss given as a mean or as a share."""
+    balancer = make(framework, settings)
+    for step in range(STEPS):
+        samples, start = per_sample(step), 0
+        for items in split:
+            rows, start = samples[start : start + items], start + items
+            if way == "means":
+                values = rows.astype(np.float64).mean(0) if items else np.full(len(NAMES), np.nan)
+                keywords: dict[str, Any] = {"count": items}
+            else:
+                values, keywords = rows.astype(np.float64).sum(0) / BATCH, {"share": array(framework, items / BATCH)}
+            balancer({name: array(framework, x) for name, x in zip(NAMES, values, strict=True)}, **keywords)
+        balancer.step()
+    losses = {name: array(framework, x) for name, x in zip(NAMES, per_sample(99).mean(0), strict=True)}
+    return state_of(balancer), {name: as_bytes(weight) for name, weight in balancer.weights(losses).items()}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["ema", "ema-lagged"])
+def test_a_split_as_shares_changes_no_bit(name: str, split: str) -> None:
+    """All sums are exact: shares are 64ths, and so are the sums over samples."""
+    expected = trained("torch", BALANCERS[name], [64], "shares")
+    for framework in FRAMEWORKS:
+        assert trained(framework, BALANCERS[name], SPLITS[split], "shares") == expected
+
+
+@pytest.mark.parametrize("split", ["1x64", "4x16"])
+@pytest.mark.parametrize("name", ["ema", "ema-lagged"])
+def test_a_split_as_means_changes_no_bit_where_they_are_exact(name: str, split: str) -> None:
+    expected = trained("torch", BALANCERS[name], [64], "means")
+    assert expected == trained("torch", BALANCERS[name], [64], "shares")
+    for framework in FRAMEWORKS:
+        assert trained(framework, BALANCERS[name], SPLITS[split], "means") == expected
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("split", ["1/1/1/61", "61/0/3"])
+def test_a_split_as_means_of_unequal_size(split: str, framework: str) -> None:
+    """A mean over 61 samples is rounded, so the last places may differ; not, as without counts, by what the split is."""
+    settings = EMANormalizedLossBalancerSettings(NAMES, lagged=True)
+    expected, _ = trained(framework, settings, [64], "means")
+    (state, _) = trained(framework, settings, SPLITS[split], "means")
+    total, wanted = (np.frombuffer(x["total"], np.float32) for x in (state, expected))
+    assert state["fix"] == expected["fix"]
+    assert (np.abs(total - wanted) <= 2 * np.spacing(wanted)).all()
+
+
+def test_without_counts_it_does_depend_on_the_split() -> None:
+    """What the tests above would see if counts did nothing."""
+    balancer, other = make("torch", BALANCERS["ema"]), make("torch", BALANCERS["ema"])
+    for items, target in ((1, balancer), (63, balancer), (64, other)):
+        target({name: torch.tensor(float(items)) for name in NAMES})
+        balancer.step() if items == 63 else None
+    other.step()
+    assert state_of(balancer)["total"] != state_of(other)["total"]
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+
+def forms(framework: str, value: float) -> dict[str, Any]:
+    """One amount in each form that a call takes."""
+    return {
+        "number": value,
+        "numpy": np.float32(value),
+        "numpy-0-d": np.array(value),
+        "device": array(framework, value),
+        "int-on-device": array(framework, int(value), "int32"),
+        "mapping": dict.fromkeys(NAMES, value),
+        "mapping-on-device": {name: array(framework, value) for name in NAMES},
+        "mixed-mapping": {name: value if i else array(framework, value, "bfloat16") for i, name in enumerate(NAMES)},
+    }
+
+
+@pytest.mark.parametrize("keyword", ["count", "share"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", BALANCERS)
+def test_every_form_gives_the_same_bits(name: str, framework: str, keyword: str) -> None:
+    losses = {each: array(framework, 0.5 + i) for i, each in enumerate(NAMES)}
+    found = set()
+    for amount in forms(framework, 3.0).values():
+        balancer = make(framework, BALANCERS[name])
+        before = dict(losses)
+        aggregate = as_bytes(balancer(losses, **{keyword: amount}))
+        assert losses == before
+        pending = state_of(balancer)["pending"]
+        weights = tuple(map(as_bytes, balancer.weights(losses, **{keyword: amount}).values()))
+        balancer.step()
+        found.add((aggregate, pending, weights, *state_of(balancer).values()))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_a_count_of_one_is_the_default(name: str) -> None:
+    for framework in FRAMEWORKS:
+        losses = {each: array(framework, 0.3 + i) for i, each in enumerate(NAMES)}
+        states = []
+        for keywords in ({}, {"count": 1}, {"share": 1.0}):
+            balancer = make(framework, BALANCERS[name])
+            aggregate = as_bytes(balancer(losses, **keywords))
+            states.append((aggregate, state_of(balancer)))
+        assert states[0] == states[1] == states[2]
+
+
+# --- absent losses ---------------------------------------------------------------------------------------------------
+
+
+def outcome(framework: str, settings: Any, values: dict[str, float], count: Any, compiled: bool) -> dict[str, bytes]:
+    """Aggregate, gradients and state of two steps; the amounts are on the device."""
+    balancer = make(framework, settings)
+    amounts = {name: array(framework, float(x)) for name, x in count.items()}
+    found = {}
+    if framework == "torch":
+        torch.compiler.reset()  # Dynamo counts compilations by the code of a function, which all balancers share
+        forward = torch.compile(balancer, fullgraph=True, backend="aot_eager") if compiled else balancer
+        for step in range(2):
+            losses = {name: torch.tensor(x, requires_grad=True) for name, x in values.items()}
+            aggregate = forward(losses, count=amounts)
+            gradients = torch.autograd.grad(aggregate, list(losses.values()))
+            found |= {f"{step}": as_bytes(aggregate)} | {f"{step} {n}": as_bytes(g) for n, g in zip(losses, gradients, strict=True)}
+            balancer.step()
+    else:
+
+        def call(losses: Any, balancer: Any, amounts: Any) -> Any:
+            return balancer(losses, count=amounts)
+
+        value_and_grad = nnx.value_and_grad(call)
+        if compiled:
+            value_and_grad = nnx.jit(value_and_grad)
+        for step in range(2):
+            losses = {name: jnp.float32(x) for name, x in values.items()}
+            aggregate, gradients = value_and_grad(losses, balancer, amounts)
+            found |= {f"{step}": as_bytes(aggregate)} | {f"{step} {n}": as_bytes(g) for n, g in gradients.items()}
+            balancer.step()
+    return found | state_of(balancer)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("absent", ["student_loss", "MSELoss_0", "KLDivLoss_1"])
+@pytest.mark.parametrize("name", BALANCERS)
+def test_an_absent_loss_may_be_anything(name: str, absent: str, compiled: bool) -> None:
+    """NaN, infinity or zero: the same aggregate, a gradient of +0, and the same state, which is that of the exact reference."""
+    settings = BALANCERS[name]
+    count = {each: float(each != absent) * 2 for each in NAMES}
+    values = {each: 1.5 + i for i, each in enumerate(NAMES)}
+    found = [
+        outcome(framework, settings, {**values, absent: value}, count, compiled)
+        for framework in FRAMEWORKS
+        for value in (math.nan, math.inf, 0.0, -3.0)
+    ]
+    assert all(other == found[0] for other in found)
+    order = settings.names or ("MSELoss_0", "KLDivLoss_1", "student_loss")
+    step = Step({each: ("f32", x) for each, x in values.items()}, 1.0, Amounts(tuple(count[each] for each in order), False))
+    answers = list(run(settings, [step] * 2))
+    for index, answer in enumerate(answers):
+        assert np.frombuffer(found[0][str(index)], np.float32)[0] == answer.aggregate
+        for each in NAMES:
+            assert np.frombuffer(found[0][f"{index} {each}"], np.float32)[0] == answer.gradients[each]
+        assert answer.gradients[absent] == answer.weights[absent] == 0
+    for entry in settings.state:
+        assert np.frombuffer(found[0][entry.name], entry.dtype).tolist() == np.ravel(answers[-1].state[entry.name]).tolist()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", BALANCERS)
+def test_without_any_loss_the_aggregate_is_zero(name: str, framework: str) -> None:
+    balancer = make(framework, BALANCERS[name])
+    aggregate = balancer({each: array(framework, math.nan) for each in NAMES}, count=0)
+    assert_same_bits(aggregate, np.float32(0.0))
+    balancer.step()
+    state = balancer.export_state()["state"]
+    assert (state["steps"], state["skipped"]) == (1, 0)
+    assert not state.get("total", np.zeros(1)).any()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", BALANCERS)
+@pytest.mark.parametrize("count", [math.nan, math.inf, -1.0])
+def test_a_count_on_the_device_that_is_none_leaves_the_call_out(name: str, framework: str, count: float) -> None:
+    balancer = make(framework, BALANCERS[name])
+    balancer({each: array(framework, 2.0) for each in NAMES}, count=array(framework, count))
+    balancer.step()
+    state = balancer.export_state()["state"]
+    assert state["skipped"] == 1
+    assert not state.get("total", np.zeros(1)).any()
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_breakdown_of_an_absent_loss_is_zero(name: str) -> None:
+    for framework in FRAMEWORKS:
+        balancer = make(framework, BALANCERS[name])
+        losses = {each: array(framework, math.nan if each == "MSELoss_0" else 2.0) for each in NAMES}
+        parts = balancer.breakdown(losses, count={**dict.fromkeys(NAMES, 1), "MSELoss_0": 0})
+        for part in ("raw", "weight", "weighted"):
+            assert_same_bits(parts[f"MSELoss_0/{part}"], np.float32(0.0))
+        assert math.isfinite(parts["total"])
+
+
+def test_the_number_of_a_compiled_call_may_change_without_compiling_again() -> None:
+    """On the device, where a compiled function wants its numbers."""
+    balancer, traces = make("jax", BALANCERS["ema"]), []
+
+    @nnx.jit
+    def call(balancer: Any, losses: Any, count: Any) -> Any:
+        traces.append(1)
+        return balancer(losses, count=count)
+
+    losses = {each: jnp.float32(2.0) for each in NAMES}
+    for count in range(1, 6):
+        call(balancer, losses, count)
+    assert len(traces) == 1
+
+    twin, frames = make("torch", BALANCERS["ema"]), []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        frames.append(1)
+        return graph.forward
+
+    compiled = torch.compile(twin, fullgraph=True, backend=backend)
+    for count in range(1, 6):
+        compiled({each: torch.tensor(2.0) for each in NAMES}, count=torch.tensor(float(count)))
+    assert len(frames) == 1
+    assert state_of(twin)["pending"] == state_of(balancer)["pending"]
+
+
+def test_a_count_on_the_host_compiles_twice_at_most() -> None:
+    twin, frames = make("torch", BALANCERS["ema"]), []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        frames.append(1)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(twin, fullgraph=True, backend=backend)
+    other = make("torch", BALANCERS["ema"])
+    for count in range(3, 9):
+        for call in (compiled, other):
+            call({each: torch.tensor(2.0) for each in NAMES}, count=count)
+    assert len(frames) <= 2  # the first number as a constant, then any
+    assert state_of(twin) == state_of(other)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+Wrong = Callable[[Any, dict[str, Any], Any], Any]
+ONES = dict.fromkeys(NAMES, 1)
+#: What is done wrong, the class, and words that the message must have. `b` is the balancer, `x` its losses, `a` makes an array.
+WRONG: dict[str, tuple[Wrong, type[Exception], str]] = {
+    "both": (lambda b, x, a: b(x, count=1, share=1), TypeError, "takes `count` or `share`, not both"),
+    "bool": (lambda b, x, a: b(x, count=True), TypeError, "`count` must be a real number or a scalar array of them. Received True"),
+    "numpy-bool": (lambda b, x, a: b(x, share=np.bool_(True)), TypeError, "`share` must be a real number"),
+    "string": (lambda b, x, a: b(x, count="3"), TypeError, "Received '3' of type str"),
+    "list": (lambda b, x, a: b(x, count=[1, 1, 1]), TypeError, "Pass a number, or a mapping from the name of each loss to its"),
+    "vector": (lambda b, x, a: b(x, count=a([1.0, 1.0, 1.0])), TypeError, "`count` must be a real number or a scalar array"),
+    "bool-array": (lambda b, x, a: b(x, count=a(True, "bool")), TypeError, "`count` must be a real number or a scalar array"),
+    "complex-array": (
+        lambda b, x, a: b(x, share=a(1.0, "complex64")),
+        TypeError,
+        "`share` must be a real number or a scalar array",
+    ),
+    "none-in-mapping": (lambda b, x, a: b(x, count={**ONES, "MSELoss_0": None}), TypeError, "`count['MSELoss_0']` must be"),
+    "negative": (lambda b, x, a: b(x, count=-1), ValueError, "`count` must be finite and at least 0. Received -1"),
+    "nan": (lambda b, x, a: b(x, share=math.nan), ValueError, "`share` must be finite and at least 0. Received nan"),
+    "inf": (lambda b, x, a: b(x, count={**ONES, "MSELoss_0": math.inf}), ValueError, "`count['MSELoss_0']` must be finite"),
+    "huge": (lambda b, x, a: b(x, count=10**400), ValueError, "`count` must be finite and at least 0. Received "),
+    "name-missing": (lambda b, x, a: b(x, count={"MSELoss_0": 1}), ValueError, "the losses exactly. It names ['MSELoss_0']"),
+    "name-unknown": (lambda b, x, a: b(x, share={**ONES, "A": 1}), ValueError, "`share` must name the losses exactly"),
+    "loss-missing": (
+        lambda b, x, a: b({"MSELoss_0": x["MSELoss_0"]}),
+        ValueError,
+        "pass any value and `count={...}` with 0 for it",
+    ),
+    "loss-none": (lambda b, x, a: b({**x, "MSELoss_0": None}), TypeError, "pass any value and `count={...}` with 0 for it"),
+    "observe": (lambda b, x, a: b.observe(x, count=-1), ValueError, "`count` must be finite and at least 0"),
+    "weights": (lambda b, x, a: b.weights(x, share=-1), ValueError, "`share` must be finite and at least 0"),
+    "breakdown": (lambda b, x, a: b.breakdown(x, count=1, share=1), TypeError, "not both"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_amount_changes_nothing_and_both_twins_say_the_same(wrong: str) -> None:
+    call, kind, words = WRONG[wrong]
+    messages = []
+    for framework in FRAMEWORKS:
+        balancer = make(framework, BALANCERS["ema"])
+        losses = {each: array(framework, 2.0) for each in NAMES}
+        before = state_of(balancer)
+        with pytest.raises(kind) as raised:
+            call(balancer, losses, lambda *given, f=framework: array(f, *given))
+        assert words in str(raised.value)
+        assert type(raised.value) is kind
+        assert state_of(balancer) == before
+        messages.append(str(raised.value))
+    if not wrong.endswith(("array", "vector")):  # those name the framework's own type
+        assert messages[0] == messages[1]
+
+
+def test_no_gradient_reaches_an_amount() -> None:
+    count = torch.tensor(2.0, requires_grad=True)
+    make("torch", BALANCERS["ema"])({each: torch.tensor(2.0, requires_grad=True) for each in NAMES}, count=count).backward()
+    assert count.grad is None
+    balancer = make("jax", BALANCERS["ema"])
+    balancer.eval()
+    gradient = jax.grad(lambda c: balancer({each: jnp.float32(2.0) for each in NAMES}, count=c))(jnp.float32(2.0))
+    assert gradient == 0

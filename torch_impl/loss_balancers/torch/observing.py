@@ -1,0 +1,134 @@
+"""How state takes in the losses of calls: pure functions, state in, state out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from loss_balancers import spec
+from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
+from loss_balancers.torch.rounding import finite, keep, narrow, widen
+
+State = dict[str, Tensor]
+
+FLOAT = torch.float32
+
+
+class Inputs(NamedTuple):
+    """The losses of a call in canonical order: as the aggregate takes them, as weights see them, and as they are observed.
+
+    ``losses`` and ``sums`` are float32 vectors, empty if state observes no losses. ``amounts`` are counts, or shares if ``shares``
+    is set; None if each is 1. ``present`` is None if no loss is absent.
+    """
+
+    names: tuple[str, ...]
+    terms: list[Tensor]
+    dtypes: tuple[torch.dtype, ...]
+    losses: Tensor
+    sums: Tensor
+    amounts: Tensor | None = None
+    present: Tensor | None = None
+    shares: bool = False
+
+    def masked(self, vector: Tensor) -> Tensor:
+        """A vector with a number per loss: 0 for one that is absent."""
+        return vector if self.present is None else torch.where(self.present, vector, 0.0)
+
+
+def as_observed(terms: Sequence[Tensor]) -> Tensor:
+    """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
+    detached = [x.detach() for x in terms]
+    return keep(torch.stack([narrow(x, FLOAT) if x.dtype == torch.float64 else widen(x, FLOAT) for x in detached]))
+
+
+def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
+    """Inputs whose losses stand for these amounts (spec T3)."""
+    names, terms, dtypes, losses, *_ = inputs
+    vector = _on_device(amounts, terms[0].device)
+    present = None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else vector > 0
+    if present is not None:
+        terms = [torch.where(there, x, 0.0) for there, x in zip(present.unbind(0), terms, strict=True)]
+        losses = torch.where(present, losses, 0.0) if len(losses) else losses
+    sums = losses
+    if len(losses) and amounts.shares:
+        losses = div_of_kept(losses, vector if present is None else torch.where(present, vector, 1.0))
+    elif len(losses):
+        sums = rmul_of_kept(losses, vector)
+    return Inputs(names, terms, dtypes, losses, sums, vector, present, amounts.shares)
+
+
+#: Well above what is flushed: a number on the host that is larger needs no mask.
+_SURELY_PRESENT = 1e-30
+
+
+def _on_device(amounts: spec.Amounts, device: torch.device) -> Tensor:
+    """The amounts in float32, rounded and flushed."""
+    where = "share" if amounts.shares else "count"
+    values = [x if isinstance(x, float) else _as_amount(where, x, device) for x in amounts.values]
+    if all(x is values[0] for x in values):  # one number for all, as mostly
+        return keep(_filled(values[0], device)).expand(len(values))
+    return keep(torch.cat([_filled(x, device) for x in values]))
+
+
+def _filled(amount: float | Tensor, device: torch.device) -> Tensor:
+    # A fill and not `torch.tensor`, which copies to the device and waits for that.
+    return amount if isinstance(amount, Tensor) else torch.full((1,), amount, dtype=FLOAT, device=device)
+
+
+def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
+    if not isinstance(amount, Tensor) or amount.dtype == torch.bool or amount.is_complex():
+        raise spec.errors.amount_type(where, amount)
+    if amount.device.type != "cpu" and amount.device != device:
+        raise spec.errors.amount_device(where, str(amount.device), str(device))
+    return amount.detach().reshape(1).to(device, FLOAT, non_blocking=True)
+
+
+def observed(pending: Tensor, inputs: Inputs) -> Tensor:
+    """``pending`` with a call added; with one call more left out if a sum would not be finite (spec T3)."""
+    sums, amounts = inputs.sums, inputs.amounts
+    if amounts is None or not len(sums):
+        more = pad(pad(sums, (0, len(sums) + 1), value=1.0), (0, 1))
+    else:
+        more = pad(pad(torch.cat([sums, amounts]), (0, 1), value=1.0), (0, 1))
+    taken = keep(pending + more)
+    left_out = pending + pad(torch.zeros_like(pending[:-1]), (0, 1), value=1.0)
+    informative = finite(taken).all()
+    if amounts is not None:  # numbers on the host are checked already, those on the device cannot be
+        informative = informative & (amounts >= 0).all() & finite(amounts).all()
+    return torch.where(informative, taken, left_out)
+
+
+def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each observed loss, and whether it is one (spec T4)."""
+    losses, calls = pending[:-2], pending[-2]
+    n = len(losses) // 2
+    sums, amounts = losses[:n], losses[n:]
+    present = (amounts > 0) & (finite(losses).all() & (calls < spec.MOST_CALLS))
+    return div_of_kept(torch.where(present, sums, 0.0), torch.where(present, amounts, 1.0)), present
+
+
+def advanced(state: State, pending: Tensor) -> State:
+    """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
+    steps, skipped, calls, left_out = state["steps"], state["skipped"], pending[-2], pending[-1]
+    left_out = left_out + torch.where(calls < spec.MOST_CALLS, 0.0, calls)
+    more = left_out.clamp(max=spec.MOST_LEFT_OUT).to(torch.int32)
+    return {
+        "steps": steps + (steps < spec.MOST_STEPS).to(torch.int32),
+        "skipped": skipped + torch.minimum(more, spec.MOST_STEPS - skipped),
+        "pending": torch.zeros_like(pending),
+    }
+
+
+def look_up(table: Tensor, step: Tensor) -> Tensor:
+    """The row of a step: the last one from the table's end on."""
+    return table.index_select(0, step.clamp(max=len(table) - 1).reshape(1)).squeeze(0)
+
+
+def expanded(factors: Tensor, count: int) -> Tensor:
+    """A factor for each of ``count`` losses: the leading ones share the first."""
+    shared = count - len(factors)
+    return torch.cat([factors[:1].expand(shared), factors]) if shared else factors
