@@ -19,7 +19,7 @@ CLASSES = [name for name in loss_balancers.torch.__all__ if name.endswith("LossB
 #: The ranks that state is shared over: each framework's own way.
 RANKS = {"process_group": "ranks", "axis_name": "ranks"}
 #: What `nn.Module` calls differently, or has beside.
-TORCH_ONLY = {"forward", "extra_repr", "named_buffers"}
+TORCH_ONLY = {"forward", "extra_repr"}
 #: Of NNX: what `nnx.view` calls.
 JAX_ONLY = {"set_view"}
 
