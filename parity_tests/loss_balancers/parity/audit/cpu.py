@@ -1,7 +1,7 @@
 """CPU: the optimised LLVM IR of a module's kernels, and what the disassembled object code made of it.
 
 The IR gives the DAG. XLA lets the code generator contract a multiply and an add of the IR afterwards, so the IR alone proves
-nothing about fused multiply-adds: the object code must hold none, and each function must round there as often as in the IR.
+nothing about fused multiply-adds: the object code must hold none, and its paths must round as often as those of the IR.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import NamedTuple
 from loss_balancers.parity.audit import disassembly
 from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError
 from loss_balancers.parity.audit.hlo import Buffer, alike, evaluate_entry
-from loss_balancers.parity.audit.llvm import FUNCTION, Function, Memory, Pointer, blocks
-from loss_balancers.parity.audit.roundings import KINDS, Blocks, in_all, round_alike
+from loss_balancers.parity.audit.llvm import FUNCTION, Function, Memory, Pointer
+from loss_balancers.parity.audit.llvm_blocks import blocks
+from loss_balancers.parity.audit.roundings import Blocks, round_alike, shown
 
 
 class Module(NamedTuple):
@@ -50,10 +51,5 @@ def _same_roundings(emitted: dict[str, Blocks], found: dict[str, Blocks]) -> Non
         ir, machine = emitted.get(name, {}), found.get(name, {})
         if not round_alike(ir, machine):
             raise NotEstablishedError(
-                f"{name}: the IR has {_shown(ir)}, the object code {_shown(machine)}; nor do their paths agree"
+                f"{name}: the IR has {shown(ir)}, the object code {shown(machine)}, and not along the same paths"
             )
-
-
-def _shown(blocks: Blocks) -> str:
-    """``3 mul, 2 add``."""
-    return ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, in_all(blocks), strict=True) if count) or "nothing that rounds"

@@ -105,8 +105,8 @@ def _blocks(instructions: list[Instruction]) -> Blocks:
             lines[label], successors[label] = [], []
         lines[label].append(each)
         successors[label] += ends.get(each.address, [])
-    blocks = {label: Block(_rounds(line), successors[label]) for label, line in lines.items()}
-    return blocks | {ANOTHER: Block(Counter(), [])}
+    blocks = {label: Block(_rounds(line), Counter(), successors[label]) for label, line in lines.items()}
+    return blocks | {ANOTHER: Block(Counter(), Counter(), [])}
 
 
 def _rounds(line: Sequence[Instruction]) -> Counter[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import NamedTuple
 
 from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError, bits_float, float_bits
 from loss_balancers.parity.audit.hlo import Buffer
-from loss_balancers.parity.audit.roundings import KINDS, Block, Blocks
 
 FUNCTION = re.compile(r'^define [^\n]*@"?([\w.\-]+)"?\(([^\n]*)\)[^\n]*\{\n(.*?)^\}', re.DOTALL | re.MULTILINE)
 FLOATS = {"fmul": "mul", "fadd": "add", "fsub": "sub", "fdiv": "div", "fneg": "neg"}
@@ -251,26 +249,6 @@ class Function:
             return self._dag.const(int(text) & 0xFFFFFFFF)
         value = self._values.get(text)
         return value if isinstance(value, Node) else self._dag.opaque(line)
-
-
-def blocks(body: str) -> Blocks:
-    """The blocks of a function's body. The first may have a name or none."""
-    current = Block(Counter(), [])
-    found, ended = {"": current}, False
-    for line in body.replace('"', "").splitlines():
-        if match := re.match(r"^([\w.\-]+):", line):
-            if not ended:
-                current.successors.append(match[1])  # only the nameless block before the first name falls through
-            current, ended = found.setdefault(match[1], Block(Counter(), [])), False
-        elif match := re.match(r"^\s+%[\w.]+ = (\w+) ", line):
-            if (kind := FLOATS.get(match[1])) in KINDS:
-                current.rounds[kind] += 1
-        elif re.match(r"^\s+(br|ret|unreachable)\b", line):
-            current.successors.extend(re.findall(r"label %([\w.\-]+)", line))
-            ended = True
-        elif match := re.match(r"^\s+(switch|indirectbr|invoke)\b", line):
-            raise NotEstablishedError(f"an instruction that cannot be read: {line.strip()}")
-    return found
 
 
 def _flags(op: str, rest: str) -> tuple[list[str], list[str]]:

@@ -40,8 +40,7 @@ class Target:
         packages: The distributions it needs.
         extra: The extra that brings them.
         read: Reads a dump.
-        environment: Variables for the compiling process; ``{dump}`` is the folder for dumps. What is set of them stays in front:
-            with ``XLA_FLAGS=--xla_cpu_max_isa=AVX2`` in the environment, that code is audited.
+        environment: Variables for the compiling process; ``{dump}`` is the folder for dumps. To ``XLA_FLAGS`` it adds.
         worker: The module that is the compiling process.
         only: The names of the cases that it can compile; None for all.
     """
@@ -70,13 +69,15 @@ class Target:
         dump = folder / "dump"
         request = {"options": self.options, "dump": str(dump), "folder": str(folder), "cases": [case.slug for case in cases]}
         variables = {name: value.replace("{dump}", str(dump)) for name, value in self.environment.items()}
-        given = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
-        variables |= {name: f"{value} {variables[name]}" for name, value in given.items() if name in variables}
+        flags = os.environ.get("XLA_FLAGS", "") if "jax" in self.packages else ""
+        if flags:
+            variables["XLA_FLAGS"] = f"{flags} {variables.get('XLA_FLAGS', '')}".strip()
         try:
             done = subprocess.run(
                 [sys.executable, "-m", f"loss_balancers.parity.audit.{self.worker}"],
                 input=json.dumps(request),
-                env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
+                # What JAX takes from a cache it does not compile, and so it leaves no dump.
+                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"} | variables,
                 text=True,
                 capture_output=True,
                 check=True,
@@ -88,7 +89,7 @@ class Target:
             raise UnavailableError(f"{self.name}: the compiling process failed: {last}{hint}") from None
         except subprocess.TimeoutExpired:
             raise UnavailableError(f"{self.name}: the compiling process took more than {TIMEOUT} s.") from None
-        return versions | given | json.loads(done.stdout.splitlines()[-1])
+        return versions | ({"XLA_FLAGS": flags} if flags else {}) | json.loads(done.stdout.splitlines()[-1])
 
     def _version(self, package: str) -> str:
         try:
