@@ -136,28 +136,6 @@ def test_no_line_can_be_lost_or_changed_unnoticed(form):
     assert unnoticed == []
 
 
-@pytest.mark.parametrize(
-    ("line", "kind"),
-    [
-        ("  45:\tc4 e2 79 b9 12       \tvfmadd231ss (%rdx),%xmm0,%xmm2", "fma"),
-        ("  10:\t1f010041 \tfmadd\ts1, s2, s1, s0", "fma"),
-        ("  45:\tc5 fa 53 c1          \tvrcpss %xmm1,%xmm0,%xmm0", "rcp"),
-    ],
-)
-def test_an_instruction_that_fuses_or_approximates_is_reported(line, kind):
-    module = cpu.read_module(HLO.replace("NAME", "compare_select_fusion"), IR, OBJECT + line, Dag())
-    assert [found for found, _ in module.forbidden] == [kind]
-    assert module.forbidden[0][1].split()[0] in line
-
-
-@pytest.mark.parametrize(
-    "disassembly", ["", OBJECT.replace("vaddss", "vmulss"), OBJECT.replace("vmulss", "vmulps", 1).replace("vaddss", "nop")]
-)
-def test_object_code_that_does_not_hold_what_the_ir_does_is_not_established(disassembly):
-    with pytest.raises(NotEstablishedError):
-        read_ir(IR, disassembly)
-
-
 def test_a_kernel_that_is_not_in_the_dump_is_not_established():
     with pytest.raises(NotEstablishedError, match="no PTX kernel"):
         read_ptx(hlo=HLO.replace("%NAME", "%other"))

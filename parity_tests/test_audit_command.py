@@ -78,3 +78,19 @@ def test_a_compiling_process_that_fails_is_an_error_with_its_last_line(monkeypat
     monkeypatch.setattr(subprocess, "run", fails)
     with pytest.raises(UnavailableError, match=r"libdevice not found Run `pip install 'loss-balancers\[audit-cuda\]'`"):
         TARGETS["cuda:sm_90"].compile([], tmp_path)
+
+
+def test_the_flags_that_the_user_has_set_reach_the_compiler_and_the_report(monkeypatch, tmp_path):
+    given = {}
+
+    def compiles(*args, env, **options):
+        given.update(env)
+        return subprocess.CompletedProcess(args, 0, '{"device": "cpu"}\n')
+
+    monkeypatch.setattr(subprocess, "run", compiles)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    assert TARGETS["cpu"].compile([], tmp_path)["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
+    assert given["XLA_FLAGS"] == f"--xla_cpu_max_isa=AVX2 --xla_dump_to={tmp_path / 'dump'}"
+    monkeypatch.delenv("XLA_FLAGS")
+    assert "XLA_FLAGS" not in TARGETS["cpu"].compile([], tmp_path)
+    assert given["XLA_FLAGS"] == f"--xla_dump_to={tmp_path / 'dump'}"

@@ -55,7 +55,7 @@ def test_the_example_runs_and_its_balancers_agree(tmp_path):
         text=True,
         env={**os.environ, "COLUMNS": "160"},
         cwd=tmp_path,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
@@ -118,7 +118,7 @@ def test_every_balancer_runs_in_the_example_and_agrees(tmp_path):
         text=True,
         env={**os.environ, "COLUMNS": "170"},
         cwd=tmp_path,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -40,7 +40,7 @@ def _pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
         env={**inherited, "COLUMNS": "80", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

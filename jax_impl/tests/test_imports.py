@@ -7,7 +7,7 @@ import pytest
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.parametrize(("extra", "loaded"), [("", "False"), ("import torch", "True")], ids=["alone", "the-probe-can-fail"])

@@ -11,7 +11,7 @@ FRAMEWORKS = ("torch", "jax", "jaxlib", "flax", "ml_dtypes", "tensorflow")
 def loaded_by(code: str) -> str:
     """The frameworks that a fresh interpreter has loaded after ``code``."""
     probe = f"{code}\nimport sys\nprint(*[name for name in {FRAMEWORKS} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-W", "error", "-c", probe], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-W", "error", "-c", probe], capture_output=True, text=True, check=True, timeout=600)
     return result.stdout.strip()
 
 

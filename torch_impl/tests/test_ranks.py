@@ -27,7 +27,7 @@ def ranks(request, tmp_path_factory):
     command = [sys.executable, "-W", "ignore", str(PROGRAM), str(folder)]
     processes = [subprocess.Popen([*command, str(rank), str(world)], stderr=subprocess.PIPE, text=True) for rank in range(world)]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=600)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

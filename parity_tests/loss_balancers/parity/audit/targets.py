@@ -40,7 +40,7 @@ class Target:
         packages: The distributions it needs.
         extra: The extra that brings them.
         read: Reads a dump.
-        environment: Variables for the compiling process; ``{dump}`` is the folder for dumps.
+        environment: Variables for the compiling process; ``{dump}`` is the folder for dumps. To ``XLA_FLAGS`` it adds.
         worker: The module that is the compiling process.
         only: The names of the cases that it can compile; None for all.
     """
@@ -69,11 +69,15 @@ class Target:
         dump = folder / "dump"
         request = {"options": self.options, "dump": str(dump), "folder": str(folder), "cases": [case.slug for case in cases]}
         variables = {name: value.replace("{dump}", str(dump)) for name, value in self.environment.items()}
+        flags = os.environ.get("XLA_FLAGS", "") if "jax" in self.packages else ""
+        if flags:
+            variables["XLA_FLAGS"] = f"{flags} {variables.get('XLA_FLAGS', '')}".strip()
         try:
             done = subprocess.run(
                 [sys.executable, "-m", f"loss_balancers.parity.audit.{self.worker}"],
                 input=json.dumps(request),
-                env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
+                # What JAX takes from a cache it does not compile, and so it leaves no dump.
+                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"} | variables,
                 text=True,
                 capture_output=True,
                 check=True,
@@ -85,7 +89,7 @@ class Target:
             raise UnavailableError(f"{self.name}: the compiling process failed: {last}{hint}") from None
         except subprocess.TimeoutExpired:
             raise UnavailableError(f"{self.name}: the compiling process took more than {TIMEOUT} s.") from None
-        return versions | json.loads(done.stdout.splitlines()[-1])
+        return versions | ({"XLA_FLAGS": flags} if flags else {}) | json.loads(done.stdout.splitlines()[-1])
 
     def _version(self, package: str) -> str:
         try:
@@ -126,7 +130,9 @@ def _read_cpu(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Find
     ir = _text(folder, rf"\.jit_{case.slug}\..*\.ir-with-opt\.ll$")
     objects = sorted(str(file) for file in folder.glob(f"*.jit_{case.slug}.*.o"))
     try:
-        disassembly = subprocess.run(["objdump", "-d", *objects], text=True, capture_output=True, check=True).stdout
+        disassembly = subprocess.run(
+            ["objdump", "-dr", "--no-show-raw-insn", *objects], text=True, capture_output=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise NotEstablishedError(f"the object code cannot be disassembled; install binutils ({error})") from None
     module = cpu.read_module((folder / "optimised.hlo").read_text("utf-8"), ir, disassembly, dag)
