@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from loss_balancers.torch import EMANormalizedLossBalancer, ScheduledLossBalancer
@@ -90,6 +90,78 @@ def checkpointed(model):
     set_model_state_dict(other, saved if dist.get_rank() == 0 else {}, options=everything)
     other(per_sample(0, exact=True))
     return other.balancer.state_dict()
+
+
+class OutsideOfForward(Model):
+    """A model whose balancer is called beside it, as ModelOpt's training loops do."""
+
+    def forward(self, rows):
+        return self.scale(torch.ones(1, 1)).sum(), losses(rows)
+
+
+def beside_ddp(balancer, rank, world):
+    """The state after some steps in DDP, which never sees a call of the balancer in its model."""
+    model = DistributedDataParallel(OutsideOfForward(balancer))
+    for step in range(STEPS):
+        for rows in per_sample(step, exact=True).chunk(world)[rank].chunk(4):
+            output, given = model(rows)
+            (balancer(given) + output * 0).backward()
+        balancer.step()
+    return balancer
+
+
+def compiled_in_ddp(balancer, rank, world):
+    """The state after some steps in DDP, the model compiled."""
+    model = DistributedDataParallel(Model(balancer))
+    compiled = torch.compile(model, backend="aot_eager")
+    for step in range(STEPS):
+        for rows in per_sample(step, exact=True).chunk(world)[rank].chunk(4):
+            compiled(rows).backward()
+        balancer.step()
+    return balancer
+
+
+def joined(rank):
+    """What `step()` says within `join()`, and whether a balancer of each rank's own may be there."""
+    said = []
+    for group in (None, False):
+        balancer = EMANormalizedLossBalancer(NAMES, process_group=group)
+        model = DistributedDataParallel(Model(balancer))
+        with model.join():
+            for i in range(1 if group is None else 2 + rank):
+                model(per_sample(i, exact=True)).backward()
+                try:
+                    balancer.step()
+                except RuntimeError as error:
+                    said.append(str(error))
+        said.append(balancer.steps.item())
+    return said
+
+
+def without_items(rank):
+    """Rank 1 has no item of one loss, the others have each another number."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    for step in range(2):
+        rows = per_sample(step, exact=True)[: 8 * 2**rank]
+        count = {**dict.fromkeys(NAMES, float(len(rows))), "MSE_1": 0.0 if rank == 1 else float(len(rows))}
+        given = losses(rows)
+        balancer({**given, "MSE_1": given["MSE_1"] * float("nan")} if rank == 1 else given, count=count)
+        balancer.step()
+    return in_bits(balancer.state_dict())
+
+
+def converted_by_fsdp(dtype):
+    """What a balancer says in FSDP (1) that converts buffers, and its state after two steps in one that does not."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    precision = MixedPrecision(buffer_dtype=dtype)
+    model = FullyShardedDataParallel(Model(balancer), device_id=torch.device("cpu"), mixed_precision=precision)
+    try:
+        for step in range(2):
+            model(per_sample(step, exact=True))
+            balancer.step()
+    except RuntimeError as error:
+        return str(error)
+    return balancer.fix.tolist()
 
 
 class CountsReductions:
@@ -176,6 +248,10 @@ def main(folder, rank, world):
     seen["compiled"] = compiled(rank)
     balancer = EMANormalizedLossBalancer(NAMES)
     seen["DDP"] = in_bits(wrapped(DistributedDataParallel, balancer, rank, world).module.balancer.state_dict())
+    seen["DDP, beside"] = in_bits(beside_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
+    seen["DDP, compiled"] = in_bits(compiled_in_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
+    seen["without items"], seen["joined"] = without_items(rank), joined(rank)
+    seen["FSDP"] = {str(dtype): converted_by_fsdp(dtype) for dtype in (torch.bfloat16, torch.float32)}
     balancer = ScheduledLossBalancer([0.25, 0.5], names=NAMES)
     seen["DDP, scheduled"] = in_bits(wrapped(DistributedDataParallel, balancer, rank, world).module.balancer.state_dict())
     model = wrapped(sharded, EMANormalizedLossBalancer(NAMES), rank, world)

@@ -119,7 +119,7 @@ def test_no_group(ranks):
         assert seen["False"] == committed(rank)
 
 
-@pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("wrapper", ["DDP", "DDP, beside", "DDP, compiled", "FSDP2"])
 def test_wrapped(ranks, wrapper):
     """DistributedDataParallel sends rank 0's buffers to all at every forward, and must not send what they have observed."""
     expected = program.split(1, 1)
@@ -133,6 +133,33 @@ def test_a_schedule_wrapped(ranks):
         balancer.step()
     for seen in ranks:
         assert seen["DDP, scheduled"] == program.in_bits(balancer.state_dict())
+
+
+def test_a_rank_without_items_of_a_loss_counts_nothing_for_it(ranks):
+    """As one process has it that is told the number of items of each rank."""
+    alone = EMANormalizedLossBalancer(program.NAMES)
+    for step in range(2):
+        for rank in range(len(ranks)):
+            rows = program.per_sample(step, exact=True)[: 8 * 2**rank]
+            alone(program.losses(rows), count={**dict.fromkeys(program.NAMES, len(rows)), "MSE_1": len(rows) * (rank != 1)})
+        alone.step()
+    for seen in ranks:
+        assert seen["without items"] == program.in_bits(alone.state_dict())
+
+
+def test_a_step_within_join_is_an_error_unless_it_reduces_nothing(ranks):
+    for rank, seen in enumerate(ranks):
+        error, steps, own = seen["joined"]
+        assert "must not be called within `join()`" in error
+        assert "`process_group=False`" in error
+        assert (steps, own) == (0, 2 + rank)
+
+
+def test_fsdp_that_converts_buffers(ranks):
+    for seen in ranks:
+        assert "it was converted to torch.bfloat16" in seen["FSDP"]["torch.bfloat16"]
+        assert "set `buffer_dtype=torch.float32`" in seen["FSDP"]["torch.bfloat16"]
+        assert len(seen["FSDP"]["torch.float32"]) == 3
 
 
 def test_a_distributed_checkpoint_goes_to_all_ranks(ranks):

@@ -34,16 +34,17 @@ class CarriesState(nn.Module):
         Raises:
             RuntimeError: Somebody has converted it, and its bits are lost.
         """
-        if self._table.device != self.pending.device:
-            self._table = self._table_on(self.pending.device)  # FSDP2 and accelerate move the rest without a word
+        self._bring_table()
         state = {name: getattr(self, name) for name in self._dtypes}
         for name, dtype in self._dtypes.items():
             if state[name].dtype != dtype:
                 raise spec.errors.state_converted(name, dtype, state[name].dtype)
         return state
 
-    def _table_on(self, device: torch.device) -> Tensor:
-        return torch.tensor(self._settings.table, device=device)
+    def _bring_table(self) -> None:
+        """Makes the table anew where state is: FSDP2 moves a buffer, and accelerate loads those that are saved, without a word."""
+        if self._table.device != self.pending.device:
+            self._table = torch.tensor(self._settings.table, device=self.pending.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: no reference to a wrapper, which the copy is not in."""
@@ -67,10 +68,12 @@ class CarriesState(nn.Module):
                 y.zero_()  # `to_empty` leaves what memory holds; state begins at zero
             return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
 
-        on_meta = self._table.is_meta
+        self._bring_table()
+        on_meta = self._table if self._table.is_meta else None
         super()._apply(moved, recurse=False)
-        if on_meta and not self._table.is_meta:
-            self._table = self._table_on(self._table.device)  # on "meta" it had no values
+        if on_meta is not None:
+            self._table = on_meta  # which had no values to move
+            self._bring_table()
         return self
 
     def _load_from_state_dict(
