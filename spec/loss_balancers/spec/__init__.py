@@ -4,7 +4,7 @@ Keys and canonical order, settings and their validation, every error text, the e
 """
 
 from loss_balancers.spec import errors, schedules
-from loss_balancers.spec.checks import check_auto_step, check_mapping, check_reduction_fn, finite_weights, same_length
+from loss_balancers.spec.checks import check_auto_step, check_mapping, check_reduction_fn, constant_vector, finite_weights
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.errors import LossInfo, bad_losses, missing_framework
 from loss_balancers.spec.formats import FORMAT_OF_DTYPE, FORMATS, Format, compute_format, result_format, round_to, round_weight
@@ -43,6 +43,7 @@ __all__ = [
     "check_reduction_fn",
     "checked_state",
     "compute_format",
+    "constant_vector",
     "errors",
     "exported",
     "finite_weights",
@@ -53,7 +54,6 @@ __all__ = [
     "result_format",
     "round_to",
     "round_weight",
-    "same_length",
     "save_state",
     "schedules",
     "static_plan",
