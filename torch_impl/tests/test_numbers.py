@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import schedules
@@ -115,5 +116,5 @@ def test_weights_that_a_transform_differentiates_are_refused():
 )
 def test_in_a_graph_the_words_are_told_too(weights, words):
     compiled = torch.compile(weighted_sum, fullgraph=True, backend="eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
+    with pytest.raises(Unsupported, match=words):
         compiled([ONE], weights)
