@@ -289,6 +289,15 @@ def test_a_file_of_any_format_is_read_or_refused_by_name(tmp_path, dtype, metada
         read_state(file)
 
 
+def test_what_is_refused_does_not_depend_on_the_formats_that_another_package_adds(tmp_path):
+    """NumPy has bfloat16 once ml_dtypes is loaded, which JAX does."""
+    written(tmp_path / "x", "BF16", [8], 16, OURS)
+    read = "import sys, loss_balancers.spec as s; s.read_state(sys.argv[1])"
+    for before in ("", "import ml_dtypes; "):
+        done = subprocess.run([sys.executable, "-c", before + read, tmp_path / "x"], capture_output=True, text=True, check=False)
+        assert re.search(r"^ValueError: .*x is not a state of a loss balancer: ", done.stderr, re.MULTILINE)
+
+
 @pytest.mark.parametrize("shape", [[0, 2**63], [1] * 100, [2**62, 2**62]], ids=["too-long", "too-deep", "too-large"])
 @pytest.mark.parametrize("metadata", [{}, OURS], ids=["foreign", "ours"])
 def test_a_shape_that_no_array_has_is_refused_by_name(tmp_path, shape, metadata):

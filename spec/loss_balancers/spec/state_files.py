@@ -74,6 +74,9 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
         raise errors.not_a_state_file(str(path), str(error)) from error
     if not described:
         raise errors.not_a_state_file(str(path), f"its metadata lacks one of {list(DESCRIPTION)}")
+    for name, array in arrays.items():
+        if array.dtype.isbuiltin != 1:  # bfloat16 where JAX is loaded: what is read must not depend on that
+            raise errors.not_a_state_file(str(path), f"its entry {name!r} is of {array.dtype}, which NumPy itself lacks")
     try:
         description = {part: json.loads(metadata[part]) for part in DESCRIPTION}
     except (ValueError, RecursionError) as error:
