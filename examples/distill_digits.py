@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -348,10 +349,11 @@ def table_of(record: dict[str, Any]) -> Table:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, and puts it in place when it is whole."""
-    beside = path.with_name(f".{path.name}.partial")
-    write(beside)
-    os.replace(beside, path)
+    """Lets `write` fill a file in a folder of its own beside `path`, and puts it in place when it is whole."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        beside = Path(folder) / path.name
+        write(beside)
+        os.replace(beside, path)
 
 
 def main(

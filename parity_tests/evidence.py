@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,12 @@ def main() -> int:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         here = f"{platform.system()} on {platform.machine()}"
         sys.exit(f"{CERTIFICATE.name} is of Linux on x86_64, and this is {here}. Run `loss-balancers parity --certificate FILE`.")
-    beside = CERTIFICATE.with_suffix(".new")
-    try:
-        status = subprocess.run([*PARITY, str(beside)], check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = Path(folder) / CERTIFICATE.name
+        status = subprocess.run([*PARITY, str(certificate)], check=False).returncode
         if status == 0:
-            beside.replace(CERTIFICATE)
+            write_text(CERTIFICATE, certificate.read_text("utf-8"))
             write_text(README, BLOCK.sub(lambda _: matrix_block(), README.read_text("utf-8")))
-    finally:
-        beside.unlink(missing_ok=True)
     return status
 
 

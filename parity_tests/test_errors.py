@@ -1,10 +1,12 @@
 """The error table: the same class with the same words from both twins, and they say what to do."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,7 +39,10 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "weight-bool": (lambda m, a: m.StaticLossBalancer(True), TypeError, "Received True of type bool"),
     "weight-string": (lambda m, a: m.StaticLossBalancer("0.5"), TypeError, "Received '0.5' of type str"),
     "weight-none": (lambda m, a: m.StaticLossBalancer(None), TypeError, "Received None of type NoneType"),
-    "weight-array": (lambda m, a: m.StaticLossBalancer(np.array([0.5])), TypeError, "pass `array.tolist()`"),
+    "weight-array": (lambda m, a: m.StaticLossBalancer(np.array([[0.5]])), TypeError, "an array must have one dimension"),
+    "weight-above-1-array": (lambda m, a: m.StaticLossBalancer(np.array([0.5, 1.5])), ValueError, "`kd_loss_weight[1]` must be finite and in [0, 1]"),
+    "weight-8": (lambda m, a: m.StaticLossBalancer(8.0), ValueError, "in [0, 1]. Received 8.0. Divide the weights by their sum, or use `WeightedSumLossBalancer`"),
+    "weight-yaml": (lambda m, a: m.StaticLossBalancer("1e-3"), TypeError, "Received '1e-3' of type str. Pass `float('1e-3')`, a number and not text."),
     "weight-in-list-string": (lambda m, a: m.StaticLossBalancer([0.1, "x"]), TypeError, "`kd_loss_weight[1]` must be a real number"),
     "weights-sum": (lambda m, a: m.StaticLossBalancer([0.6, 0.6]), ValueError, "must sum to at most 1. Received [0.6, 0.6] (sum 1.2)"),
     "weights-empty": (lambda m, a: m.StaticLossBalancer([]), ValueError, "at least one KD loss. Received []"),
@@ -96,6 +101,10 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "scheduled-mismatch": (lambda m, a: m.ScheduledLossBalancer({"A": 0.5}, N), ValueError, "It names ['A']; received the KD losses"),
     "scheduled-ambiguous": (lambda m, a: m.ScheduledLossBalancer([0.5, 0.5], ("A", "B")), ValueError, "Name the weights"),
     "scheduled-nothing": (lambda m, a: m.ScheduledLossBalancer([], N), ValueError, "at least one KD loss. Received []"),
+    "scheduled-8": (lambda m, a: m.ScheduledLossBalancer(8.0, N), ValueError, "At step 0 it is 8.0, the first that is not. Lower the weight, or use `WeightedSumLossBalancer`"),
+    "scheduled-yaml": (lambda m, a: m.ScheduledLossBalancer("1e-3", N), TypeError, "Pass `float('1e-3')`"),
+    "sum-yaml": (lambda m, a: m.WeightedSumLossBalancer({"A": "1e-3"}), TypeError, "`weights['A']` must be a real number"),
+    "ema-yaml": (lambda m, a: m.EMANormalizedLossBalancer(N, eps="1e-8"), TypeError, "Pass `float('1e-8')`"),
     "sum-negative": (lambda m, a: m.WeightedSumLossBalancer({"A": -1.0}), ValueError, "`weights['A']` must be in [0.0, "),
     "sum-sequence": (lambda m, a: m.WeightedSumLossBalancer([1.0]), TypeError, "`weights` must be a mapping"),
     "sum-student": (lambda m, a: m.WeightedSumLossBalancer({"A": 1.0, "student_loss": 1.0}), ValueError, "Pass its weight as `student_weight`"),
@@ -144,6 +153,8 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "terms-and-weights": (lambda m, a: m.functional.weighted_sum([a(1.0)], [0.5, 0.5]), ValueError, "1 terms and 2 weights"),
     "functional-weight": (lambda m, a: m.functional.weighted_sum([a(1.0)], [math.nan]), ValueError, "`weights[0]` must be finite"),
     "functional-weight-bool": (lambda m, a: m.functional.weighted_sum([a(1.0)], [True]), TypeError, "`weights[0]` must be a real number"),
+    "functional-weight-yaml": (lambda m, a: m.functional.weighted_sum([a(1.0)], ["1e-3"]), TypeError, "Pass `float('1e-3')`"),
+    "functional-number": (lambda m, a: m.functional.weighted_sum([a(1.0)], 0.5), TypeError, "`weights` must be a sequence of numbers, or a vector. Received 0.5 of type float"),
     "functional-term": (lambda m, a: m.functional.weighted_sum([a(1.0), 2.0], [0.5, 0.5]), TypeError, "The loss 'terms[1]' must be"),
     "functional-shapes": (lambda m, a: m.functional.weighted_sum([a(1.0), a([2.0])], [0.5, 0.5]), ValueError, "one shape"),
 }  # fmt: skip
@@ -160,6 +171,32 @@ def test_same_class_and_words_in_both_twins(name: str) -> None:
         messages[framework] = str(raised.value)
     assert messages["torch"] == messages["jax"]
     assert words in messages["torch"]
+
+
+#: What the words say of a scalar that a transform traces, here under `vmap`, where a balancer takes a number.
+TRACED: dict[str, Callable[[Any, Any], Any]] = {
+    "static": lambda m, w: m.StaticLossBalancer(w),
+    "static-list": lambda m, w: m.StaticLossBalancer([w]),
+    "static-mapping": lambda m, w: m.StaticLossBalancer({"A": w}),
+    "scheduled": lambda m, w: m.ScheduledLossBalancer(w, N),
+    "sum": lambda m, w: m.WeightedSumLossBalancer({"A": w}),
+    "ema-beta": lambda m, w: ema(m, beta=w),
+    "logits": lambda m, w: m.LogitsAndIntermediatesLossBalancer(w),
+    "constant": lambda m, w: schedules.constant(w),
+    "tabulate": lambda m, w: schedules.tabulate(lambda step: w, 2),
+    "functional": lambda m, w: m.functional.weighted_sum([w], [w]),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_weight_that_is_traced_is_a_type_error_in_words(name: str) -> None:
+    words = []
+    for vmap, (module, array) in zip((torch.func.vmap, jax.vmap), TWINS.values(), strict=True):
+        with pytest.raises(TypeError, match=r"must be a number that is known now\. Received one of type") as raised:
+            vmap(lambda w, module=module: TRACED[name](module, w))(array([0.25, 0.5]))
+        assert type(raised.value) is TypeError
+        words.append(re.sub(r"type \w+", "type", str(raised.value)))  # each framework has its own
+    assert words[0] == words[1]
 
 
 def test_abstract_balancers_are_a_type_error_in_both_twins() -> None:

@@ -1,6 +1,7 @@
 """Certificates of several hosts become one matrix; a single bit that two lanes do not share is found and named."""
 
 import json
+import os
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -298,7 +299,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     write_json(tmp_path / "a.json", torch_certificate())
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     result = CliRunner().invoke(app, ["merge", str(tmp_path / "a.json"), "--json", str(tmp_path / "m.json")])
     assert result.exit_code == 2
     assert "m.json cannot be written: No space left on device." in " ".join(result.output.split())

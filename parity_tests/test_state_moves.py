@@ -1,6 +1,7 @@
 """A run that moves between frameworks, or to a file and back, at any moment gives the same bits as one that stays."""
 
 import copy
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +199,25 @@ def test_what_is_refused_changes_nothing_and_both_say_the_same(name: str) -> Non
         messages.append(str(raised.value))
         assert state_of(balancer) == before
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", BALANCERS)
+def test_in_a_checkpoint_of_torch_as_docs_state_has_it(name: str, framework: str, tmp_path: Path) -> None:
+    """Plain `torch.load` refuses NumPy arrays; allowed by name, they come back bit for bit. A `state_dict` needs none of that."""
+    source, target = make(framework, BALANCERS[name]), make("torch", BALANCERS[name])
+    forward(source, drawn(1)[0])
+    torch.save({"balancer": source.export_state()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"(?s)Weights only load failed.*numpy"):
+        torch.load(tmp_path / "checkpoint.pt")
+    of_numpy = [np.ndarray, np.dtype, np.dtypes.Float32DType, np.dtypes.Int32DType, np.zeros(0).__reduce__()[0]]
+    with torch.serialization.safe_globals(of_numpy):
+        target.load_state(torch.load(tmp_path / "checkpoint.pt")["balancer"])
+    assert state_of(target) == state_of(source)
+    torch.save(target.state_dict(), tmp_path / "state_dict.pt")
+    again = make("torch", BALANCERS[name])
+    again.load_state_dict(torch.load(tmp_path / "state_dict.pt"))
+    assert state_of(again) == state_of(source)
 
 
 def test_the_state_loads_into_a_compiled_step() -> None:

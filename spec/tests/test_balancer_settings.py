@@ -179,15 +179,21 @@ def test_what_is_dropped_is_the_largest_weight_of_an_absent_student():
 
 OVER = schedules.piecewise_linear({0: 0.5, 10: 1.5})
 REFUSED = {
-    "above-1": (lambda: Scheduled(OVER, NAMES), ValueError, "`kd_loss_weight` must be in [0.0, 1.0] at every step. At step 6 it is 1.0999999999999999, the first"),
-    "below-0": (lambda: Scheduled([0.5, schedules.linear(0.1, -0.1, 4)], NAMES), ValueError, "`kd_loss_weight[1]` must be in [0.0, 1.0] at every step. At step 3 it is -0.05000000000000001, the first"),
+    "above-1": (lambda: Scheduled(OVER, NAMES), ValueError, "`kd_loss_weight` must be in [0.0, 1.0] at every step. At step 6 it is 1.0999999999999999, the first that is not. Lower the weight, or use `WeightedSumLossBalancer`"),
+    "below-0": (lambda: Scheduled([0.5, schedules.linear(0.1, -0.1, 4)], NAMES), ValueError, "`kd_loss_weight[1]` must be in [0.0, 1.0] at every step. At step 3 it is -0.05000000000000001, the first that is not. Correct the schedule."),
     "by-name": (lambda: Scheduled({"A": schedules.tabulate([0.0, 0.0, 2.0].__getitem__, 3)}), ValueError, "`kd_loss_weight['A']` must be in [0.0, 1.0] at every step. At step 2 it is 2.0"),
-    "sum": (lambda: Scheduled([0.75, RAMP], NAMES), ValueError, "must sum to at most 1 at every step. At step 3 it sums to 1.125, the first that is over"),
+    "sum": (lambda: Scheduled([0.75, RAMP], NAMES), ValueError, "must sum to at most 1 at every step. At step 3 it sums to 1.125, the first that is over. Lower the weights, or use `WeightedSumLossBalancer`"),
     "student-sum": (lambda: Scheduled({"A": RAMP, "student_loss": 1.0}), ValueError, "must sum to 1 at every step when it names `student_loss`. At step 1 it sums to 1.125"),
     "student-sum-below": (lambda: Scheduled({"A": schedules.linear(0.5, 0, 5), "student_loss": 0.5}), ValueError, "At step 1 it sums to 0.9"),
     "number-above-1": (lambda: Scheduled(1.5, NAMES), ValueError, "`kd_loss_weight` must be in [0.0, 1.0] at every step. At step 0 it is 1.5"),
     "nan": (lambda: Scheduled(math.nan, NAMES), ValueError, "`kd_loss_weight` must be finite. Received nan"),
-    "string": (lambda: Scheduled("0.5", NAMES), TypeError, "`kd_loss_weight` must be a real number (int, float or NumPy scalar) or a schedule. Received '0.5'"),
+    "string": (lambda: Scheduled("0.5", NAMES), TypeError, "`kd_loss_weight` must be a real number (int, float, or a scalar of NumPy, PyTorch or JAX on the host) or a schedule. Received '0.5' of type str. Pass `float('0.5')`"),
+    "array-2d": (lambda: Scheduled(np.array([[0.5]]), NAMES), TypeError, "`kd_loss_weight` must be a real number"),
+    "array-count": (lambda: Scheduled(np.array([0.5]), NAMES), ValueError, "Received 1 weights [Schedule(0: 0.5)] and 2 KD losses"),
+    "array-bool": (lambda: WeightedSum({"A": np.array(True)}), TypeError, "`weights['A']` must be a real number"),
+    "ema-beta-array": (lambda: EMANormalized(NAMES, beta=np.array([0.5])), TypeError, "`beta` must be a real number"),
+    "ema-beta-yaml": (lambda: EMANormalized(NAMES, beta="1e-3"), TypeError, "`beta` must be a real number (int, float, or a scalar of NumPy, PyTorch or JAX on the host). Received '1e-3' of type str. Pass `float('1e-3')`"),
+    "logits-yaml": (lambda: Logits("1e-3"), TypeError, "YAML reads 1e-3 as text and 1.0e-3 as a number"),
     "function": (lambda: Scheduled([lambda step: 0.5], NAMES), TypeError, "`kd_loss_weight[0]` must be a real number"),
     "empty-list": (lambda: Scheduled([], NAMES), ValueError, "at least one KD loss. Received []"),
     "empty-mapping": (lambda: Scheduled({}), ValueError, "at least one KD loss. Received {}"),
@@ -267,8 +273,16 @@ def test_state_entries_are_a_table_per_balancer():
         (Scheduled({"A": 0.5, "B": 0.25}), Scheduled({"B": 0.25, "A": 0.5}, ("B", "A", "student_loss"))),
         (WeightedSum({"A": 1, "B": 2.0}), WeightedSum({"B": 2, "A": 1.0})),
         (EMANormalized(NAMES), EMANormalized(NAMES[::-1], {"MSELoss_0": 1})),
+        (Scheduled(0.5, NAMES), Scheduled(np.array(0.5), NAMES)),
+        (Scheduled([0.5, 0.25], NAMES), Scheduled(np.array([0.5, 0.25]), NAMES)),
+        (WeightedSum({"A": 1}, 2.0), WeightedSum({"A": np.array(1)}, np.array(2.0))),
+        (
+            EMANormalized(NAMES, {"MSELoss_0": 0.5}, 0.5, 0.25),
+            EMANormalized(NAMES, {"MSELoss_0": np.array(0.5)}, np.array(0.5), np.array(0.25)),
+        ),
+        (Logits(2.0), Logits(np.array(2))),
     ],
-    ids=["number", "sequence", "mapping", "sum", "ema"],
+    ids=["number", "sequence", "mapping", "sum", "ema", "scalar", "array", "sum-scalars", "ema-scalars", "logits-scalar"],
 )
 def test_equal_settings_are_equal_and_hash_alike(a, b):
     assert a == b

@@ -149,7 +149,7 @@ def test_tabulate_passes_on_what_the_function_raises():
         pytest.param(lambda: Schedule(data=b"\0" * 7), ValueError, "8 bytes a step. Received 7 bytes", id="seven-bytes"),
         pytest.param(lambda: Schedule(data=np.array([0.0, np.nan]).tobytes()), ValueError, "`schedule at step 1` must be finite", id="nan-in-table"),
         pytest.param(lambda: Schedule((Point(0, 1.0, "spline"),)), ValueError, "must be \"linear\" or \"cosine\". Received 'spline'", id="shape"),
-        pytest.param(lambda: as_schedule("1", "alpha"), TypeError, "`alpha` must be a real number (int, float or NumPy scalar) or a schedule. Received '1' of type str", id="no-schedule"),
+        pytest.param(lambda: as_schedule("1", "alpha"), TypeError, "`alpha` must be a real number (int, float, or a scalar of NumPy, PyTorch or JAX on the host) or a schedule. Received '1' of type str. Pass `float('1')`", id="no-schedule"),
         pytest.param(lambda: as_schedule(lambda step: 1.0, "alpha"), TypeError, "of type function. Make a schedule of a function with `schedules.tabulate`", id="bare-function"),
         pytest.param(lambda: as_schedule(math.nan, "alpha"), ValueError, "`alpha` must be finite. Received nan", id="nan-for-schedule"),
     ],

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -203,6 +204,135 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     read = read_state(file)["state"]
     assert int(read["steps"]) in (said[-1], said[-1] + 1)  # of which it had not yet told
     assert (read["pending"] == int(read["steps"])).all()
+
+    left = [path.name for path in tmp_path.iterdir() if path != file]
+    assert all(re.fullmatch(r"\.loss-balancers-[0-9a-f]{32}\.partial", name) for name in left)  # as docs/state.md has it
+
+
+#: Two threads in a process that has the number of all others, as the first process of a container has.
+MANY_WRITERS = """
+import os, sys, threading
+import numpy as np
+from loss_balancers import spec
+os.getpid = lambda: 1
+file, writer, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+failed = []
+def write(thread):
+    for step in range(times):
+        number = 1000 * (2 * writer + thread) + step
+        held = {"steps": np.int32(number), "pending": np.full(1000 * (1 + number % 90), number, np.float32)}
+        try:
+            spec.save_state(file, spec.exported("X", {}, [], held))
+        except Exception as error:
+            failed.append(repr(error))
+threads = [threading.Thread(target=write, args=(thread,)) for thread in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(*failed, sep="\\n")
+"""
+
+
+def test_many_writers_at_once_make_no_error_and_no_reader_sees_a_part(tmp_path):
+    """600 writes by eight threads in four processes with one number, and two readers beside them."""
+    file = tmp_path / "x"
+    save_state(file, spec.exported("X", {}, [], {"steps": np.int32(7), "pending": np.full(8000, 7, np.float32)}))
+    command = [sys.executable, "-c", MANY_WRITERS, str(file)]
+    writers = [subprocess.Popen([*command, str(i), "75"], stdout=subprocess.PIPE, text=True) for i in range(4)]
+    torn, seen, done = [], set(), threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                held = read_state(file)["state"]
+            except (OSError, ValueError) as error:
+                torn.append(repr(error))
+                continue
+            number = int(held["steps"])
+            seen.add(number)
+            if len(held["pending"]) != 1000 * (1 + number % 90) or (held["pending"] != number).any():
+                torn.append(number)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    failed = [writer.communicate(timeout=120)[0].split("\n") for writer in writers]
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert [words for of_writer in failed for words in of_writer if words] == []
+    assert torn == []
+    assert len(seen) > 20  # the readers were there meanwhile
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert [writer.returncode for writer in writers] == [0] * 4
+
+
+#: Formats that a state does not have, as safetensors names them, and the bytes of 8 elements.
+FOREIGN = {"F4": 4, "F6_E2M3": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "BF16": 16, "BOOL": 8, "C64": 64}
+OURS = dict.fromkeys(["schema", "balancer", "settings", "names"], "{}")
+
+
+def written(file, dtype, shape, size, metadata):
+    header = json.dumps({"__metadata__": metadata, "x": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, OURS], ids=["none", "of-torch", "ours"])
+@pytest.mark.parametrize("dtype", FOREIGN)
+def test_a_file_of_any_format_is_read_or_refused_by_name(tmp_path, dtype, metadata):
+    file = tmp_path / "model.safetensors"
+    written(file, dtype, [8], FOREIGN[dtype], metadata)
+    if metadata is OURS and dtype in ("BOOL", "C64"):  # arrays that NumPy has, and no balancer
+        with pytest.raises(ValueError, match=r"received"):
+            checked({**state(), **{"state": read_state(file)["state"]}})
+        return
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} is not a state of a loss balancer: .*`save_state` wrote\.$"):
+        read_state(file)
+
+
+def test_what_is_refused_does_not_depend_on_the_formats_that_another_package_adds(tmp_path):
+    """NumPy has bfloat16 once ml_dtypes is loaded, which JAX does."""
+    written(tmp_path / "x", "BF16", [8], 16, OURS)
+    read = "import sys, loss_balancers.spec as s; s.read_state(sys.argv[1])"
+    for before in ("", "import ml_dtypes; "):
+        done = subprocess.run([sys.executable, "-c", before + read, tmp_path / "x"], capture_output=True, text=True, check=False)
+        assert re.search(r"^ValueError: .*x is not a state of a loss balancer: ", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [1] * 100, [2**62, 2**62]], ids=["too-long", "too-deep", "too-large"])
+@pytest.mark.parametrize("metadata", [{}, OURS], ids=["foreign", "ours"])
+def test_a_shape_that_no_array_has_is_refused_by_name(tmp_path, shape, metadata):
+    written(tmp_path / "x", "F32", shape, 0 if 0 in shape else 4, metadata)
+    with pytest.raises(ValueError, match=r"x is not a state of a loss balancer: "):
+        read_state(tmp_path / "x")
+
+
+def test_an_empty_array_is_read(tmp_path):
+    written(tmp_path / "x", "F32", [0], 0, OURS)
+    assert read_state(tmp_path / "x")["state"]["x"].shape == (0,)
+
+
+@pytest.mark.parametrize("size", [100_000_001, 2**63, 2**64 - 1])
+def test_a_huge_header_is_refused_by_name(tmp_path, size):
+    (tmp_path / "x").write_bytes(size.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match=r"x is not a state of a loss balancer: "):
+        read_state(tmp_path / "x")
+
+
+def test_a_device_is_no_state_and_stays_a_device(monkeypatch):
+    monkeypatch.setattr(os, "replace", None)  # a mistake here must not cost this machine its device
+    save_state("/dev/null", state())
+    with pytest.raises(ValueError, match=r"^/dev/null is not a state of a loss balancer: "):
+        read_state("/dev/null")
+
+
+def test_a_private_file_stays_one_and_links_are_followed(tmp_path):
+    save_state(tmp_path / "x", state(1))
+    (tmp_path / "x").chmod(0o600)
+    (tmp_path / "latest").symlink_to("x")
+    save_state(tmp_path / "latest", state(2))
+    assert (tmp_path / "latest").is_symlink()
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    assert int(read_state(tmp_path / "x")["state"]["steps"]) == 2
 
 
 def test_without_safetensors_the_error_names_the_extra(tmp_path, monkeypatch):

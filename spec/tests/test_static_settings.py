@@ -28,6 +28,14 @@ ABOVE_ONE = math.nextafter(1.0, 2.0)
         pytest.param((0.5, 0.25), (0.5, 0.25), 0.25, id="tuple"),
         pytest.param([np.float64(0.5), 0], (0.5, 0.0), 0.5, id="list-of-numpy"),
         pytest.param(range(2), (0.0, 1.0), 0.0, id="range"),
+        pytest.param(np.array(0.25), 0.25, 0.75, id="numpy-0d"),
+        pytest.param(np.array(Fraction(1, 4), dtype=object), 0.25, 0.75, id="numpy-0d-object"),
+        pytest.param(np.longdouble(0.25), 0.25, 0.75, id="numpy-longdouble"),
+        pytest.param(np.array([0.5, 0.25]), (0.5, 0.25), 0.25, id="numpy-1d"),
+        pytest.param(np.array([0.5, 0.25, 0.125], np.float16)[::2], (0.5, 0.125), 0.375, id="numpy-1d-float16-strided"),
+        pytest.param(np.array([0, 1]), (0.0, 1.0), 0.0, id="numpy-1d-int"),
+        pytest.param([np.array(0.5), 0], (0.5, 0.0), 0.5, id="numpy-0d-in-a-list"),
+        pytest.param({"A": np.array(0.5)}, (("A", 0.5),), 0.5, id="numpy-0d-in-a-mapping"),
         pytest.param({"B": 0.5, "A": 0.25}, (("A", 0.25), ("B", 0.5)), 0.25, id="mapping"),
         pytest.param({"M_10": 0.5, "M_2": 0.25}, (("M_2", 0.25), ("M_10", 0.5)), 0.25, id="mapping-by-idx"),
         pytest.param({"student_loss": 0.75, "A": 0.25}, (("A", 0.25), ("student_loss", 0.75)), 0.75, id="mapping-with-student"),
@@ -66,8 +74,18 @@ def test_student_weight_is_summed_left_to_right():
         pytest.param(b"\x00", ["sequence", "mapping", "of type bytes"], id="bytes"),
         pytest.param(None, ["real number", "Received None of type NoneType"], id="none"),
         pytest.param(0.5j, ["real number", "of type complex"], id="complex"),
-        pytest.param(np.array([0.5, 0.5]), ["of type ndarray", "`array.tolist()`"], id="numpy-array"),
-        pytest.param(np.array(0.5), ["of type ndarray", "`array.tolist()`"], id="numpy-0d-array"),
+        pytest.param(np.array([[0.5, 0.5]]), ["of type ndarray", "an array must have one dimension"], id="numpy-2d-array"),
+        pytest.param(np.array(True), ["real number", "Received array(True) of type ndarray"], id="numpy-0d-bool"),
+        pytest.param(np.array("0.5"), ["real number", "of type ndarray"], id="numpy-0d-string"),
+        pytest.param(np.array(0.5j), ["real number", "of type ndarray"], id="numpy-0d-complex"),
+        pytest.param(np.timedelta64(1, "s"), ["real number", "of type timedelta64"], id="numpy-timedelta"),
+        pytest.param(np.array([True, False]), ["`kd_loss_weight[0]`", "real number", "of type bool"], id="numpy-bools"),
+        pytest.param(np.array(["0.5"]), ["`kd_loss_weight[0]`", "Pass `float('0.5')`"], id="numpy-strings"),
+        pytest.param([np.array([0.5])], ["`kd_loss_weight[0]`", "of type ndarray"], id="numpy-array-in-a-list"),
+        pytest.param({"A": np.array([0.5])}, ["`kd_loss_weight['A']`", "of type ndarray"], id="numpy-array-in-a-mapping"),
+        pytest.param("1e-3", ["'1e-3' of type str. Pass `float('1e-3')`, a number and not text. YAML reads 1e-3"], id="yaml"),
+        pytest.param("half", ["'half' of type str. Pass a number, not text."], id="words"),
+        pytest.param({"A": "1e-3"}, ["`kd_loss_weight['A']`", "Pass `float('1e-3')`"], id="yaml-in-a-mapping"),
         pytest.param({0.5}, ["sequence", "of type set"], id="set"),
         pytest.param([0.5, True], ["`kd_loss_weight[1]`", "real number", "True of type bool"], id="bool-in-a-list"),
         pytest.param([0.5, "x"], ["`kd_loss_weight[1]`", "real number", "'x' of type str"], id="string-in-a-list"),
@@ -103,11 +121,15 @@ BOUNDS = "must be finite and in [0, 1]"
         pytest.param([1.5, 0.0], ["`kd_loss_weight[0]`", BOUNDS, "Received 1.5"], id="above-1-in-a-list"),
         pytest.param([0.5, -0.5], ["`kd_loss_weight[1]`", BOUNDS, "Received -0.5"], id="negative-in-a-list"),
         pytest.param({"A": -1}, ["`kd_loss_weight['A']`", BOUNDS, "Received -1"], id="negative-in-a-mapping"),
+        pytest.param(8.0, ["`kd_loss_weight`", BOUNDS, "Received 8.0", "use `WeightedSumLossBalancer`"], id="above-1"),
+        pytest.param(np.array([1.5, 0]), ["`kd_loss_weight[0]`", BOUNDS, "`WeightedSumLossBalancer`"], id="above-1-in-an-array"),
+        pytest.param(np.array(-1), ["`kd_loss_weight`", BOUNDS, "Correct this weight"], id="negative-array"),
+        pytest.param(np.array([]), ["at least one KD loss"], id="empty-array"),
         pytest.param([], ["at least one KD loss", "Received []"], id="empty-list"),
         pytest.param((), ["at least one KD loss", "Received ()"], id="empty-tuple"),
         pytest.param({}, ["at least one KD loss", "Received {}"], id="empty-mapping"),
         pytest.param({"student_loss": 1.0}, ["at least one KD loss", "{'student_loss': 1.0}"], id="student-only"),
-        pytest.param([0.5, 0.75], ["sum to at most 1", "[0.5, 0.75] (sum 1.25)", "Lower"], id="sum"),
+        pytest.param([0.5, 0.75], ["sum to at most 1", "[0.5, 0.75] (sum 1.25)", "Lower", "`WeightedSumLossBalancer`"], id="sum"),
         pytest.param([0.5, 0.5 + 2e-9], ["sum to at most 1", "(sum 1.00000000200"], id="sum-beyond-the-tolerance"),
         pytest.param({"A": 0.5, "B": 0.75}, ["sum to at most 1", "{'A': 0.5, 'B': 0.75} (sum 1.25)"], id="sum-of-a-mapping"),
         pytest.param({"A": 0.5, "student_loss": 0.25}, ["sum to 1", "student_loss", "(sum 0.75)"], id="student-sum-below-1"),
@@ -141,6 +163,30 @@ def test_as_given(given):
     settings = Settings(given)
     assert settings.as_given == given
     assert type(settings.as_given) is type(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (np.array([0.1, 0.2]), [0.1, 0.2]),
+        (np.array(0.1), 0.1),
+        ((np.float64(0.1), np.array(0.2)), (0.1, 0.2)),
+        ({"A": np.array(0.1)}, {"A": 0.1}),
+    ],
+    ids=["array", "scalar", "in-a-tuple", "in-a-mapping"],
+)
+def test_arrays_are_given_back_as_plain_python(given, plain):
+    settings = Settings(given)
+    assert repr(settings.as_given) == repr(plain)  # np.float64(0.1) has another
+    assert settings == Settings(plain) == Settings.from_json(settings.to_json())
+    assert json.loads(settings.to_json()) == json.loads(Settings(plain).to_json())
+
+
+def test_as_given_is_a_copy_of_an_array_too():
+    given = np.array([0.1, 0.2])
+    settings = Settings(given)
+    given[0] = 0.9
+    assert settings.as_given == [0.1, 0.2]
 
 
 def test_as_given_is_a_copy():

@@ -28,7 +28,15 @@ ONE = torch.tensor(1.0)
         pytest.param([ONE], [-(10**400)], ValueError, ["`weights[0]` must be finite", "Received -inf"], id="int-beyond-float64"),
         pytest.param([ONE], [True], TypeError, ["`weights[0]` must be a real number", "True of type bool"], id="bool"),
         pytest.param([ONE], ["1"], TypeError, ["`weights[0]` must be a real number", "'1' of type str"], id="string"),
-        pytest.param([ONE], [ONE], TypeError, ["`weights[0]` must be a real number", "of type Tensor"], id="array"),
+        pytest.param([ONE], [torch.ones(1)], TypeError, ["`weights[0]` must be a real number", "of type Tensor"], id="array"),
+        pytest.param([ONE], torch.ones((1, 1)), TypeError, ["`weights[0]` must be a real number", "of type Tensor"], id="matrix"),
+        pytest.param([ONE], [ONE == 1], TypeError, ["`weights[0]` must be a real number", "of type Tensor"], id="bool-array"),
+        pytest.param(
+            [ONE], 0.5, TypeError, ["`weights` must be a sequence of numbers, or a vector", "0.5 of type float"], id="number"
+        ),
+        pytest.param(
+            [ONE], ONE, TypeError, ["`weights` must be a sequence of numbers, or a vector", "of type Tensor"], id="scalar"
+        ),
         pytest.param([1.0], [0.5], TypeError, ["The loss 'terms[0]' must be a floating-point array", "float"], id="float-term"),
         pytest.param([torch.tensor(1)], [0.5], TypeError, ["'terms[0]'", "an array of int64"], id="int-term"),
         pytest.param([ONE, torch.ones(2)], [0.5, 0.5], ValueError, ["one shape", "'terms[0]': (), 'terms[1]': (2,)"], id="shapes"),

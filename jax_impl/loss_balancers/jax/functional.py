@@ -34,7 +34,7 @@ def weighted_sum(
     Args:
         terms: At least one array, all of one shape.
         weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
-            values are not checked. Constants either way: no gradient reaches them.
+            values are not checked. Constants either way: no gradient reaches them. JAX cannot tell whether one was wanted.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:
@@ -61,7 +61,7 @@ def weighted_sum(
         docs/spec/2-arithmetic.md, A1 to A8.
     """
     vector = isinstance(weights, Array) and weights.dtype in FORMATS and weights.ndim == 1
-    checked = spec.same_length(weights, terms) if vector else spec.finite_weights(weights, len(terms))
+    checked = spec.constant_vector(weights, len(terms)) if vector else spec.finite_weights(weights, len(terms))
     terms, dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and jnp.dtype(dtype) not in FORMATS:
         raise errors.dtype_not_supported(str(jnp.dtype(dtype)))

@@ -156,6 +156,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
         Returns:
             ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. Copies; to copy waits for the device.
+            Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
         """
         settings = self._settings
         state = {name: np.array(variable[...]) for name, variable in self._state().items()}

@@ -169,12 +169,18 @@ def _usage(message: str) -> NoReturn:
 
 def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
     """Before the work: each folder is there, and no file would replace another or a certificate that is read."""
+    from loss_balancers.spec.whole_files import is_replaced
+
     taken = {realpath(file): "one of the certificates" for file in inputs}  # unlike Path.resolve, no error at a loop of links
     for option, file in outputs.items():
-        if file is None:
-            continue
-        if not file.absolute().parent.is_dir():
-            _usage(f"{option}: the folder {file.absolute().parent} does not exist. Create it first.")
+        try:
+            if file is None or not is_replaced(file):
+                continue  # what is written into, such as /dev/null, may be given twice
+        except OSError as error:
+            _usage(f"{option}: {file} cannot be written: {error.strerror or error}.")
+        folder = Path(realpath(file)).parent
+        if not folder.is_dir():
+            _usage(f"{option}: the folder {folder} does not exist. Create it first.")
         if realpath(file) in taken:
             _usage(f"{option}: {file} is {taken[realpath(file)]} already. Name another file.")
         taken[realpath(file)] = f"the file of {option}"

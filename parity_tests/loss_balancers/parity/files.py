@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from loss_balancers.spec.whole_files import write_whole
+
 
 def write_text(file: Path, text: str) -> None:
-    """Writes beside, then renames: an interrupted run leaves what was there before."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, "utf-8")
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Writes text as UTF-8: an interrupted run leaves what was there before. Devices and pipes are written into."""
+    write_whole(file, text.encode("utf-8"))
 
 
 def write_json(file: Path, data: Any) -> None:

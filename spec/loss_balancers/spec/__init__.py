@@ -5,7 +5,7 @@ Keys and canonical order, settings and their validation, every error text, the e
 
 from loss_balancers.spec import errors, schedules
 from loss_balancers.spec.amounts import Amounts, checked_amounts
-from loss_balancers.spec.checks import check_auto_step, check_mapping, check_reduction_fn, finite_weights, same_length
+from loss_balancers.spec.checks import check_auto_step, check_mapping, check_reduction_fn, constant_vector, finite_weights
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.errors import LossInfo, bad_losses, missing_framework
 from loss_balancers.spec.formats import (
@@ -61,6 +61,7 @@ __all__ = [
     "checked_amounts",
     "checked_state",
     "compute_format",
+    "constant_vector",
     "errors",
     "exported",
     "finite_weights",
@@ -71,7 +72,6 @@ __all__ = [
     "result_format",
     "round_to",
     "round_weight",
-    "same_length",
     "save_state",
     "schedules",
     "static_plan",

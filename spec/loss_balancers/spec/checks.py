@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,64 @@ def check_mapping(loss: Any) -> None:
         raise errors.not_a_mapping(type(loss).__name__)
 
 
-def real_number(value: Any, where: str) -> float:
-    """``value`` as a float.
+def real_number(value: Any, where: str, wrong: Callable[[str, Any], TypeError] = errors.weight_type) -> float:
+    """``value`` as a float: a Python number, or a scalar of NumPy, PyTorch or JAX on the host.
+
+    Args:
+        value: What was given.
+        where: Its name in an error.
+        wrong: Words the error for what is not a real number.
 
     Raises:
-        TypeError: it is no real number; a bool is none.
+        TypeError: It is not a real number (a bool is not), a gradient is to reach it, it is not on the host, or it is traced.
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
-        raise errors.weight_type(where, value)
+    number = value
+    if getattr(value, "shape", None) == ():
+        device = getattr(value, "device", None)
+        # The kind of a device, as PyTorch and JAX name it. What has neither is not on an accelerator.
+        if getattr(device, "type", getattr(device, "platform", "cpu")) != "cpu":
+            raise errors.number_on_a_device(where, str(device))
+        number = element(value, where)
+    if not isinstance(number, numbers.Real) or isinstance(number, bool):
+        raise wrong(where, value)
     try:
-        return float(value)
+        return float(number)
     except OverflowError:  # an int beyond float64: out of every bound
-        return math.inf if abs(value) == value else -math.inf
+        return math.inf if abs(number) == number else -math.inf
+
+
+def element(array: Any, where: str) -> Any:
+    """The element of an array of one, as Python has it.
+
+    Raises:
+        TypeError: A gradient is to reach it, or it is traced.
+    """
+    if getattr(array, "requires_grad", False):
+        raise errors.learnable(where)
+    # An array that is on no device is traced by JAX. Under `grad` it has a value, but to read it would lose the gradient.
+    if not isinstance(array, (np.ndarray, np.generic)) and not hasattr(array, "device"):
+        raise errors.number_traced(where, array)
+    try:
+        return array.item()
+    except Exception:  # each framework, and each of its transforms, has an error of its own
+        raise errors.number_traced(where, array) from None
+
+
+def elements(given: Any) -> Sequence[Any] | None:
+    """The elements of a sequence, or of an array of one dimension; None if ``given`` is neither. A string is no sequence here."""
+    if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
+        return given
+    return list(given) if len(getattr(given, "shape", ())) == 1 else None
 
 
 def finite_weights(weights: Any, terms: int) -> tuple[float, ...]:
     """The weights of ``functional.weighted_sum`` as floats (spec E8).
 
     Raises:
-        TypeError: a weight is no real number.
+        TypeError: there is no sequence of weights, or a weight is no real number.
         ValueError: there are no terms, not as many weights as terms, or a weight is not finite.
     """
-    same_length(weights, range(terms))
+    _check_length(weights, terms)
     checked = tuple(real_number(weight, f"weights[{i}]") for i, weight in enumerate(weights))
     for i, weight in enumerate(checked):
         if not math.isfinite(weight):
@@ -52,17 +88,28 @@ def finite_weights(weights: Any, terms: int) -> tuple[float, ...]:
     return checked
 
 
-def same_length(weights: Any, terms: Sequence[Any]) -> Any:
-    """A vector of weights as it is (spec E8).
+def constant_vector(weights: Any, terms: int) -> Any:
+    """A vector of weights on the device as it is; its values are not read (spec E8).
 
     Raises:
+        TypeError: a gradient is to reach it.
         ValueError: there are no terms, or not as many weights as terms.
     """
-    if len(terms) == 0:
-        raise errors.no_terms()
-    if len(weights) != len(terms):
-        raise errors.terms_and_weights(len(terms), len(weights))
+    _check_length(weights, terms)
+    if getattr(weights, "requires_grad", False):
+        raise errors.learnable("weights")
     return weights
+
+
+def _check_length(weights: Any, terms: int) -> None:
+    try:
+        count = len(weights)
+    except TypeError:
+        raise errors.weights_not_a_sequence(weights) from None
+    if terms == 0:
+        raise errors.no_terms()
+    if count != terms:
+        raise errors.terms_and_weights(terms, count)
 
 
 def check_reduction_fn(fn: Any) -> None:

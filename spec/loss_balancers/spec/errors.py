@@ -5,6 +5,7 @@ Each function returns the exception (or, for the warning, its text); whoever fin
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ STUDENT_LOSS_KEY = "student_loss"
 _LONGEST = 500
 
 ACCEPTED = "bfloat16, float16, float32 or float64"
+NUMBERS = "int, float, or a scalar of NumPy, PyTorch or JAX on the host"
+UNBOUNDED = "use `WeightedSumLossBalancer`, which takes weights above 1, of any sum"
 REDUCTION_HINT = "If the student loss is not reduced yet, give its reduction to `set_student_loss_reduction_fn`."
 
 
@@ -41,23 +44,50 @@ def shown(value: Any) -> str:
 
 def weight_type(where: str, received: Any) -> TypeError:
     return TypeError(
-        f"`{where}` must be a real number (int, float or NumPy scalar). Received {received!r} of type "
-        f"{type(received).__name__}. Pass a plain number."
+        f"`{where}` must be a real number ({NUMBERS}). Received {shown(received)} of type {type(received).__name__}. "
+        f"{_of_text(received) or 'Pass a plain number.'}"
     )
 
 
-def kd_loss_weight_type(received: Any) -> TypeError:
+def kd_loss_weight_type(where: str, received: Any) -> TypeError:
     return TypeError(
-        "`kd_loss_weight` must be a real number, a sequence of them (one weight per KD loss in canonical order) or a "
-        f"mapping from loss name to weight. Received {received!r} of type {type(received).__name__}. For an array, pass "
-        "`array.tolist()`."
+        f"`{where}` must be a real number ({NUMBERS}), a sequence of them (one weight per KD loss in canonical order) or a mapping "
+        f"from loss name to weight. Received {shown(received)} of type {type(received).__name__}. "
+        f"{_of_text(received) or 'Pass a number, a list or a dict; an array must have one dimension.'}"
     )
 
 
-def weight_bounds(where: str, received: Any) -> ValueError:
-    return ValueError(
-        f"`{where}` must be finite and in [0, 1]. Received {received!r}. Divide the weights by their sum, or correct this one."
+def _of_text(received: Any) -> str:
+    """What to do about text in place of a number; nothing if it is not text."""
+    if not isinstance(received, str):
+        return ""
+    try:
+        float(received)
+    except ValueError:
+        return "Pass a number, not text."
+    return f"Pass `float({str(received)!r})`, a number and not text. YAML reads 1e-3 as text and 1.0e-3 as a number."
+
+
+def learnable(where: str) -> TypeError:
+    return TypeError(
+        f"`{where}` must be constant: no gradient reaches it. Received a tensor that requires grad. Pass `tensor.detach()`."
     )
+
+
+def number_on_a_device(where: str, device: str) -> TypeError:
+    return TypeError(f"`{where}` must be a number on the host. Received one on {device}. Call `.item()` on it, once and before.")
+
+
+def number_traced(where: str, received: Any) -> TypeError:
+    return TypeError(
+        f"`{where}` must be a number that is known now. Received one of type {type(received).__name__} that cannot be read, as in "
+        "a function that a transform traces. Pass a number from outside of that function."
+    )
+
+
+def weight_bounds(where: str, received: Any, above: bool) -> ValueError:
+    what = f"Divide the weights by their sum, or {UNBOUNDED}." if above else "Correct this weight."
+    return ValueError(f"`{where}` must be finite and in [0, 1]. Received {received!r}. {what}")
 
 
 def weight_not_finite(where: str, received: Any) -> ValueError:
@@ -73,8 +103,8 @@ def no_weights(received: Any) -> ValueError:
 
 def weights_sum(received: Any, total: float) -> ValueError:
     return ValueError(
-        f"`kd_loss_weight` must sum to at most 1. Received {received!r} (sum {total!r}). Lower the weights or divide them by "
-        "their sum."
+        f"`kd_loss_weight` must sum to at most 1. Received {received!r} (sum {total!r}). Lower the weights, divide them by "
+        f"their sum, or {UNBOUNDED}."
     )
 
 
@@ -149,8 +179,8 @@ def schedule_not_callable(received: Any) -> TypeError:
 
 def not_a_number_or_schedule(where: str, received: Any) -> TypeError:
     return TypeError(
-        f"`{where}` must be a real number (int, float or NumPy scalar) or a schedule. Received {shown(received)} of type "
-        f"{type(received).__name__}. Make a schedule of a function with `schedules.tabulate`."
+        f"`{where}` must be a real number ({NUMBERS}) or a schedule. Received {shown(received)} of type "
+        f"{type(received).__name__}. {_of_text(received) or 'Make a schedule of a function with `schedules.tabulate`.'}"
     )
 
 
@@ -178,16 +208,16 @@ def schedule_order(before: int, after: int) -> ValueError:
 
 
 def scheduled_weight_bounds(where: str, step: int, received: float, low: float, high: float) -> ValueError:
+    what = f"Lower the weight, or {UNBOUNDED}" if received > high == 1.0 else "Correct the schedule"
     return ValueError(
-        f"`{where}` must be in [{low!r}, {high!r}] at every step. At step {step} it is {received!r}, the first that is not. "
-        "Correct the schedule."
+        f"`{where}` must be in [{low!r}, {high!r}] at every step. At step {step} it is {received!r}, the first that is not. {what}."
     )
 
 
 def scheduled_sum(step: int, total: float) -> ValueError:
     return ValueError(
         f"`kd_loss_weight` must sum to at most 1 at every step. At step {step} it sums to {total!r}, the first that is over. "
-        "Lower the schedules."
+        f"Lower the weights, or {UNBOUNDED}."
     )
 
 
@@ -360,6 +390,16 @@ def state_too_large(file: str, size: int, most: int) -> ValueError:
     )
 
 
+def no_file_beside(file: str, folder: str, error: OSError) -> OSError:
+    words = error.strerror
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        words = (
+            f"A file is written under another name in its folder and then renamed, but {folder} takes no new file "
+            f"({error.strerror}). Make the folder writable, or name a file in another one"
+        )
+    return OSError(error.errno, words, file)
+
+
 def under_a_transform() -> RuntimeError:
     return RuntimeError(
         "A balancer in training mode cannot be called under `torch.func`, which refuses to change state. Call `eval()` on it, and "
@@ -525,6 +565,13 @@ def dropped_student_weight(weight: float) -> str:
 
 def no_terms() -> ValueError:
     return ValueError("`terms` must hold at least one array. Received none. Pass the losses to sum.")
+
+
+def weights_not_a_sequence(received: Any) -> TypeError:
+    return TypeError(
+        f"`weights` must be a sequence of numbers, or a vector. Received {shown(received)} of type {type(received).__name__}. "
+        "Pass a weight per term."
+    )
 
 
 def terms_and_weights(terms: int, weights: int) -> ValueError:

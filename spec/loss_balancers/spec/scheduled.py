@@ -12,6 +12,7 @@ import numpy as np
 from loss_balancers.spec import errors, tables
 from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.call import Call
+from loss_balancers.spec.checks import elements
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.schedules import Schedule, as_schedule
 from loss_balancers.spec.settings import named_schedules
@@ -45,8 +46,8 @@ class ScheduledLossBalancerSettings(ByFactors):
         if isinstance(given, Mapping):
             held: Any = _named(given)
             names = (*dict.fromkeys((*given, STUDENT_LOSS_KEY)),) if names is None else names
-        elif isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
-            held = tuple(as_schedule(weight, f"kd_loss_weight[{i}]") for i, weight in enumerate(given))
+        elif (weights := elements(given)) is not None:
+            held = tuple(as_schedule(weight, f"kd_loss_weight[{i}]") for i, weight in enumerate(weights))
             if not held:
                 raise errors.no_weights(given)
         else:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loss_balancers.spec import errors
-from loss_balancers.spec.checks import real_number
+from loss_balancers.spec.checks import element, real_number
 
 #: No schedule is longer: a table has an entry for every step, and this one would take 800 MB.
 MAX_STEPS = 100_000_000
@@ -190,15 +190,12 @@ def as_schedule(value: Any, where: str) -> Schedule:
     """A number as a constant schedule; a schedule as it is.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: It is neither, or a number that `real_number` refuses.
         ValueError: The number is not finite.
     """
     if isinstance(value, Schedule):
         return value
-    try:
-        number = real_number(value, where)
-    except TypeError:
-        raise errors.not_a_number_or_schedule(where, value) from None
+    number = real_number(value, where, errors.not_a_number_or_schedule)
     if not math.isfinite(number):
         raise errors.weight_not_finite(where, number)
     return constant(number)
@@ -237,9 +234,9 @@ def _checked_shape(shape: Any) -> str:
 
 
 def _finite(value: Any, step: int) -> float:
-    if not isinstance(value, (int, float)) and getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
-        value = value.item()  # an array of one element, as optax's schedules return
     where = f"schedule at step {step}"
+    if not isinstance(value, (int, float)) and getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
+        value = element(value, where)  # on any device: optax's schedules return what is on JAX's default one
     number = value if type(value) is float else real_number(value, where)
     if not math.isfinite(number):
         raise errors.weight_not_finite(where, number)

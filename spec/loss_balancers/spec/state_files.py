@@ -12,6 +12,7 @@ import numpy as np
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.moving import DESCRIPTION, check_parts
+from loss_balancers.spec.whole_files import write_whole
 
 #: safetensors does not read a header of 100 MB or more.
 _LARGEST_HEADER = 99_000_000
@@ -20,7 +21,7 @@ _LARGEST_HEADER = 99_000_000
 def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> None:
     """Writes an exported state to a safetensors file: arrays as tensors, the rest as JSON in the metadata (spec T8).
 
-    The file is written beside and then renamed, so that ``file`` is whole at any moment: the old one or the new one.
+    ``file`` is whole at any moment, the old one or the new one, however many write to it: see `write_whole`.
 
     Args:
         file: Where to.
@@ -28,6 +29,7 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
 
     Raises:
         ImportError: safetensors is not installed.
+        OSError: The file cannot be written, or its folder takes no new file.
         TypeError: ``exported`` is no exported state.
         ValueError: Its settings are too large for such a file.
     """
@@ -44,15 +46,7 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
     size = sum(map(len, description.values()))
     if size > _LARGEST_HEADER:
         raise errors.state_too_large(str(path), size, _LARGEST_HEADER)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())  # before the rename, which a crash of the system might else outlive
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -73,11 +67,16 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="np") as opened:
             metadata = opened.metadata() or {}
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError) as error:
+            described = all(part in metadata for part in DESCRIPTION)
+            # The tensors of another file are left alone: they may be huge, or of formats that NumPy lacks.
+            arrays = {name: opened.get_tensor(name) for name in (opened.keys() if described else ())}
+    except Exception as error:  # safetensors raises whatever NumPy makes of a format, a shape or a size that it lacks
         raise errors.not_a_state_file(str(path), str(error)) from error
-    if not all(part in metadata for part in DESCRIPTION):
+    if not described:
         raise errors.not_a_state_file(str(path), f"its metadata lacks one of {list(DESCRIPTION)}")
+    for name, array in arrays.items():
+        if array.dtype.isbuiltin != 1:  # bfloat16 where JAX is loaded: what is read must not depend on that
+            raise errors.not_a_state_file(str(path), f"its entry {name!r} is of {array.dtype}, which NumPy itself lacks")
     try:
         description = {part: json.loads(metadata[part]) for part in DESCRIPTION}
     except (ValueError, RecursionError) as error:

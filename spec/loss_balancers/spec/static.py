@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from loss_balancers.spec import arithmetic, errors
 from loss_balancers.spec.call import Call
-from loss_balancers.spec.checks import check_mapping, real_number
+from loss_balancers.spec.checks import check_mapping, elements, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.state import ReferenceState, StateEntry
@@ -39,8 +39,8 @@ class StaticLossBalancerSettings(Settings):
     """The validated settings of `StaticLossBalancer` (spec W1 to W6). Hashable; round-trips through JSON.
 
     Args:
-        kd_loss_weight: A number, a sequence of numbers, or a mapping from loss name to number; each in [0, 1], in sum
-            at most 1. Held as float, tuple, or tuple of (name, weight) in canonical order.
+        kd_loss_weight: A number, a sequence of numbers (or an array of one dimension), or a mapping from loss name to number;
+            each in [0, 1], in sum at most 1. Held as float, tuple, or tuple of (name, weight) in canonical order.
 
     Raises:
         TypeError: A weight is no real number, or `kd_loss_weight` none of the three forms.
@@ -61,8 +61,8 @@ class StaticLossBalancerSettings(Settings):
         given = self.kd_loss_weight
         if isinstance(given, Mapping):
             held, form = _checked_mapping(given), dict
-        elif isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
-            held, form = _checked_sequence(given), tuple if isinstance(given, tuple) else list
+        elif (weights := elements(given)) is not None:
+            held, form = _checked_sequence(weights), tuple if isinstance(given, tuple) else list
         else:
             held, form = _checked_number(given), float
         object.__setattr__(self, "kd_loss_weight", held)
@@ -70,7 +70,7 @@ class StaticLossBalancerSettings(Settings):
 
     @property
     def as_given(self) -> Any:
-        """`kd_loss_weight` in the form it was given in, a copy: float, list, tuple or dict."""
+        """`kd_loss_weight` in the form it was given in, a copy: float, list (of an array too), tuple or dict."""
         return self._form(self.kd_loss_weight)
 
     @property
@@ -124,11 +124,7 @@ def _sum(weights: Sequence[float]) -> float:
 
 
 def _checked_number(given: Any) -> float:
-    try:
-        weight = real_number(given, "kd_loss_weight")
-    except TypeError:
-        raise errors.kd_loss_weight_type(given) from None
-    return _in_bounds(weight, "kd_loss_weight", given)
+    return _in_bounds(real_number(given, "kd_loss_weight", errors.kd_loss_weight_type), "kd_loss_weight", given)
 
 
 def _checked_sequence(given: Sequence[Any]) -> tuple[float, ...]:
@@ -163,9 +159,10 @@ def _checked_mapping(given: Mapping[Any, Any]) -> tuple[tuple[str, float], ...]:
 
 def _in_bounds(weight: float, where: str, given: Any) -> float:
     if not math.isfinite(weight):
-        raise errors.weight_bounds(where, weight)  # not what was given: an int beyond float64 may be too long for a text
+        # Not what was given: an int beyond float64 may be too long for a text.
+        raise errors.weight_bounds(where, weight, above=False)
     if not 0.0 <= weight <= 1.0:
-        raise errors.weight_bounds(where, given)
+        raise errors.weight_bounds(where, given, above=weight > 1.0)
     return weight
 
 

@@ -39,7 +39,7 @@ def weighted_sum(
     Args:
         terms: At least one tensor, all of one shape and on one device.
         weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
-            values are not checked. Constants either way: no gradient reaches them.
+            values are not checked. Constants either way: no gradient reaches them, so a vector that requires grad is refused.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:
@@ -52,7 +52,8 @@ def weighted_sum(
         The sum. Its gradient to a term is ``keep(RN(w_i * g))`` in the term's dtype, to any order, forward and reverse.
 
     Raises:
-        TypeError: A term is no floating-point tensor, a weight no real number, or ``dtype`` not supported.
+        TypeError: A term is no floating-point tensor, a weight no real number, ``dtype`` not supported, or a weight requires grad:
+            detach it.
         ValueError: No terms, not as many weights, a weight that is not finite, shapes or devices that differ.
 
     Example:
@@ -66,13 +67,22 @@ def weighted_sum(
     """
     terms = list(terms)
     vector = isinstance(weights, Tensor) and weights.dtype in FORMATS and weights.ndim == 1
-    checked = spec.same_length(weights, terms) if vector else spec.finite_weights(weights, len(terms))
+    if is_dynamo_compiling() and not vector:
+        _check_known(weights)
+    checked = spec.constant_vector(weights, len(terms)) if vector else spec.finite_weights(weights, len(terms))
     dtypes = check_terms([f"terms[{i}]" for i in range(len(terms))], terms)
     if dtype is not None and dtype not in FORMATS:
         raise errors.dtype_not_supported(str(dtype).removeprefix("torch."))
     if isinstance(checked, Tensor):
         checked = keep(checked.detach().to(compute_dtype(dtype, *dtypes)))  # spec A3
     return sum_terms(terms, dtypes, checked, dtype)
+
+
+def _check_known(weights: Any) -> None:
+    """Raises if a weight is a tensor: in a graph it has no value yet, and to read it would break the graph."""
+    for i, weight in enumerate(weights if hasattr(weights, "__iter__") else ()):
+        if isinstance(weight, Tensor):
+            raise errors.number_traced(f"weights[{i}]", weight)
 
 
 def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[torch.dtype, ...]:

@@ -153,6 +153,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
         Returns:
             ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. Copies; to copy waits for the device.
+            Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
         """
         settings = self._settings
         state = {name: value.cpu().numpy().copy() for name, value in self._state().items()}

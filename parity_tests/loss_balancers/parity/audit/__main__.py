@@ -63,10 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     _print(matrix, cases)
     data = _as_json(matrix, versions, cases)
-    if given.json is not None:
-        write_json(given.json, data)
-    if given.markdown is not None:
-        write_text(given.markdown, page(data))
+    try:
+        if given.json is not None:
+            write_json(given.json, data)
+        if given.markdown is not None:
+            write_text(given.markdown, page(data))
+    except OSError as error:
+        print(f"loss-balancers: a file cannot be written: {error}.", file=sys.stderr)
+        return USAGE_ERROR
     return 0 if all(verdict.passed for row in matrix.values() for verdict in row.values()) else FINDINGS
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from loss_balancers.spec.golden.files import FILES
+from loss_balancers.spec.whole_files import write_whole
 
 if __name__ == "__main__":
     for stem, text in FILES.items():
         target = Path(__file__).with_name(f"{stem}.json")
-        beside = target.with_suffix(".new")
-        beside.write_text(text(), "ascii")
-        os.replace(beside, target)
+        write_whole(target, text().encode("ascii"))
         print(f"wrote {target}")

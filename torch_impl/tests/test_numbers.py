@@ -1,0 +1,120 @@
+"""Weights as scalars and vectors of PyTorch: on the host a number is a number, wherever one is taken."""
+# pyright: reportArgumentType=false, reportPrivateUsage=false
+#   What is given is wider than what is annotated.
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.exc import Unsupported
+
+from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import schedules
+from loss_balancers.torch import (
+    EMANormalizedLossBalancer,
+    LogitsAndIntermediatesLossBalancer,
+    ScheduledLossBalancer,
+    StaticLossBalancer,
+    WeightedSumLossBalancer,
+)
+from loss_balancers.torch.functional import weighted_sum
+
+ONE = torch.tensor(1.0)
+SCALARS = {
+    **{name: torch.tensor(0.1, dtype=getattr(torch, name)) for name in ("bfloat16", "float16", "float32", "float64")},
+    "int64": torch.tensor(1) * 0,
+    "detached": torch.tensor(0.25, requires_grad=True).detach(),
+}
+REFUSED = {"bool": torch.tensor(True), "complex": torch.tensor(0.5j)}
+
+NAMES = ("student_loss", "MSELoss_0")
+
+#: Every place that takes a number: from the number to something that two equal numbers make equal.
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "static": lambda w: StaticLossBalancer(w)._settings,
+    "static-list": lambda w: StaticLossBalancer([w, 0.5])._settings,
+    "static-mapping": lambda w: StaticLossBalancer({"A": w})._settings,
+    "scheduled": lambda w: ScheduledLossBalancer(w, NAMES)._settings,
+    "scheduled-list": lambda w: ScheduledLossBalancer([w], NAMES)._settings,
+    "scheduled-mapping": lambda w: ScheduledLossBalancer({"A": w})._settings,
+    "weighted-sum": lambda w: WeightedSumLossBalancer({"A": w})._settings,
+    "weighted-sum-student": lambda w: WeightedSumLossBalancer({"A": 1.0}, w)._settings,
+    "ema-weight": lambda w: EMANormalizedLossBalancer(NAMES, {"MSELoss_0": w})._settings,
+    "ema-beta": lambda w: EMANormalizedLossBalancer(NAMES, beta=w)._settings,
+    "ema-eps": lambda w: EMANormalizedLossBalancer(NAMES, eps=w)._settings,
+    "logits": lambda w: LogitsAndIntermediatesLossBalancer(w)._settings,
+    "functional": lambda w: weighted_sum([ONE, ONE], [w, 1.0]).item(),
+    "constant": schedules.constant,
+    "linear": lambda w: schedules.linear(0.0, w, 4),
+    "tabulate": lambda w: schedules.tabulate(lambda step: w, 2),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_a_scalar_on_the_host_is_a_number(scalar, place):
+    value = SCALARS[scalar]
+    assert PLACES[place](value) == PLACES[place](value.item())
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("scalar", REFUSED)
+def test_a_scalar_that_is_not_a_real_number_is_refused(scalar, place):
+    with pytest.raises(TypeError, match="must be a real number"):
+        PLACES[place](REFUSED[scalar])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_scalar_that_requires_grad_is_refused(place):
+    for learnable in (torch.nn.Parameter(torch.tensor(0.25)), torch.tensor(0.5, requires_grad=True) / 2):
+        with pytest.raises(TypeError, match=r"must be constant: no gradient reaches it.*Pass `tensor.detach\(\)`"):
+            PLACES[place](learnable)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place not in ("constant", "linear", "tabulate")])
+def test_a_scalar_on_a_device_is_refused(place):
+    with pytest.raises(TypeError, match=r"must be a number on the host. Received one on meta. Call `.item\(\)` on it"):
+        PLACES[place](torch.tensor(0.25, device="meta"))
+
+
+def test_a_vector_on_the_host_is_a_sequence():
+    weights = torch.tensor([0.25, 0.5])
+    assert StaticLossBalancer(weights).kd_loss_weight == [0.25, 0.5]
+    assert ScheduledLossBalancer(weights[:1], NAMES)._settings == ScheduledLossBalancer([0.25], NAMES)._settings
+    with pytest.raises(TypeError, match=r"`kd_loss_weight\[0\]` must be constant"):
+        StaticLossBalancer(weights.requires_grad_())
+
+
+def test_weights_that_require_grad_are_no_weights_of_a_sum():
+    x = torch.tensor(3.0, requires_grad=True)
+    weights = torch.tensor([0.25, 0.5], requires_grad=True)
+    for learnable in (weights, weights * 2, torch.nn.Parameter(weights.detach())):
+        with pytest.raises(TypeError, match=r"`weights` must be constant: no gradient reaches it. Received a tensor that requires"):
+            weighted_sum([x, x], learnable)
+    with torch.no_grad(), pytest.raises(TypeError, match="`weights` must be constant"):
+        weighted_sum([x, x], weights)  # the same as in training
+    total = weighted_sum([x, x], weights.detach())
+    total.backward()
+    assert_same_bits(total.detach(), torch.tensor(2.25))
+    assert_same_bits(x.grad, torch.tensor(0.75))
+
+
+def test_weights_that_a_transform_differentiates_are_refused():
+    with pytest.raises(TypeError, match="`weights` must be constant"):
+        torch.func.grad(lambda weights: weighted_sum([ONE, ONE], weights))(torch.tensor([0.25, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (torch.tensor([0.5], requires_grad=True), "`weights` must be constant"),
+        ([torch.tensor(0.5)], r"`weights\[0\]` must be a number that is known now"),
+        (torch.tensor([1]), r"`weights\[0\]` must be a number that is known now"),
+    ],
+    ids=["learnable", "scalar", "integers"],
+)
+def test_in_a_graph_the_words_are_told_too(weights, words):
+    compiled = torch.compile(weighted_sum, fullgraph=True, backend="eager")
+    with pytest.raises(Unsupported, match=words):
+        compiled([ONE], weights)
