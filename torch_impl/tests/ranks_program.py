@@ -5,6 +5,7 @@ import datetime
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -240,7 +241,7 @@ def main(folder, rank, world):
     torch.set_num_threads(1)
     meeting = f"file://{folder}/store-{world}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=600))
-    seen = {f"exact, {n}": split(world, n, rank=rank) for n in (1, 4, 16)}
+    seen: dict[str, Any] = {f"exact, {n}": split(world, n, rank=rank) for n in (1, 4, 16)}
     seen["inexact"] = split(world, 4, exact=False, rank=rank)
     seen["reductions"] = counted_reductions(rank)
     seen["uneven"] = uneven(rank)

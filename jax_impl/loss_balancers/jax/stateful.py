@@ -83,8 +83,9 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """Switches modes, for `nnx.view`.
 
         Args:
-            use_running_average: If True, eval mode: nothing is observed. If False, training mode. If None, as it is.
+          use_running_average: If True, eval mode: nothing is observed. If False, training mode. If None, as it is.
         """
+        # The argument stands two spaces in: `nnx.view_info` finds no other.
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
