@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from loss_balancers.parity.compiled import NotCompiledError
 from loss_balancers.parity.twin_cases import Losses, numpy_dtype
-from loss_balancers.parity.twin_lanes import TwinLane
+from loss_balancers.parity.twin_lanes import TwinLane, absent
 from loss_balancers.spec import FORMAT_OF_DTYPE
 
 #: What a lane gave for one case: "the aggregate" and "the gradient to NAME ..." to their arrays. State would be further entries.
@@ -34,6 +35,8 @@ def run_lane(lane: TwinLane, balancer: Callable[..., Any], cases: Sequence[Losse
     for indices in groups.values():
         try:
             results = run(balancer, lane, [cases[index] for index in indices], cotangents)
+        except NotCompiledError as error:
+            raise absent(lane, str(error)) from error
         except Exception as error:
             signature = ", ".join(f"{name}: {x.dtype.name}{list(x.shape) or ''}" for name, x in cases[indices[0]].items())
             error.add_note(f"In the lane {lane.name}, on losses {{{signature}}}, the first of them case {indices[0]}.")

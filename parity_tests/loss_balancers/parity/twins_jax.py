@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from loss_balancers.parity.jax_compiled import compiled
 from loss_balancers.parity.twin_cases import Losses, rounded
 from loss_balancers.parity.twin_lanes import TwinLane
 from loss_balancers.parity.twin_outcomes import AGGREGATE, Outcome, check_aggregate, gradient_name, narrowed, nudges_of
@@ -60,7 +61,7 @@ def _eager(function: Function, state: Any, lane: TwinLane, losses: Losses, cotan
 
 
 def _jit(function: Function, state: Any, cases: Sequence[Losses], cotangents: Any) -> list[Any]:
-    step = jax.jit(_step(function))
+    step = compiled(_step(function))
     return [step(state, _arrays(losses), cotangents) for losses in cases]
 
 
@@ -69,17 +70,16 @@ def _remat(function: Function, state: Any, cases: Sequence[Losses], cotangents: 
 
 
 def _vmap(function: Function, state: Any, cases: Sequence[Losses], cotangents: Any) -> list[Any]:
-    return _rows(jax.jit(jax.vmap(_step(function), (None, 0, None)))(state, _stacked(cases), cotangents), len(cases))
+    return _rows(compiled(jax.vmap(_step(function), (None, 0, None)))(state, _stacked(cases), cotangents), len(cases))
 
 
 def _scan(function: Function, state: Any, cases: Sequence[Losses], cotangents: Any) -> list[Any]:
     step = _step(function)
 
-    @jax.jit
     def scanned(state: Any, x: Any, cotangents: Any) -> Any:
         return jax.lax.scan(lambda carry, row: (carry, step(state, row, cotangents)), None, x)[1]
 
-    return _rows(scanned(state, _stacked(cases), cotangents), len(cases))
+    return _rows(compiled(scanned)(state, _stacked(cases), cotangents), len(cases))
 
 
 def _embedded(function: Function, state: Any, cases: Sequence[Losses], cotangents: Any) -> list[Any]:
@@ -87,15 +87,15 @@ def _embedded(function: Function, state: Any, cases: Sequence[Losses], cotangent
     step = _step(function)
     dtypes = {name: x.dtype for name, x in cases[0].items()}
 
-    @jax.jit
     def outer(state: Any, parameters: Any, nudges: Any, cotangents: Any) -> Any:
         losses = {name: (x + nudges[name]).astype(dtypes[name]) for name, x in parameters.items()}
         return jax.tree.map(_wide, step(state, losses, cotangents))
 
+    program = compiled(outer)
     results = []
     for losses in cases:
         parameters = {name: _wide(x) for name, x in _arrays(losses).items()}
-        aggregate, gradients = jax.device_get(outer(state, parameters, _arrays(nudges_of(losses)), cotangents))
+        aggregate, gradients = jax.device_get(program(state, parameters, _arrays(nudges_of(losses)), cotangents))
         by_name = [{name: narrowed(np.asarray(x), dtypes[name].name) for name, x in row.items()} for row in gradients]
         results.append((narrowed(np.asarray(aggregate), cotangents[0].dtype.name), by_name))
     return results

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loss_balancers.parity.bits import as_numpy
+from loss_balancers.parity.torch_compiled import compiled
 from loss_balancers.parity.twin_cases import Losses, rounded
 from loss_balancers.parity.twin_lanes import TwinLane
 from loss_balancers.parity.twin_outcomes import AGGREGATE, Outcome, check_aggregate, gradient_name, narrowed, nudges_of
@@ -40,8 +41,7 @@ def _device(lane: TwinLane) -> str:
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
     # Dynamo counts compilations by the code of a function, which all balancers and signatures share, and gives up after a few.
     torch.compiler.reset()
-    # No graph break: what is between two graphs would run eager.
-    return torch.compile(fn, fullgraph=True, dynamic=False)
+    return compiled(fn)
 
 
 def _one(call: Callable[..., Any], lane: TwinLane, losses: Losses, cotangents: Sequence[float]) -> Outcome:
@@ -89,7 +89,7 @@ def _in_steps(call: Callable[..., Any], lane: TwinLane, cases: Sequence[Losses],
     def step(parameters: dict[str, Tensor], nudges: dict[str, Tensor]) -> Tensor:
         return _wide(call({name: (x + nudges[name]).to(first[name].dtype) for name, x in parameters.items()}))
 
-    compiled = _compile(step)
+    program = _compile(step)
     # What the graph reads and hands on is wide, so that a value that the narrow format does not hold shows.
     sent_back = [rounded(cotangent, fmt) for cotangent in cotangents]
     outcomes = []
@@ -98,7 +98,7 @@ def _in_steps(call: Callable[..., Any], lane: TwinLane, cases: Sequence[Losses],
         nudges = {name: _tensor(x, _device(lane)) for name, x in nudges_of(losses).items()}
         outcome: Outcome = {}
         for cotangent, exact in zip(cotangents, sent_back, strict=True):
-            wide = compiled(parameters, nudges)
+            wide = program(parameters, nudges)
             outcome.setdefault(AGGREGATE, narrowed(as_numpy(wide), fmt))
             for name, gradient in zip(parameters, _gradients(wide, list(parameters.values()), exact), strict=True):
                 outcome[gradient_name(name, cotangent)] = narrowed(as_numpy(gradient), losses[name].dtype.name)
