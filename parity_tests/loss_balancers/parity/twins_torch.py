@@ -207,8 +207,10 @@ def _stateless(twin: _Twin, lane: TwinLane, losses: Losses) -> Callable[..., Ten
 
 def _go_on(twin: _Twin, losses: Losses) -> None:
     if isinstance(twin.balancer, nn.Module):
+        module: Any = twin.balancer
+        go_on = module.observe if has_method(module, "observe", {}) else module
         with torch.no_grad():
-            (twin.balancer.observe if has_method(twin.balancer, "observe", {}) else twin.balancer)(twin.tensors(losses))
+            go_on(twin.tensors(losses))
 
 
 def _wide(x: Tensor) -> Tensor:
