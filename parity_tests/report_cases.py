@@ -50,6 +50,7 @@ def matrix(balancers: int = 6, lanes: int = 20) -> dict[str, Any]:
                         "device": device,
                         "device_kind": kind,
                         "mode": mode,
+                        "flags": {},
                     }
                 )
     table = table[:lanes]

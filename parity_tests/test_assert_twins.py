@@ -236,6 +236,6 @@ def test_every_lane_is_compared_with_the_first() -> None:
     for order in (lanes, lanes[::-1]):
         message = _message(half, trace_dependent, cases=[X], lanes=order)
         assert message.startswith(
-            f"The twins differ: first of {1 if order is lanes else 2} differences in 1 cases, 1 of which differ"
+            f"The twins differ: first of {2 if order is lanes else 4} differences in 1 cases, 1 of which differ"
         )
         assert all(lane in message for lane in lanes)

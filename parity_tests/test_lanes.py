@@ -340,7 +340,7 @@ def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.
     lane = _lane("torch-cpu-eager")._replace(device="abacus", why_absent=lambda: "its beads are lost")
     monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
     done: list[Any] = []
-    assert run.run_lanes([lane.name], GROUPS, done.append) == ({}, {lane.name: "its beads are lost"})
+    assert run.run_lanes([lane.name], GROUPS, done.append) == ({}, {lane.name: "its beads are lost"}, {})
     assert done == []
 
 
@@ -350,13 +350,14 @@ def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
     batches = run._together(columns(GROUPS, ["f32"]))
     for job in run._jobs(lane, batches):
-        assert run._run_cells(lane.name, job) == ([], {lane.name: "its beads are lost"})
+        assert run._run_cells(lane.name, job) == ([], {lane.name: "its beads are lost"}, {})
 
 
 def test_a_worker_finds_out_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    rows, absent = run.run_lanes(["torch-cpu-compiled", "torch-cpu-eager"], GROUPS[:1], lambda cell: None)
+    rows, absent, flags = run.run_lanes(["torch-cpu-compiled", "torch-cpu-eager"], GROUPS[:1], lambda cell: None)
     assert list(rows) == ["torch-cpu-eager"]
+    assert list(flags) == ["torch-cpu-eager"]
     assert list(absent) == ["torch-cpu-compiled"]
     assert absent["torch-cpu-compiled"].startswith("torch.compile fails on cpu:")

@@ -132,7 +132,7 @@ def test_the_matrix_has_the_documented_form(tmp_path: Path) -> None:
         }
     assert matrix["lanes"][1] == {
         "id": "2:jax-cpu-eager", "certificate": 1, "framework": "jax", "device": "cpu",
-        "device_kind": data[1]["host"]["processor"], "mode": "eager",
+        "device_kind": data[1]["host"]["processor"], "mode": "eager", "flags": {},
     }  # fmt: skip
     assert matrix["balancers"] == [BALANCER]
     assert matrix["labels"] == ["bf16", "f16", "f32", "f64", "mixed"]
@@ -301,6 +301,6 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyte
     write_json(tmp_path / "a.json", torch_certificate())
     monkeypatch.setattr(os, "fsync", full)
     result = CliRunner().invoke(app, ["merge", str(tmp_path / "a.json"), "--json", str(tmp_path / "m.json")])
-    assert result.exit_code == 2
+    assert result.exit_code == 74
     assert "m.json cannot be written: No space left on device." in " ".join(result.output.split())
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -99,7 +99,7 @@ def test_each_part_imports_alone_and_names_the_extra_of_the_others(site: Path, m
 
 def test_the_command_line_names_its_extra(site: Path) -> None:
     result = _run(site, "from loss_balancers.parity.cli import main; main()", KIT)
-    assert result.returncode == 1
+    assert result.returncode == 70
     assert "pip install 'loss-balancers[parity]'" in result.stderr
 
 

@@ -1,7 +1,7 @@
 """Drawn runs of the balancers whose weights follow from the losses: every step, in five ways, against the exact reference.
 
-Of each balancer 52 sequences of 50 steps, drawn by Python's generator with the seed 20261201: two settings of 26 sequences each, and
-as many of 13 sequences with ``count=`` and with ``share=``.
+Of each balancer 52 sequences of 50 steps, drawn by Python's generator with the seed 20261201: two settings of 26 sequences each.
+With ``count=`` and with ``share=`` half as many.
 Aggregates, gradients, weights and state after each step, as bits.
 """
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from loss_balancers.parity.bits import from_bits
-from loss_balancers.parity.host import clean, device_kind, flags, frameworks, host
+from loss_balancers.parity.host import Flag, clean, device_kind, flags, frameworks, host
 from loss_balancers.parity.lanes import Lane
 from loss_balancers.parity.run import Cell, Difference
 from loss_balancers.parity.vectors import Case, Vectors, cases, installed_vectors
@@ -25,13 +25,14 @@ class CertificateError(ValueError):
 
 
 class LaneResults(NamedTuple):
-    """One lane of a certificate, with its cells."""
+    """One lane of a certificate, with its cells, and the flags that were other ones there than in the certificate."""
 
     framework: str
     device: str
     device_kind: str
     mode: str
     cells: tuple[Cell, ...]
+    flags: Mapping[str, Flag] = {}  # of a NamedTuple, and never changed
 
     @property
     def name(self) -> str:
@@ -48,7 +49,10 @@ class Certificate(NamedTuple):
 
 
 def make_certificate(
-    rows: Mapping[str, Sequence[Cell]], lanes: Iterable[Lane], vectors: Mapping[str, Vectors] | None = None
+    rows: Mapping[str, Sequence[Cell]],
+    lanes: Iterable[Lane],
+    vectors: Mapping[str, Vectors] | None = None,
+    lane_flags: Mapping[str, Mapping[str, Flag]] | None = None,
 ) -> dict[str, Any]:
     """The certificate of a run on this host, as it is written to a file.
 
@@ -56,7 +60,9 @@ def make_certificate(
         rows: The cells of each lane, by the lane's name, as `run_lanes` gives them.
         lanes: The lanes of this host, among them those that ran.
         vectors: The vectors that ran, by balancer; those of this library by default.
+        lane_flags: The flags where each lane ran, by its name, as `run_lanes` gives them; those of this process by default.
     """
+    of_process = flags()
     ran = installed_vectors() if vectors is None else vectors
     by_name = {lane.name: lane for lane in lanes}
     inputs = {(balancer, case.name): case for balancer in ran for case in cases(ran[balancer].groups)}
@@ -66,7 +72,7 @@ def make_certificate(
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "host": host(),
         "frameworks": frameworks(),
-        "flags": flags(),
+        "flags": of_process,
         "vectors": {balancer: ran[balancer].hash for balancer in ran},
         "lanes": [
             {
@@ -74,6 +80,7 @@ def make_certificate(
                 "device": by_name[name].device,
                 "device_kind": device_kind(by_name[name].framework, by_name[name].device),
                 "mode": by_name[name].mode,
+                "flags": {flag: value for flag, value in (lane_flags or {}).get(name, {}).items() if of_process.get(flag) != value},
                 "balancers": {
                     balancer: {cell.label: _cell(cell, inputs) for cell in cells if cell.balancer == balancer} for balancer in ran
                 },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
@@ -12,17 +13,34 @@ try:
     import typer
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from typer.core import TyperGroup
 except ImportError as error:
-    sys.exit(f"loss-balancers: the command line needs {error.name}. Run `pip install 'loss-balancers[parity]'`.")
+    print(f"loss-balancers: the command line needs {error.name}. Run `pip install 'loss-balancers[parity]'`.", file=sys.stderr)
+    sys.exit(70)
 
 if TYPE_CHECKING:
     from loss_balancers.parity.lanes import Lane
 
+#: Exit statuses. 1 is said of results alone, 2 of how a command was called. The others are those of sysexits.h and of shells.
+DIFFERENT, USAGE_ERROR, UNEXPECTED, NOT_WRITTEN, INTERRUPTED = 1, 2, 70, 74, 130
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # some versions of typer exit with 1
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Loss balancers in PyTorch and JAX: shows that both give the same bits."
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Loss balancers in PyTorch and JAX: shows that both give the same bits.",
 )
 console = Console()
-USAGE_ERROR = 2
 
 
 @app.command()
@@ -72,15 +90,22 @@ def parity(
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*shown, console=console, transient=True) as progress:
         task = progress.add_task(f"{len(chosen)} lanes, vectors", total=sum(counts.values()) * len(chosen))
-        rows, absent = run_lanes(chosen, groups, lambda cell: progress.advance(task, counts[cell.balancer, cell.label]))
+        ran = run_lanes(chosen, groups, lambda cell: progress.advance(task, counts[cell.balancer, cell.label]))
+    # A lane may prove to be absent only where it runs: in a worker process, or by what is compiled.
+    for name in lane or ():
+        if name in ran.absent:
+            _usage(f"--lane: {name} cannot run on this machine: {ran.absent[name]}")
+    if not ran.rows:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in ran.absent.items())
+        _usage(f"no lane can run on this machine: {reasons}. Choose others, or install what is missing.")
     # Checked as `merge` will check it: nothing is written that would be refused.
-    checked = check(make_certificate(rows, known, vectors), str(certificate or "this run"), vectors)
+    checked = check(make_certificate(ran.rows, known, vectors, ran.flags), str(certificate or "this run"), vectors)
     matrix = merged([checked])
     print_matrix(matrix, console)
-    for name, reason in absent.items():
-        console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False)
+    for name, reason in ran.absent.items():
+        console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False, markup=False)
     _write([(certificate, lambda: json_text(checked.data)), (json_file, lambda: json_text(matrix))])
-    raise typer.Exit(0 if matrix["identical"] == matrix["results"] > 0 else 1)
+    raise typer.Exit(_verdict(matrix))
 
 
 @app.command()
@@ -110,7 +135,7 @@ def merge(
         _usage(str(error))
     print_matrix(matrix, console)
     _write([(json_file, lambda: json_text(matrix)), (markdown, lambda: as_markdown(matrix)), (html, lambda: _html(matrix))])
-    raise typer.Exit(0 if matrix["identical"] == matrix["results"] > 0 else 1)
+    raise typer.Exit(_verdict(matrix))
 
 
 @app.command()
@@ -163,8 +188,12 @@ def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> list[str]:
 
 
 def _usage(message: str) -> NoReturn:
-    Console(stderr=True).print(f"loss-balancers: {message}", style="red", soft_wrap=True, highlight=False, markup=False)
+    _say(message)
     raise typer.Exit(USAGE_ERROR)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(f"loss-balancers: {message}", style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
@@ -187,15 +216,26 @@ def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = 
 
 
 def _write(outputs: Sequence[tuple[Path | None, Callable[[], str]]]) -> None:
-    """Writes the files that were asked for. All texts are made before the first is written."""
+    """Writes the files that were asked for. All texts are made before the first is written, and one that fails stops no other."""
     from loss_balancers.parity.files import write_text
 
     texts = [(file, make()) for file, make in outputs if file is not None]
+    failed = False
     for file, text in texts:
         try:
             write_text(file, text)
         except OSError as error:
-            _usage(f"{file} cannot be written: {error.strerror or error}.")
+            failed = True
+            _say(f"{file} cannot be written: {error.strerror or error}.")
+    if failed:
+        raise typer.Exit(NOT_WRITTEN)
+
+
+def _verdict(matrix: Mapping[str, Any]) -> int:
+    """The exit status of a matrix. One without a result says neither that lanes agree nor that they do not."""
+    if matrix["results"] == 0:
+        _usage("nothing was compared: every column of every lane is absent. Choose lanes that have the formats.")
+    return 0 if matrix["identical"] == matrix["results"] else DIFFERENT
 
 
 def _html(matrix: Mapping[str, Any]) -> str:
@@ -205,5 +245,25 @@ def _html(matrix: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script. Only the verdict on results exits with 1, and only wrong usage with 2."""
+    from loss_balancers.parity.streams import make_streams_last
+
+    stdout = make_streams_last()
+    try:
+        app()
+        status = 0
+    except SystemExit as end:  # typer always ends so
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else UNEXPECTED
+        if isinstance(end.code, str):
+            _say(end.code)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        _say(f"this is an error of the program or of its surroundings. It says nothing about lanes (exit status {UNEXPECTED}).")
+        status = UNEXPECTED
+    stdout.flush()
+    if stdout.lost is not None and status == 0:
+        _say(f"what was printed could not be written: {stdout.lost.strerror or stdout.lost}.")
+        status = NOT_WRITTEN
+    sys.exit(status)

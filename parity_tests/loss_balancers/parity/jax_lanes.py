@@ -10,6 +10,7 @@ import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
 
+from loss_balancers.parity.jax_compiled import why_not_compiled
 from loss_balancers.parity.jax_modes import MODES, SHARDED, run_mode
 from loss_balancers.parity.lanes import Lane, absent_lanes, why_no_format
 from loss_balancers.parity.own_process import in_own_process
@@ -26,6 +27,8 @@ def jax_lanes() -> list[Lane]:
 def _lane(platform: str, mode: str) -> Lane:
     run = partial(run_mode, platform, mode)
     lane = Lane("jax", platform, mode, run, why_no_format=partial(_why_no_format, platform), at_once=mode == "eager")
+    if mode != "eager":
+        lane = lane._replace(why_absent=why_not_compiled)
     if mode not in SHARDED:
         return lane
     if platform == "cpu":
@@ -41,7 +44,7 @@ def _eight_cpus() -> dict[str, str]:
 
 def _why_not_sharded(platform: str) -> str | None:
     count = jax.local_device_count(platform)
-    return f"JAX reports {count} {platform} device; there is nothing to shard over" if count < 2 else None
+    return f"JAX reports {count} {platform} device; there is nothing to shard over" if count < 2 else why_not_compiled()
 
 
 @cache

@@ -15,6 +15,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from loss_balancers.parity.compiled import NotCompiledError
+from loss_balancers.parity.jax_compiled import compiled
 from loss_balancers.parity.jax_program import Losses, Program, Step, array, batch_of, narrowed, packed, results, wide
 from loss_balancers.parity.lanes import Result
 from loss_balancers.parity.vectors import shape
@@ -56,13 +58,19 @@ def _eager(groups: Sequence[Group]) -> Results:
 
 def _jit(groups: Sequence[Group]) -> Results:
     program = Program(groups)
-    return _one_by_one(jax.jit(packed(program.step)), program)
+    return _one_by_one(compiled(packed(program.step)), program)
+
+
+def _x64(groups: Sequence[Group]) -> Results:
+    if jnp.zeros((), float).dtype != jnp.float64:
+        raise NotCompiledError("jax_enable_x64 cannot be switched on here")
+    return _jit(groups)
 
 
 def _remat(groups: Sequence[Group]) -> Results:
     """The forward is computed again in the backward: it observes once all the same."""
     program = Program(groups)
-    return _one_by_one(jax.jit(packed(partial(program.step, forward=jax.checkpoint(program.forward)))), program)
+    return _one_by_one(compiled(packed(partial(program.step, forward=jax.checkpoint(program.forward)))), program)
 
 
 def _objective(outputs: Sequence[Array], cotangents: Sequence[Array]) -> Any:
@@ -106,15 +114,16 @@ def _in_wide_formats(program: Program, step: Callable[..., Any]) -> Step:
     A value that the narrow format does not hold would show.
     """
 
-    @nnx.jit
-    def compiled(*args: Any) -> Any:
+    def in_wide_formats(*args: Any) -> Any:
         balanced, *rest = step(*args)
         outputs, gradients = jax.tree.map(wide, (balanced.outputs, balanced.gradients))
         return balanced._replace(outputs=outputs, gradients=gradients), rest
 
+    program_of_step = compiled(in_wide_formats, nnx.jit)
+
     def pure_step(state: Any, batch: list[Losses], cotangents: list[Array], keywords: Any) -> Any:
         balancers = nnx.merge(program.graph, state, copy=True)
-        balanced, _ = compiled(balancers, jax.tree.map(wide, batch), cotangents, keywords, jnp.float32(1))
+        balanced, _ = program_of_step(balancers, jax.tree.map(wide, batch), cotangents, keywords, jnp.float32(1))
         outputs, gradients = jax.tree.map(
             lambda x, like: narrowed(x, like.dtype), (balanced.outputs, balanced.gradients), (cotangents, batch)
         )
@@ -127,7 +136,7 @@ def _vmap(groups: Sequence[Group]) -> Results:
     """All sequences at once, step by step."""
     program = Program(groups)
     sequences, _ = shape(groups[0])
-    return _side_by_side(jax.jit(jax.vmap(packed(program.step))), program, [list(range(sequences))], lambda tree: tree)
+    return _side_by_side(compiled(jax.vmap(packed(program.step))), program, [list(range(sequences))], lambda tree: tree)
 
 
 def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
@@ -136,11 +145,19 @@ def _sharded(groups: Sequence[Group], devices: Sequence[Any]) -> Results:
         raise RuntimeError(f"A sharded lane needs at least two devices. Received {len(devices)}.")
     program = Program(groups)
     sharding = NamedSharding(Mesh(np.array(devices), ("sequences",)), PartitionSpec("sequences"))
-    step = jax.jit(jax.vmap(packed(program.step)), in_shardings=sharding, out_shardings=sharding)
+    step = compiled(jax.vmap(packed(program.step)), in_shardings=sharding, out_shardings=sharding)
     sequences, width = shape(groups[0])[0], len(devices)
     # The last lot is filled up from the front.
     lots = [[(start + k) % sequences for k in range(width)] for start in range(0, sequences, width)]
-    return _side_by_side(step, program, lots, lambda tree: jax.device_put(tree, sharding))
+
+    def on_all(state: Any, *batch: Any) -> Any:
+        given = step(state, *batch)
+        for x in jax.tree.leaves(given):
+            if x.sharding.device_set != set(devices):
+                raise NotCompiledError(f"a result is on {len(x.sharding.device_set)} of {len(devices)} devices")
+        return given
+
+    return _side_by_side(on_all, program, lots, lambda tree: jax.device_put(tree, sharding))
 
 
 def _side_by_side(step: Step, program: Program, lots: Sequence[Sequence[int]], put: Callable[[Any], Any]) -> Results:
@@ -170,7 +187,7 @@ def _scan(groups: Sequence[Group]) -> Results:
         return packed(program.step)(state, *batch)
 
     rows = [(array(t == 0), *batch_of(groups, sequence, t)) for sequence in range(sequences) for t in range(steps)]
-    _, balanced = jax.jit(partial(jax.lax.scan, step))(program.begin, _stacked(rows))
+    _, balanced = compiled(partial(jax.lax.scan, step))(program.begin, _stacked(rows))
     balanced = jax.device_get(balanced)
     return (results(_row(balanced, index)) for index in range(len(rows)))
 
@@ -190,7 +207,7 @@ ONE_DEVICE: dict[str, Callable[[Sequence[Group]], Results]] = {
     "scan": _scan,
     "remat": _remat,
     "step": _step,
-    "x64": _jit,
+    "x64": _x64,
 }
 SHARDED: dict[str, Callable[[Sequence[Group], Sequence[Any]], Results]] = {
     "sharded": _sharded,

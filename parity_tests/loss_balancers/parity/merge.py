@@ -59,7 +59,7 @@ def merge(certificates: Sequence[Certificate]) -> dict[str, Any]:
 
 def _lane(name: str, index: int, lane: LaneResults) -> dict[str, Any]:
     kind = {"framework": lane.framework, "device": lane.device, "device_kind": lane.device_kind, "mode": lane.mode}
-    return {"id": name, "certificate": index, **kind}
+    return {"id": name, "certificate": index, **kind, "flags": dict(lane.flags)}
 
 
 def _cell(name: str, cell: Cell, certificate: Certificate) -> dict[str, Any]:

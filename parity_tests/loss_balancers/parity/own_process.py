@@ -5,10 +5,14 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any
 
 from loss_balancers.parity.lanes import Result
 from loss_balancers.spec import Group
@@ -43,6 +47,21 @@ def one_process() -> Iterator[None]:
 _kept: list[tuple[ExitStack, dict[frozenset[tuple[str, str]], ProcessPoolExecutor]]] = []
 
 
+def where_it_runs(run: Callable[..., Any], read: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``read`` gives in the process in which a lane's ``run`` runs: in this one, or in that of an `in_own_process`.
+
+    Args:
+        run: A lane's `run`.
+        read: A function that is picklable.
+        arguments: Of ``read``.
+    """
+    if not (isinstance(run, partial) and run.func is in_own_process):
+        return read(*arguments)
+    environment, *_ = run.args
+    with ExitStack() as stack:
+        return _process(environment, stack).submit(read, *arguments).result()
+
+
 def _process(environment: Mapping[str, str], stack: ExitStack) -> ProcessPoolExecutor:
     """A process with these variables, which ends with ``stack``, or with the `one_process` that we are within."""
     stack, started = _kept[-1] if _kept else (stack, {})
@@ -63,6 +82,15 @@ def begin() -> None:
     gc.disable()
     os.environ["TORCH_DYNAMO_RUN_GC_AFTER_COMPILE"] = "0"  # else Dynamo looks for garbage after each compilation all the same
     atexit.register(os._exit, 0)  # registered first, it is called last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C goes to all processes at once; a traceback of one is enough
+    if (parent := parent_process()) is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process as soon as its parent has ended, however it did: nobody else would."""
+    parent.join()
+    os._exit(1)
 
 
 def _run(run: Callable[[Sequence[Group]], Iterable[list[Result]]], groups: Sequence[Group]) -> list[list[Result]]:

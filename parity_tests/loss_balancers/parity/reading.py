@@ -173,7 +173,7 @@ def _lanes(stated: Sequence[Any], wanted: Columns) -> tuple[LaneResults, ...]:
     reference = {pair: [digest(case.values) for case in chosen] for pair, chosen in wanted.items()}
     for index, lane in enumerate(stated):
         field = at("lanes", index)
-        results = LaneResults(lane["framework"], lane["device"], lane["device_kind"], lane["mode"], ())
+        results = LaneResults(lane["framework"], lane["device"], lane["device_kind"], lane["mode"], (), lane.get("flags", {}))
         if results.name in found:
             _refuse(field, f"the lane {results.name} stands twice.")
         _check_names(at(field, "balancers"), lane["balancers"], dict.fromkeys(balancer for balancer, _ in wanted), "balancers")

@@ -12,8 +12,10 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
+from loss_balancers.parity.compiled import NotCompiledError
+from loss_balancers.parity.host import Flag, flags_of
 from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
-from loss_balancers.parity.own_process import begin, one_process
+from loss_balancers.parity.own_process import begin, one_process, where_it_runs
 from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
 from loss_balancers.spec import Group, Vector
 
@@ -142,9 +144,15 @@ def _in_rows(vectors: Sequence[Vector], count: int, length: int) -> tuple[tuple[
     return tuple(tuple(islice(again, length)) for _ in range(count))
 
 
-def run_lanes(
-    names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]
-) -> tuple[dict[str, list[Cell]], dict[str, str]]:
+class Ran(NamedTuple):
+    """What `run_lanes` gives, by lane: the rows of the matrix, why others are absent after all, and the flags where each ran."""
+
+    rows: dict[str, list[Cell]]
+    absent: dict[str, str]
+    flags: dict[str, dict[str, Flag]]
+
+
+def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[Cell], None]) -> Ran:
     """Rows of the matrix, by lane name, a cell at a time.
 
     Those of the CPU in two worker processes, because most of the time goes to the compilers. Those of any other device in this
@@ -154,9 +162,6 @@ def run_lanes(
         names: Lanes on devices of this host.
         groups: Golden vectors.
         advance: Called with each cell as it is done.
-
-    Returns:
-        The rows, and for each lane that is absent after all the reason.
     """
     chosen = columns(groups, LABELS)
     batches = _together(chosen)
@@ -164,11 +169,12 @@ def run_lanes(
     here = [name for name, lane in lanes.items() if lane.device != "cpu"]
     rest = sorted(lanes.keys() - set(here), key=_turn)
     done: dict[tuple[str, str, str], Cell] = {}
-    absent: dict[str, str] = {}
+    ran = Ran({}, {}, {})
 
-    def finish(given: tuple[list[Cell], dict[str, str]]) -> None:
-        absent.update(given[1])
-        for cell in given[0]:
+    def finish(job: _Job) -> None:
+        ran.absent.update(job.absent)
+        ran.flags.update(job.flags)
+        for cell in job.cells:
             done[cell.lane, cell.balancer, cell.label] = cell
             advance(cell)
 
@@ -185,9 +191,13 @@ def run_lanes(
             for future in as_completed(futures):
                 finish(future.result())
         except BaseException:
+            workers = list((pool._processes or {}).values())  # to wait for what they run may take minutes
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
             raise
-    return {name: [done[name, *pair] for pair in chosen] for name in names if name not in absent}, absent
+    ran.rows.update({name: [done[name, *pair] for pair in chosen] for name in names if name not in ran.absent})
+    return ran
 
 
 def _turn(name: str) -> tuple[bool, bool, str]:
@@ -210,13 +220,25 @@ def _lanes_here() -> dict[str, Lane]:
     return {lane.name: lane for lane in find_lanes()}
 
 
-def _run_cells(name: str, job: Sequence[Columns]) -> tuple[list[Cell], dict[str, str]]:
-    """The cells of some columns on a lane. Where the lane is absent none, but why."""
+class _Job(NamedTuple):
+    """What a job gives: cells and the flags that they were computed with, by lane; or why the lane is absent."""
+
+    cells: list[Cell]
+    absent: dict[str, str] = {}  # noqa: RUF012  # of a NamedTuple, and never changed
+    flags: dict[str, dict[str, Flag]] = {}  # noqa: RUF012
+
+
+def _run_cells(name: str, job: Sequence[Columns]) -> _Job:
+    """The cells of some columns on a lane. Where the lane is absent none, but why: known before, or found by what ran."""
     lane = _lanes_here()[name]
     if (reason := lane.why_absent()) is not None:
-        return [], {name: reason}
+        return _Job([], {name: reason})
     with one_process():
-        return [cell for together in job for cell in _cells(lane, together)], {}
+        try:
+            cells = [cell for together in job for cell in _cells(lane, together)]
+        except NotCompiledError as error:
+            return _Job([], {name: str(error)})
+        return _Job(cells, flags={name: where_it_runs(lane.run, flags_of, lane.framework)} if job else {})
 
 
 def _cells(lane: Lane, together: Columns) -> list[Cell]:

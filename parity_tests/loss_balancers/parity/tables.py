@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loss_balancers.parity.absences import absences
+from loss_balancers.parity.host import concerns, turned
 
 #: How many disagreements are listed; the JSON has them all.
 SHOWN = 20
@@ -35,7 +36,7 @@ def print_matrix(matrix: Matrix, console: Console) -> None:
     for columns in _tables(matrix, console.width):
         console.print(_table(matrix, columns))
     _print(console, _total(matrix), "green" if matrix["identical"] == matrix["results"] else "red")
-    for line in _absent(matrix):
+    for line in [*_absent(matrix), *_switches(matrix)]:
         _print(console, line)
     for line in [*_worst_cells(matrix), *_disagreements(matrix)]:
         _print(console, line, "red")
@@ -127,6 +128,19 @@ def _absent(matrix: Matrix) -> list[str]:
     ]
 
 
+def _switches(matrix: Matrix) -> list[str]:
+    """The switches that may change bits and were turned where lanes ran, with the lanes; one line each."""
+    by_switch: dict[str, list[str]] = {}
+    for lane in matrix["lanes"]:
+        flags = matrix["certificates"][lane["certificate"]]["flags"] | lane["flags"]
+        for name, value in turned(flags).items():
+            if concerns(name, lane["framework"]):
+                by_switch.setdefault(f"{name} = {value}", []).append(lane["id"])
+    if not by_switch:
+        return ["switches that may change bits: none was turned"]
+    return [f"switch that may change bits: {switch}: {_some(matrix, lanes)}" for switch, lanes in by_switch.items()]
+
+
 def _worst_cells(matrix: Matrix) -> Iterator[str]:
     for cell in matrix["cells"]:
         if (worst := cell["worst"]) is not None:
@@ -195,8 +209,7 @@ def as_markdown(matrix: Matrix) -> str:
         "\n".join(f"{index + 1}. {_code(_host(matrix, index))}" for index in range(len(matrix["certificates"]))),
         _markdown_table(["lane", "device", *map(_code, balancers)], rows),
     ]
-    if matrix["absent"]:
-        parts.append("\n".join(f"- {_code(line)}" for line in _absent(matrix)))
+    parts.append("\n".join(f"- {_code(line)}" for line in [*_absent(matrix), *_switches(matrix)]))
     worst = [
         [_code(cell["lane"]), _code(cell["balancer"]), cell["label"], *_worst_row(cell)]
         for cell in matrix["cells"]

@@ -7,6 +7,7 @@ from functools import cache, partial
 import torch
 
 from loss_balancers.parity.lanes import Lane, absent_lanes, why_no_format
+from loss_balancers.parity.torch_compiled import why_not_compiled
 from loss_balancers.parity.torch_modes import COMPILED, DTYPES, MODES, run_mode
 from loss_balancers.spec import FORMATS
 
@@ -31,14 +32,20 @@ def _lane(name: str, device: str, mode: str) -> Lane:
     lane = Lane("torch", name, mode, partial(run_mode, device, mode), why_no_format=partial(_why_no_format, device))
     if mode not in COMPILED:
         return lane
-    return lane._replace(why_absent=partial(_no_compiler, device))
+    return lane._replace(why_absent=partial(_why_not_compiled, device))
+
+
+def _why_not_compiled(device: str) -> str | None:
+    """Why the compiled lanes are absent: `torch.compile` is switched off, or it does not work here."""
+    # A switch may be turned while a process runs. Whether there is a compiler stays, and takes seconds to find out.
+    return why_not_compiled() or _no_compiler(device)
 
 
 @cache
 def _no_compiler(device: str) -> str | None:
     """Why `torch.compile` does not work here, found by trying: on CPU it needs a C++ compiler."""
     try:
-        torch.compile(lambda x: x * 2 + 1, fullgraph=True)(torch.zeros(2, device=device))
+        torch.compile(lambda x: x * 2 + 1, fullgraph=True, backend="inductor")(torch.zeros(2, device=device))
     except Exception as error:  # whatever the compiler chain raises is the reason
         # The first line names the backend, the second what it missed.
         return f"torch.compile fails on {device}: {' '.join(str(error).strip().splitlines()[:2])}"

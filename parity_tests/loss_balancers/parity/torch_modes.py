@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 import loss_balancers.torch
 from loss_balancers.parity.lanes import Result
+from loss_balancers.parity.torch_compiled import compiled
 from loss_balancers.parity.vectors import balancer_of, shape, state_bits
 from loss_balancers.spec import FORMATS, Group
 from loss_balancers.torch.stateful import StatefulLossBalancer
@@ -109,11 +110,6 @@ def _state(balancer: Any) -> dict[str, Tensor]:
     return {entry.name: getattr(balancer, entry.name) for entry in balancer._settings.state}
 
 
-def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
-    # No graph break: what is between two graphs would run eager.
-    return torch.compile(fn, fullgraph=True, dynamic=False)
-
-
 def _eager(device: str, groups: Sequence[Group]) -> Results:
     program = Program(device, groups)
     return _called(program, program.of_vectors, program.commit)
@@ -124,7 +120,7 @@ def _compiled(device: str, groups: Sequence[Group]) -> Results:
     torch.compiler.reset()
     program = Program(device, groups)
     # The commit is left out of it, as by most: the training step compiles that too.
-    return _called(program, _compile(program.of_vectors), program.commit)
+    return _called(program, compiled(program.of_vectors), program.commit)
 
 
 def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
@@ -224,7 +220,7 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
         program.commit()
         return [p.detach() - rate * g for p, rate, g in zip(parameters, rates, gradients, strict=True)]
 
-    objective, update = _compile(objective), _compile(update)
+    objective, update = compiled(objective), compiled(update)
 
     def run(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
         # A vector of all losses of a group: a scalar each would make the compiler work three times as long.

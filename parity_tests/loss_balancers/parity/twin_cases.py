@@ -44,6 +44,53 @@ def read_cases(cases: Iterable[Mapping[str, Any]]) -> list[Losses]:
     return read
 
 
+def read_steps(steps: Iterable[Iterable[Mapping[str, Any]]]) -> list[list[Losses]]:
+    """Sequences of steps as arrays.
+
+    Raises:
+        TypeError: They are no iterable of iterables of mappings, or as for cases.
+        ValueError: There are none, one is empty, or a step has other losses than the first of its sequence; or as for cases.
+    """
+    if isinstance(steps, (str, bytes, Mapping)) or not isinstance(steps, Iterable):
+        raise _no_sequences("`steps`", steps)
+    read = [_read_sequence(f"steps[{index}]", sequence) for index, sequence in enumerate(steps)]
+    if not read:
+        raise ValueError("`steps` must hold at least one sequence. Received none, so nothing would be compared. Pass some.")
+    return read
+
+
+def _read_sequence(where: str, sequence: Any) -> list[Losses]:
+    if isinstance(sequence, (str, bytes, Mapping)) or not isinstance(sequence, Iterable):
+        raise _no_sequences(where, sequence)
+    read = [_read_case(f"{where}[{index}]", step) for index, step in enumerate(sequence)]
+    if not read:
+        raise ValueError(f"{where} must hold at least one loss dict. Received none. Leave the sequence out, or give it a step.")
+    for index, step in enumerate(read):
+        if signature(step) != signature(read[0]):
+            raise ValueError(
+                f"{where}[{index}] must have the losses of {where}[0]: the same names in the same order, formats and shapes. "
+                f"Received {described(step)}, not {described(read[0])}. Begin another sequence with it."
+            )
+    return read
+
+
+def _no_sequences(where: str, received: Any) -> TypeError:
+    return TypeError(
+        f"{where} must be {'sequences' if where == '`steps`' else 'a sequence'} of loss dicts, one dict a step. Received "
+        f"{type(received).__name__}. For one sequence, pass steps=[[losses, losses, ...]]."
+    )
+
+
+def signature(losses: Losses) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """What a compiled program is compiled for: names in order, formats and shapes."""
+    return tuple((name, x.dtype.name, x.shape) for name, x in losses.items())
+
+
+def described(losses: Losses) -> str:
+    """The signature in words."""
+    return f"{{{', '.join(f'{name}: {x.dtype.name}{list(x.shape) or str()}' for name, x in losses.items())}}}"
+
+
 def _read_case(where: str, case: Any) -> Losses:
     if not isinstance(case, Mapping):
         raise TypeError(

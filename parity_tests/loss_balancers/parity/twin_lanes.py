@@ -73,6 +73,11 @@ def check_present(lanes: Sequence[TwinLane]) -> None:
         if reason is None and lane.device not in devices:
             reason = f"{lane.framework} has no device {lane.device!r} here, but {', '.join(devices)}"
         if reason is not None:
-            raise LaneAbsentError(
-                f"The lane {lane.name} cannot run on this machine: {reason}. Ask for another lane, or install what is missing."
-            )
+            raise absent(lane, reason)
+
+
+def absent(lane: TwinLane, reason: str) -> LaneAbsentError:
+    """The error of a lane that was asked for and cannot run."""
+    return LaneAbsentError(
+        f"The lane {lane.name} cannot run on this machine: {reason}. Ask for another lane, or change what keeps it from running."
+    )

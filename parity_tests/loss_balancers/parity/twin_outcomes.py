@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import inspect
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from loss_balancers.parity.twin_cases import Losses, numpy_dtype
-from loss_balancers.parity.twin_lanes import TwinLane
+from loss_balancers.parity.bits import as_numpy
+from loss_balancers.parity.compiled import NotCompiledError
+from loss_balancers.parity.twin_cases import Losses, described, numpy_dtype, signature
+from loss_balancers.parity.twin_lanes import TwinLane, absent
 from loss_balancers.spec import FORMAT_OF_DTYPE
 
-#: What a lane gave for one case: "the aggregate" and "the gradient to NAME ..." to their arrays. State would be further entries.
+#: What a lane gave for one step: "the aggregate", "the gradient to NAME ..." and so on, to their arrays.
 Outcome = dict[str, np.ndarray]
-AGGREGATE = "the aggregate"
+#: How the name of a second derivative begins, which not every lane can give.
+SECOND = "the second derivative "
 
 
-def run_lane(lane: TwinLane, balancer: Callable[..., Any], cases: Sequence[Losses], cotangents: Sequence[float]) -> list[Outcome]:
-    """What the balancer gives on the lane, case by case.
+class Run(NamedTuple):
+    """A balancer begins afresh and is given losses, step after step. A case is a run of one step that does not commit."""
 
-    Cases of one signature (names in order, formats, shapes) run together: one compilation serves them, and they are what is
-    stacked for `vmap` and `scan`.
+    title: str
+    steps: list[Losses]
+    commits: bool
+
+
+class Plan(NamedTuple):
+    """What is done in a step and compared after it.
+
+    Attributes:
+        cotangents: A forward for each, sent back through it.
+        weights: Whether both twins have `weights(losses)`.
+        commit: Whether both have `step()`.
+        exported: Whether both have `export_state()`.
+        entries: If not, the names that both have in their state.
+        second: Whether the gradients are differentiated too.
+    """
+
+    cotangents: tuple[float, ...]
+    weights: bool
+    commit: bool
+    exported: bool
+    entries: tuple[str, ...]
+    second: bool
+
+
+def run_lane(lane: TwinLane, balancer: Callable[..., Any], runs: Sequence[Run], plan: Plan) -> list[list[Outcome]]:
+    """What the balancer gives on the lane, run by run and step by step.
+
+    Runs of one signature run together: one compilation serves them, and they are what is stacked for `vmap` and `scan`.
     """
     if lane.framework == "torch":
         from loss_balancers.parity.twins_torch import run
@@ -28,18 +60,32 @@ def run_lane(lane: TwinLane, balancer: Callable[..., Any], cases: Sequence[Losse
         from loss_balancers.parity.twins_jax import run
 
     groups: dict[Any, list[int]] = {}
-    for index, losses in enumerate(cases):
-        groups.setdefault(tuple((name, x.dtype.name, x.shape) for name, x in losses.items()), []).append(index)
-    outcomes: dict[int, Outcome] = {}
+    for index, one in enumerate(runs):
+        groups.setdefault((signature(one.steps[0]), len(one.steps), one.commits), []).append(index)
+    outcomes: dict[int, list[Outcome]] = {}
     for indices in groups.values():
         try:
-            results = run(balancer, lane, [cases[index] for index in indices], cotangents)
+            results = run(balancer, lane, [runs[index] for index in indices], plan)
+        except NotCompiledError as error:
+            raise absent(lane, str(error)) from error
         except Exception as error:
-            signature = ", ".join(f"{name}: {x.dtype.name}{list(x.shape) or ''}" for name, x in cases[indices[0]].items())
-            error.add_note(f"In the lane {lane.name}, on losses {{{signature}}}, the first of them case {indices[0]}.")
+            first = runs[indices[0]]
+            error.add_note(f"In the lane {lane.name}, on losses {described(first.steps[0])}, the first of them {first.title}.")
             raise
         outcomes.update(zip(indices, results, strict=True))
-    return [outcomes[index] for index in range(len(cases))]
+    return [outcomes[index] for index in range(len(runs))]
+
+
+def has_method(balancer: Any, name: str, *arguments: Any) -> bool:
+    """Whether it can be called with these arguments: an attribute of that name may be something else."""
+    method = getattr(balancer, name, None)
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind(*arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_aggregate(lane: TwinLane, result: Any, array_type: type, dtype: str, losses: Losses) -> None:
@@ -64,9 +110,46 @@ def check_aggregate(lane: TwinLane, result: Any, array_type: type, dtype: str, l
         )
 
 
-def gradient_name(name: str, cotangent: float) -> str:
-    """What the gradient to a loss is called in a report."""
-    return f"the gradient to {name} (cotangent {cotangent})"
+def is_number(weight: Any) -> bool:
+    """Whether a weight is one of Python's numbers, and no array or scalar with a format of its own."""
+    return isinstance(weight, numbers.Real) and not isinstance(weight, np.generic)
+
+
+def checked_weights(framework: str, weights: Any) -> dict[str, Any]:
+    """Weights by name: numbers, or arrays of the framework.
+
+    Raises:
+        TypeError: They are something else.
+    """
+    if not isinstance(weights, Mapping) or not all(is_number(x) or hasattr(x, "dtype") for x in weights.values()):
+        raise TypeError(
+            f"`weights` of the {framework} balancer must return a mapping from name to number or array. Received {weights!r}. "
+            "Return a dict, or give the method another name."
+        )
+    return dict(weights)
+
+
+def of_forward(
+    index: int, cotangent: float, aggregate: np.ndarray, gradients: Mapping[str, np.ndarray], second: Mapping[str, Any]
+) -> Outcome:
+    """What one forward gave: ``second`` is from the name of a loss to the derivatives of its gradient, by what they are to."""
+    again = "" if index == 0 else f" of forward {index + 1}"
+    outcome: Outcome = {f"the aggregate{again}": aggregate}
+    outcome |= {f"the gradient to {name} (cotangent {cotangent})": gradient for name, gradient in gradients.items()}
+    for name, row in second.items():
+        whats = {to: f"{SECOND}to {name} and {to} (cotangent {cotangent})" for to in row}
+        outcome |= {what: as_numpy(row[to]) for to, what in whats.items()}
+    return outcome
+
+
+def of_weights(weights: Mapping[str, Any]) -> Outcome:
+    """Weights as they are compared: a plain number in float64."""
+    return {f"the weight of {name}": np.asarray(x, np.float64) if is_number(x) else as_numpy(x) for name, x in weights.items()}
+
+
+def of_state(state: Mapping[str, Any]) -> Outcome:
+    """The entries of a state after a commit."""
+    return {f"the state's {name}": np.asarray(as_numpy(x)) for name, x in sorted(state.items())}
 
 
 def narrowed(wide: np.ndarray, dtype: str) -> np.ndarray:
