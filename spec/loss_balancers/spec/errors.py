@@ -376,8 +376,8 @@ def under_a_transform() -> RuntimeError:
 
 def compiled_within_a_dual_level() -> RuntimeError:
     return RuntimeError(
-        "A balancer cannot be compiled within `forward_ad.dual_level()`: compiled code returns no tangents there. Enter the dual level, or "
-        "call `torch.func.jvp`, within the function that is compiled; or do not compile it."
+        "A balancer cannot be compiled within `forward_ad.dual_level()`: compiled code returns no tangents there. Enter the dual "
+        "level, or call `torch.func.jvp`, within the function that is compiled; or do not compile it."
     )
 
 

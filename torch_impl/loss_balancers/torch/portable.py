@@ -5,7 +5,7 @@ approximated (by Triton, in float32), elsewhere nobody says. There the backend's
 arithmetic, that no compiler approximates, makes the correctly rounded one.
 
 A derivative is made of the same two functions, so that every order of it has the spec's rounding. As in `autograd`, each comes
-in two forms: the plain one for eager autograd and for Dynamo, the transformable one for `torch.func` and forward mode, eager and compiled.
+in two forms: the plain one for eager autograd and for Dynamo, the transformable one for `torch.func` and forward mode.
 """
 
 from __future__ import annotations

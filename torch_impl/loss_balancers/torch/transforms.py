@@ -1,8 +1,9 @@
-"""Derivatives and batches by `torch.func` and forward mode, in eager code and within compiled functions.
+"""Derivatives and batches by `torch.func` and by forward mode, in eager code and within compiled functions.
 
-Dynamo has no form of an `autograd.Function` for them. It traces the forward, of which forward mode then differentiates each operation: a
-`hardshrink` has no tangent at a zero loss, and bits have none at all. What it makes of a backward has no rule for `vmap`. So it must not look
-inside: the function stands in its graph as it is, and AOTAutograd, which runs that graph under the transforms, calls it as eager code does.
+Dynamo has no form of an `autograd.Function` for them. It traces the forward, and forward mode then differentiates each operation
+in it: a `hardshrink` has no tangent at a zero loss, and bits have none at all. What it makes of a backward has no rule for `vmap`.
+So Dynamo must not look inside: the function stands in its graph as it is, and AOTAutograd, which runs that graph under the
+transforms, calls the function as eager code does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def transformed() -> bool:
 
 
 def transformable(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` for calls that are transformed. It needs a `jvp` and a rule for `vmap`; its arguments are tensors and constants."""
+    """``function.apply`` for calls that are transformed. It takes tensors and constants, has a `jvp` and a rule for `vmap`."""
 
     @traced_as_constant
     def leave_untraced() -> None:
