@@ -116,7 +116,7 @@ def _torch_flags() -> dict[str, Any]:
         "torch.deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "torch.float32_matmul_precision": torch.get_float32_matmul_precision(),
         # There is no getter; what a subnormal times 1 gives, tells.
-        "torch.flush_denormal": bool(torch.tensor(2.0**-130).mul(1.0) == 0),
+        "torch.flush_denormal": bool(torch.tensor(2.0**-130, dtype=torch.float32, device="cpu").mul(1.0) == 0),
         **{f"inductor.{name}": options.get(name) for name in names},
     }
 
