@@ -175,7 +175,7 @@ def _torch_flags() -> dict[str, Any]:
         "torch.deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "torch.float32_matmul_precision": torch.get_float32_matmul_precision(),
         # There is no getter; what a subnormal times 1 gives, tells.
-        "torch.flush_denormal": bool(torch.tensor(2.0**-130).mul(1.0) == 0),
+        "torch.flush_denormal": bool(torch.tensor(2.0**-130, dtype=torch.float32, device="cpu").mul(1.0) == 0),
         "torch.default_dtype": str(torch.get_default_dtype()),
         "torch.compile_stance": stance.stance if stance.backend is None else f"{stance.stance}, {stance.backend}",
         "torch.dynamo_disable": dynamo.disable,

@@ -429,6 +429,13 @@ def dtensor_loss(name: str) -> TypeError:
     )
 
 
+def compiled_within_a_dual_level() -> RuntimeError:
+    return RuntimeError(
+        "A balancer cannot be compiled within `forward_ad.dual_level()`: compiled code returns no tangents there. Enter the dual "
+        "level, or call `torch.func.jvp`, within the function that is compiled; or do not compile it."
+    )
+
+
 def process_group_type(received: Any) -> TypeError:
     return TypeError(
         f"`process_group` must be None, False or a process group. Received {shown(received)} of type {type(received).__name__}. "

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from loss_balancers.spec import Plan
 from loss_balancers.torch.autograd import LinearMap, total_in_eager
-from loss_balancers.torch.functional import weights_on_device
+from loss_balancers.torch.functional import can_keep_tensors, weights_on_device
 from loss_balancers.torch.rounding import TINY
 
 
 class Again(NamedTuple):
-    """A weighted sum of scalars on the CPU: the names as they were given, in canonical order, the dtype, and the sum."""
+    """A weighted sum of scalars on the CPU: the names as they were given, in canonical order, the dtype, and the sum.
+
+    Immutable, and whole in itself: threads that share a balancer may replace one by another at any time.
+    """
 
     given: tuple[str, ...]
     names: tuple[str, ...]
@@ -37,11 +40,15 @@ class Again(NamedTuple):
                 return None
         return total_in_eager(linear, None, terms)
 
+    def __reduce__(self) -> Any:
+        """Copied and pickled as None: a copy may go to a device or a mode that its tensors do not fit, and makes its own."""
+        return type(None), ()
+
 
 def repeatable(loss: Mapping[str, Any], plan: Plan, terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> Again | None:
-    """How to do this call again, of losses that were checked; None if it is none for `Again`."""
+    """How to do this call again, of losses that were checked; None if they do not qualify, or tensors cannot be kept now."""
     x = terms[0]
     plain = x.dtype in TINY and dtypes.count(x.dtype) == len(dtypes) == len(plan.factors)
-    if not plain or x.ndim or not x.is_cpu or type(x) is not Tensor:
+    if not plain or x.ndim or not x.is_cpu or type(x) is not Tensor or not can_keep_tensors(x.device):
         return None
     return Again(tuple(loss), plan.names, x.dtype, weights_on_device(plan.factors, dtypes, None, x.device, True))

@@ -5,7 +5,7 @@ other, so that every order of derivative has the spec's rounding; the derivative
 
 Each comes twice. The plain form is what eager autograd runs fastest and the only one that Dynamo traces (it refuses
 a `jvp`, and calls `setup_context` forms wrongly where nothing requires grad; PyTorch 2.13). The transformable form serves
-`torch.func` and forward-mode differentiation.
+`torch.func` and forward-mode differentiation, eager and compiled (`transforms`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, hardshrink
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from loss_balancers.torch.rounding import narrow, widen
+from loss_balancers.torch.transforms import refuse_dual_level_outside, transformable, transformed
 
 
 class LinearMap(NamedTuple):
@@ -179,6 +180,7 @@ def _keep_inputs(ctx: Any, inputs: Any) -> None:
         ctx.save_for_forward(weights)
 
 
+_transformable_total = transformable(_TransformableTotal)
 # `Function.apply` without its Python part, which serves `torch.func` alone and takes 4 us, as much as two kernels.
 _eager_total = super(Function, _Total).apply  # type: ignore[reportAttributeAccessIssue]
 _eager_scalar_total = super(Function, _ScalarTotal).apply  # type: ignore[reportAttributeAccessIssue]
@@ -186,8 +188,8 @@ _eager_scalar_total = super(Function, _ScalarTotal).apply  # type: ignore[report
 
 def total_in_eager(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
     """`total`, differentiable in whatever way is asked for."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TransformableTotal.apply(linear, weights, *terms)
+    if transformed():
+        return _transformable_total(linear, weights, *terms)
     if linear.scalar is not None:
         return _eager_scalar_total(linear, *terms)
     return _eager_total(linear, weights, *terms)
@@ -195,5 +197,8 @@ def total_in_eager(linear: LinearMap, weights: Tensor | None, terms: Sequence[Te
 
 def total_in_graph(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
     """`total`, as the compiler can trace it."""
+    refuse_dual_level_outside()
+    if transformed():
+        return _transformable_total(linear, weights, *terms)
     # Dynamo refuses one tensor passed twice; the clones vanish in the compiled code.
     return _Total.apply(linear, weights, *[x.clone() for x in terms])

@@ -17,6 +17,7 @@ from loss_balancers.spec import errors
 from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph
 from loss_balancers.torch.host import host_constant
 from loss_balancers.torch.rounding import TINY, compute_dtype, keep
+from loss_balancers.torch.transforms import transformed
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
@@ -127,7 +128,8 @@ def sum_terms(
         total = total_in_graph
     else:
         total, x = total_in_eager, terms[0]
-        if type(weights) is tuple and (type(x) is Tensor or type(x) is Parameter):  # others do not mix with plain tensors
+        # Tensors of other classes do not mix with plain ones.
+        if type(weights) is tuple and (type(x) is Tensor or type(x) is Parameter) and can_keep_tensors(x.device):
             return total(weights_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), None, terms)
     if isinstance(weights, Tensor):
         linear = linear_map(None, dtypes, dtype)
@@ -155,13 +157,29 @@ def linear_map(weights: tuple[float, ...] | None, terms: tuple[torch.dtype, ...]
     return LinearMap(rounded, terms, result, compute, {*terms, result} == {compute}, TINY[compute], large)
 
 
+def can_keep_tensors(device: torch.device) -> bool:
+    """Whether a tensor that is made now is as good later: whatever is active here could make it its own.
+
+    A transform of `torch.func` wraps it, a dispatch mode such as FakeTensorMode makes another of it, a CUDA graph owns its memory.
+    """
+    return not (
+        transformed()
+        or torch._C._len_torch_dispatch_stack()
+        or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    )
+
+
 @lru_cache(maxsize=1024)
 def weights_on_device(
     weights: tuple[float, ...], terms: tuple[torch.dtype, ...], result: torch.dtype | None, device: torch.device, scalars: bool
 ) -> LinearMap:
-    """`linear_map` with its weights on the device, copied once, in the form that is fastest there; the same values in all."""
+    """`linear_map` with its weights on the device, copied once, in the form that is fastest there; the same values in all.
+
+    Only where `can_keep_tensors`: they are kept for the life of the process.
+    """
     linear = linear_map(weights, terms, result)
-    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+    # An inference tensor could not be used in training later. And what a mode for functions would make of these, we do not want.
+    with torch.inference_mode(False), torch._C.DisableTorchFunction():
         vector = torch.tensor(linear.weights, dtype=linear.compute, device=device)
         if not scalars or len(terms) < _STACK_FROM:
             return linear._replace(weights=vector.unbind(0))
@@ -169,6 +187,7 @@ def weights_on_device(
             return linear._replace(weights=vector)
         # "In the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
         # backward of 17 losses take 104 us instead of 129, of 65 losses 261 instead of 371.
-        adder = torch.zeros(1, dtype=linear.compute), torch.zeros(len(terms), dtype=torch.int64)
-        scalar = (vector, linear.tiny, *adder) if linear.plain and not linear.large else None
-        return linear._replace(weights=vector, adder=adder, scalar=scalar)
+        zero = torch.zeros(1, dtype=linear.compute, device=device)
+        index = torch.zeros(len(terms), dtype=torch.int64, device=device)
+        scalar = (vector, linear.tiny, zero, index) if linear.plain and not linear.large else None
+        return linear._replace(weights=vector, adder=(zero, index), scalar=scalar)

@@ -11,17 +11,17 @@ in two forms: the plain one for eager autograd and for Dynamo, the transformable
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from loss_balancers.spec import errors
 from loss_balancers.torch.rounding import keep
+from loss_balancers.torch.transforms import refuse_dual_level_outside, transformable, transformed
 
 
 class Layout(NamedTuple):
@@ -69,7 +69,7 @@ def div(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor,
     Reference:
         docs/spec/2-arithmetic.md, A10 and A12.
     """
-    return _bind(_DIV, a, b)
+    return _bind("div", a, b)
 
 
 def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -104,7 +104,7 @@ def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor
     Reference:
         docs/spec/2-arithmetic.md, A11 and A12.
     """
-    return _bind(_RMUL, a, b)
+    return _bind("rmul", a, b)
 
 
 def div_of_kept(a: Tensor, b: Tensor) -> Tensor:
@@ -166,8 +166,7 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
     return keep(torch.where(ordinary, ratio, a * reciprocal))
 
 
-@dataclass(frozen=True)  # not a NamedTuple: `torch.func` would look for tensors in it
-class _Map:
+class _Map(NamedTuple):
     """A function of two arrays, its gradient to each, and what the tangent of each adds to its own."""
 
     compute: Callable[[Tensor, Tensor], Tensor]
@@ -192,47 +191,53 @@ def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> t
     return rmul(da, b), rmul(a, db)
 
 
-_DIV = _Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents)
-_RMUL = _Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents)
+#: By name: a graph of Dynamo can hold that, as an argument of what it does not trace.
+_MAPS = {
+    "div": _Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents),
+    "rmul": _Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents),
+}
 
 
 class _Plain(Function):
     @staticmethod
-    def forward(ctx: Any, function: _Map, a: Tensor, b: Tensor) -> Tensor:
-        result = function.compute(a, b)
-        ctx.function = function
+    def forward(ctx: Any, name: str, a: Tensor, b: Tensor) -> Tensor:
+        result = _MAPS[name].compute(a, b)
+        ctx.name = name
         ctx.save_for_backward(a, b, result)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, *ctx.function.gradient(*grad_outputs, *ctx.saved_tensors)
+        return None, *_MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors)
 
 
 class _Transformable(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(function: _Map, a: Tensor, b: Tensor) -> Tensor:
-        return function.compute(a, b)
+    def forward(name: str, a: Tensor, b: Tensor) -> Tensor:
+        return _MAPS[name].compute(a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.function, a, b = inputs
+        ctx.name, a, b = inputs
         ctx.save_for_backward(a, b, output)
         ctx.save_for_forward(a, b, output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, *ctx.function.gradient(*grad_outputs, *ctx.saved_tensors)
+        return None, *_MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        left, right = ctx.function.tangents(*grad_inputs[1:], *ctx.saved_tensors)
+        left, right = _MAPS[ctx.name].tangents(*grad_inputs[1:], *ctx.saved_tensors)
         return left + right
 
 
-def _bind(function: _Map, a: Any, b: Any) -> Tensor:
+_transformable = transformable(_Transformable)
+
+
+def _bind(name: str, a: Any, b: Any) -> Tensor:
     """The function, of operands that it is made for, differentiable in whatever way is asked for."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in LAYOUTS and a.dtype == b.dtype):
         raise errors.operand_dtypes(*(_kind(x) for x in (a, b)))
@@ -241,12 +246,14 @@ def _bind(function: _Map, a: Any, b: Any) -> Tensor:
     if a.device != b.device:
         raise errors.operand_devices(str(a.device), str(b.device))
     if is_dynamo_compiling():
-        return _Plain.apply(function, a, b.clone())  # Dynamo refuses one tensor passed twice; the clone vanishes in compiled code
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _Transformable.apply(function, a, b)
+        refuse_dual_level_outside()
+    if transformed():
+        return _transformable(name, a, b)
+    if is_dynamo_compiling():
+        return _Plain.apply(name, a, b.clone())  # Dynamo refuses one tensor passed twice; the clone vanishes in compiled code
     if not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
-        return function.compute(a, b)
-    return _Plain.apply(function, a, b)
+        return _MAPS[name].compute(a, b)
+    return _Plain.apply(name, a, b)
 
 
 def _kind(x: object) -> str:

@@ -66,7 +66,8 @@ class StaticLossBalancer(DistillationLossBalancer):
         super().__init__()
         self._settings = spec.StaticLossBalancerSettings(kd_loss_weight)
         self._warned = False
-        # Of the last call, most often that of the next. To find it by the hash of the settings takes 3 us.
+        # What the last call worked out, which the next most often needs too: to find a plan by the hash of the settings takes 3 us.
+        # A call reads each once, since threads that share a balancer may replace it.
         self._last_plan: spec.Plan | None = None
         self._again: Again | None = None
 
@@ -83,7 +84,8 @@ class StaticLossBalancer(DistillationLossBalancer):
     def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
         eager = not is_dynamo_compiling() and self._student_loss_reduction_fn is None
-        if eager and self._again is not None and (aggregate := self._again.total(loss)) is not None:
+        again = self._again if eager else None
+        if again is not None and (aggregate := again.total(loss)) is not None:
             return aggregate
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
@@ -125,9 +127,10 @@ class StaticLossBalancer(DistillationLossBalancer):
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         if is_dynamo_compiling():
             return static_plan(self._settings, names)  # to keep it on self would compile again
-        if self._last_plan is None or self._last_plan.names != names:
-            self._last_plan = spec.static_plan(self._settings, names)
-        return self._last_plan
+        plan = self._last_plan
+        if plan is None or plan.names != names:
+            self._last_plan = plan = spec.static_plan(self._settings, names)
+        return plan
 
     def _warn_once(self, message: str) -> None:
         if is_dynamo_compiling():

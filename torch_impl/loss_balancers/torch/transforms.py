@@ -1,0 +1,62 @@
+"""Derivatives and batches by `torch.func` and by forward mode, in eager code and within compiled functions.
+
+Dynamo has no form of an `autograd.Function` for them. It traces the forward, and forward mode then differentiates each operation
+in it: a `hardshrink` has no tangent at a zero loss, and bits have none at all. What it makes of a backward has no rule for `vmap`.
+So Dynamo must not look inside: the function stands in its graph as it is, and AOTAutograd, which runs that graph under the
+transforms, calls the function as eager code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import Function, forward_ad
+from torch.compiler import is_dynamo_compiling
+
+from loss_balancers.spec import errors
+from loss_balancers.torch.host import traced_as_constant
+
+
+@traced_as_constant
+def transformed() -> bool:
+    """Whether a transform of `torch.func` or a dual level is active; in a graph, where it is traced."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def transformable(function: type[Function]) -> Callable[..., Any]:
+    """``function.apply`` for calls that are transformed. It takes tensors and constants, has a `jvp` and a rule for `vmap`."""
+
+    @traced_as_constant
+    def leave_untraced() -> None:
+        torch.compiler.allow_in_graph(function)  # here and not at import, since it loads Dynamo
+
+    def apply(*inputs: Any) -> Any:
+        if is_dynamo_compiling():
+            refuse_dual_level_outside()
+            leave_untraced()
+        return function.apply(*inputs)
+
+    return apply
+
+
+def refuse_dual_level_outside() -> None:
+    """Raises in a function that is compiled within a dual level: what Inductor makes of it returns no tangents."""
+    # Where there is no level, Dynamo reads that from the module as it reads any global number: it compiles again once there is one.
+    level = forward_ad._current_level if _level() < 0 else _level_outside()
+    if level >= 0:
+        raise errors.compiled_within_a_dual_level()
+
+
+@traced_as_constant
+def _level() -> int:
+    return forward_ad._current_level
+
+
+@traced_as_constant
+def _level_outside() -> int:
+    """The level at which compilation began: one that the function itself enters is above it."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().output.dual_level

@@ -1,0 +1,258 @@
+"""`torch.func` and forward mode within compiled functions: what eager gives, bit for bit, and what the exact reference gives."""
+
+import os
+import shutil
+
+import pytest
+import torch
+import torch._dynamo
+import torch._dynamo.exc
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._pytree import tree_leaves
+
+from loss_balancers import spec
+from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import arithmetic
+from loss_balancers.torch import StaticLossBalancer, functional
+from loss_balancers.torch.portable import div, rmul
+
+HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+INDUCTOR = pytest.param(
+    "inductor",
+    marks=pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on CPU needs a C++ compiler"),
+)
+pytestmark = [
+    # PyTorch 2.13's own, for every autograd.Function that Dynamo traces, and at the first compilation or forward mode of a process.
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"),
+    # And of Inductor: of any kernel that reads both formats, and of its own code for a hessian.
+    pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed"),
+    pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning"),
+]
+
+DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in spec.FORMATS.items()}
+FORMATS = {name: (name,) * 3 for name in DTYPES} | {"mixed": ("bf16", "f32", "f16")}
+WEIGHTS = (0.2, 0.3, 0.5)
+NAMES = ("LogitsKL_0", "MSE_1", "student_loss")  # those of the fixture `make`
+
+
+def of_balancer(balancer):
+    return lambda *losses: balancer(dict(zip(NAMES, losses, strict=True)))
+
+
+by_number, by_sequence = (of_balancer(StaticLossBalancer(given)) for given in (0.3, WEIGHTS[:-1]))
+
+
+def by_vector(*losses):
+    return functional.weighted_sum(losses, torch.tensor(WEIGHTS))
+
+
+def squared(f):
+    """So that a second derivative is not zero."""
+    return lambda *x: f(*(y * y for y in x))
+
+
+def dual_level(f, x, t):
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(f(*map(forward_ad.make_dual, x, t))))
+
+
+def batch(x):
+    return tuple(torch.stack([y, y * 2, y - 1]) for y in x)
+
+
+def each(x):
+    return tuple(range(len(x)))
+
+
+#: From a function, operands and tangents.
+TRANSFORMS = {
+    "vjp": lambda f, x, t: vjp(f, *x)[1](f(*t)),
+    "jvp": jvp,
+    "dual-level": dual_level,
+    "jacfwd": lambda f, x, t: jacfwd(f, each(x))(*x),
+    "jacrev": lambda f, x, t: jacrev(f, each(x))(*x),
+    "vmap": lambda f, x, t: vmap(f)(*batch(x)),
+    "vmap-of-grad": lambda f, x, t: vmap(grad(f, each(x)))(*batch(x)),
+    "vmap-of-jvp": lambda f, x, t: vmap(lambda x, t: jvp(f, x, t))(batch(x), batch(t)),
+    "hessian": lambda f, x, t: hessian(squared(f), each(x))(*x),
+    "grad-of-grad": lambda f, x, t: grad(grad(lambda a: f(*(y * a * a for y in x))))(t[0]),
+    "jvp-of-grad": lambda f, x, t: jvp(grad(squared(f), each(x)), x, t),
+    "grad-of-jvp": lambda f, x, t: grad(lambda *x: jvp(squared(f), x, t)[1], each(x))(*x),
+}
+
+
+def several(*names):
+    """These, in one function: a compilation less for each."""
+    return lambda f, x, t: [TRANSFORMS[name](f, x, t) for name in names]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def drawn(seed, formats):
+    values = torch.rand(3, generator=torch.Generator().manual_seed(seed)) * 4 + 0.1
+    return tuple(x.to(DTYPES[fmt]) for x, fmt in zip(values, formats, strict=False))
+
+
+def zeros(formats):
+    return tuple(torch.zeros((), dtype=DTYPES[fmt]) for fmt in formats)
+
+
+def assert_compiled_gives_what_eager_gives(transform, f, formats, backend="aot_eager"):
+    def whole(x, t):
+        return transform(f, x, t)
+
+    compiled = torch.compile(whole, fullgraph=True, backend=backend)
+    for x in (drawn(3, formats), zeros(formats)):
+        results = [tree_leaves(function(x, drawn(9, formats))) for function in (compiled, whole)]
+        for result, expected in zip(*results, strict=True):
+            assert_same_bits(result, expected)
+
+
+# --- as eager -------------------------------------------------------------------------------------------------------
+
+
+FEW = several("jvp", "dual-level", "jacfwd", "vmap-of-grad", "hessian")
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "f32"])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_each_transform(transform, fmt):
+    assert_compiled_gives_what_eager_gives(transform, by_sequence, FORMATS[fmt])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+def test_each_format(formats, backend):
+    assert_compiled_gives_what_eager_gives(FEW, by_sequence, formats, backend)
+
+
+def test_each_balancer_with_state(make, draw):
+    balancer = make()
+    for i in range(3):
+        balancer(draw(i))
+        balancer.step()
+    assert_compiled_gives_what_eager_gives(FEW, of_balancer(balancer.eval()), FORMATS["bf16"])
+
+
+@pytest.mark.parametrize("function", [by_number, by_vector])
+def test_each_form_of_weights(function):
+    assert_compiled_gives_what_eager_gives(FEW, function, FORMATS["bf16"])
+
+
+@pytest.mark.parametrize("function", [div, rmul])
+@pytest.mark.parametrize(("transform", "fmt"), [(several(*TRANSFORMS), "f32"), (FEW, "f64")], ids=["all-f32", "few-f64"])
+def test_portable_functions(function, transform, fmt):
+    """Of operands that are zero too: a quotient is NaN there, and its tangents."""
+    assert_compiled_gives_what_eager_gives(transform, function, (fmt,) * 2)
+
+
+# --- as the exact reference -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+def test_a_tangent_is_the_weighted_sum_of_the_tangents(formats, backend):
+    """Spec A8: the map itself, `keep` and roundings included, at a loss of zero too."""
+    tangents = drawn(9, formats)
+    result = spec.FORMATS[arithmetic.result_format(formats)].dtype
+    expected = arithmetic.balance([x.item() for x in tangents], formats, WEIGHTS, 1.0)[0]
+    compiled = torch.compile(lambda x, t: jvp(by_sequence, x, t)[1], fullgraph=True, backend=backend)
+    for losses in (drawn(3, formats), zeros(formats)):
+        assert_same_bits(compiled(losses, tangents), torch.tensor(expected, dtype=getattr(torch, result)))
+
+
+@pytest.mark.parametrize("backend", [INDUCTOR])
+@pytest.mark.parametrize("fmt", ["bf16", "f16"])
+def test_losses_and_tangents_computed_inside_the_graph(fmt, backend):
+    """Both are taken as their format holds them, though Inductor goes on in float32 (spec A9)."""
+
+    def model(a, b):
+        losses = tuple(x.to(DTYPES[fmt]) for x in (a * b, (a - b) * 0.1, a * a * 1.1))
+        return by_sequence(*losses), losses
+
+    compiled = torch.compile(lambda x, t: jvp(model, x, t), fullgraph=True, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    x, t = (tuple(torch.randn(2, 1000, generator=generator).unbind()) for _ in "xt")
+    (aggregate, losses), (tangent, tangents) = compiled(x, t)
+    assert_same_bits(aggregate, by_sequence(*losses))
+    assert_same_bits(tangent, by_sequence(*tangents))
+
+
+# --- around the transform -------------------------------------------------------------------------------------------
+
+
+def test_a_derivative_of_the_compiled_function():
+    """A training loop that differentiates a tangent: `backward` through a compiled `jvp`."""
+    t = drawn(9, FORMATS["bf16"])
+
+    def tangent(*x):
+        return jvp(squared(by_sequence), x, t)[1]
+
+    gradients = []
+    for function in (torch.compile(tangent, fullgraph=True, backend="aot_eager"), tangent):
+        x = [y.requires_grad_() for y in drawn(3, FORMATS["bf16"])]
+        gradients.append(torch.autograd.grad(function(*x), x))
+    for gradient, expected in zip(*gradients, strict=True):
+        assert_same_bits(gradient, expected)
+
+
+def test_one_tensor_as_all_losses():
+    def tangent(x, t):
+        return jvp(lambda x: by_sequence(x, x, x), (x,), (t,))[1]
+
+    x, t = torch.tensor(0.0), torch.tensor(0.7)
+    assert_same_bits(torch.compile(tangent, fullgraph=True, backend="aot_eager")(x, t), tangent(x, t))
+
+
+def test_transformed_and_plain_calls_in_one_graph():
+    f = by_sequence
+
+    def both(x, t):
+        return f(*x), jvp(f, x, t), f(*t), dual_level(f, x, t), f(*x)
+
+    x, t = zeros(FORMATS["bf16"]), drawn(9, FORMATS["bf16"])
+    results = tree_leaves(torch.compile(both, fullgraph=True, backend="aot_eager")(x, t))
+    for result, expected in zip(results, tree_leaves(both(x, t)), strict=True):
+        assert_same_bits(result, expected)
+
+
+def test_compiled_once():
+    compiled = torch.compile(several("jvp", "dual-level"), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            compiled(by_sequence, drawn(seed, FORMATS["f32"]), drawn(9, FORMATS["f32"]))
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["at-once", "compiled-before"])
+@pytest.mark.parametrize("function", [by_sequence, div, rmul], ids=["balancer", "div", "rmul"])
+def test_a_dual_level_around_a_compiled_function_is_refused(function, before):
+    """Inductor returns no tangents there, of whatever function; and what was compiled before must not be taken for it."""
+    formats = FORMATS["f32"] if function not in (div, rmul) else ("f32", "f32")
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    if before:
+        compiled(*drawn(3, formats))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"cannot be compiled within `forward_ad.dual_level\(\)`"):
+        dual_level(compiled, drawn(3, formats), drawn(9, formats))
+    assert_same_bits(compiled(*drawn(3, formats)), function(*drawn(3, formats)))
+
+
+def test_a_dual_level_around_a_function_that_may_fall_back_to_eager():
+    f, x, t = by_sequence, zeros(FORMATS["bf16"]), drawn(9, FORMATS["bf16"])
+    results = dual_level(torch.compile(f, backend="aot_eager"), x, t)
+    for result, expected in zip(results, dual_level(f, x, t), strict=True):
+        assert_same_bits(result, expected)
+
+
+def test_pytorch_drops_the_tangents_of_what_inductor_compiles():
+    """Once this fails, a dual level around a compiled balancer need not be refused."""
+    if not HAS_COMPILER:
+        pytest.skip("torch.compile on CPU needs a C++ compiler")
+    _, tangent = dual_level(torch.compile(torch.add, fullgraph=True), drawn(3, ("f32",) * 2), drawn(9, ("f32",) * 2))
+    assert tangent is None
