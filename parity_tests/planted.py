@@ -42,14 +42,14 @@ class FaultyJaxState(loss_balancers.jax.EMANormalizedLossBalancer):
 
 
 class FaultyTorch(loss_balancers.torch.StaticLossBalancer):
-    def forward(self, loss: Any) -> Any:
-        aggregate = super().forward(loss)
+    def forward(self, loss: Any, **keywords: Any) -> Any:
+        aggregate = super().forward(loss, **keywords)
         return aggregate * (1 + torch.finfo(aggregate.dtype).eps)
 
 
 class FaultyJax(loss_balancers.jax.StaticLossBalancer):
-    def __call__(self, loss: Any) -> Any:
-        aggregate = super().__call__(loss)
+    def __call__(self, loss: Any, **keywords: Any) -> Any:
+        aggregate = super().__call__(loss, **keywords)
         return aggregate * (1 + float(jnp.finfo(aggregate.dtype).eps))
 
 

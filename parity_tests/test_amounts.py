@@ -15,7 +15,7 @@ from flax import nnx
 from runs import BALANCERS, FRAMEWORKS, NAMES, as_bytes, make, state_of
 
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.spec import EMANormalizedLossBalancerSettings
+from loss_balancers.spec import EMANormalizedLossBalancerSettings, StaticLossBalancerSettings
 from loss_balancers.spec.amounts import Amounts
 from loss_balancers.spec.reference import Step, run
 
@@ -219,6 +219,44 @@ def test_a_count_on_the_device_that_is_none_leaves_the_call_out(name: str, frame
     state = balancer.export_state()["state"]
     assert state["skipped"] == 1
     assert not state.get("total", np.zeros(1)).any()
+
+
+STATIC = {"shared": 0.25, "sequence": [0.5, 0.125], "mapping": {"MSELoss_0": 0.5, "KLDivLoss_1": 0.25}}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("absent", NAMES)
+@pytest.mark.parametrize("weight", STATIC)
+def test_an_absent_loss_in_a_balancer_without_state(weight: str, absent: str, compiled: bool) -> None:
+    """So that a loop that passes counts can change its balancer."""
+    settings = StaticLossBalancerSettings(STATIC[weight])
+    values = {each: math.nan if each == absent else 1.5 + i for i, each in enumerate(NAMES)}
+    count = {each: 0.0 if each == absent else 7.0 for each in NAMES}
+    given = Amounts(tuple(count[each] for each in ("MSELoss_0", "KLDivLoss_1", "student_loss")), False)
+    (answer,) = run(settings, [Step({each: ("f32", x) for each, x in values.items()}, 1.0, given)])
+    assert math.isfinite(answer.aggregate)
+    for framework in FRAMEWORKS:
+        balancer = make(framework, settings)
+        for amounts in (count, {each: array(framework, x) for each, x in count.items()}):
+            if framework == "torch":
+                torch.compiler.reset()
+                forward = torch.compile(balancer, fullgraph=True, backend="aot_eager") if compiled else balancer
+                losses = {each: torch.tensor(x, requires_grad=True) for each, x in values.items()}
+                aggregate = forward(losses, count=amounts)
+                found = dict(zip(losses, torch.autograd.grad(aggregate, list(losses.values())), strict=True))
+            else:
+                losses = {each: jnp.float32(x) for each, x in values.items()}
+                value_and_grad = jax.value_and_grad(lambda x, balancer=balancer, amounts=amounts: balancer(x, count=amounts))
+                aggregate, found = (jax.jit(value_and_grad) if compiled else value_and_grad)(losses)
+            assert_same_bits(aggregate, np.float32(answer.aggregate))
+            for each, gradient in answer.gradients.items():
+                assert_same_bits(found[each], np.float32(gradient))
+            weights = balancer.weights(losses, count=amounts)
+            assert {each: float(x) for each, x in weights.items()} == answer.weights
+            assert answer.weights[absent] == 0
+            parts = balancer.breakdown(losses, share=amounts)
+            assert_same_bits(parts["total"], np.float32(answer.aggregate))
+            assert_same_bits(parts[f"{absent}/weighted"], np.float32(0.0))
 
 
 @pytest.mark.parametrize("name", BALANCERS)

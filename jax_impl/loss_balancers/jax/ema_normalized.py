@@ -12,9 +12,9 @@ from jax import Array
 
 from loss_balancers import spec
 from loss_balancers.jax.carried import BalancerState
-from loss_balancers.jax.observing import FLOAT, Inputs, State, look_up
+from loss_balancers.jax.observing import Inputs, State, look_up
 from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
-from loss_balancers.jax.rounding import keep
+from loss_balancers.jax.rounding import FLOAT, keep
 from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
 

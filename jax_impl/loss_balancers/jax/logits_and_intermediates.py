@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from loss_balancers import spec
+from loss_balancers.jax.amounts import chosen, unstacked
 from loss_balancers.jax.functional import common_dtype, sum_terms
-from loss_balancers.jax.observing import Inputs, chosen, look_up, unstacked
+from loss_balancers.jax.observing import Inputs, look_up
 from loss_balancers.jax.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import compute_dtype
 from loss_balancers.jax.stateful import StatefulLossBalancer

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from loss_balancers import spec
+from loss_balancers.jax.amounts import chosen, on_device, presence, without_absent
 from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
-from loss_balancers.jax.rounding import keep, narrow, widen
+from loss_balancers.jax.rounding import FLOAT, keep, narrow, widen
 
 State = dict[str, Array]
-
-FLOAT = np.dtype(np.float32)
 
 
 class Inputs(NamedTuple):
@@ -41,12 +38,6 @@ class Inputs(NamedTuple):
         return vector if self.present is None else chosen(self.present, vector, 0.0)
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
-def chosen(where: Array, x: Array, otherwise: float) -> Array:
-    """``x``, but ``otherwise`` where ``where`` is false."""
-    return jnp.where(where, x, jnp.full_like(x, otherwise))
-
-
 @partial(jax.jit, inline=True)
 def as_observed(terms: list[Array]) -> Array:
     """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
@@ -59,10 +50,10 @@ def as_observed(terms: list[Array]) -> Array:
 def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     """Inputs whose losses stand for these amounts (spec T3)."""
     names, terms, dtypes, losses, *_ = inputs
-    vector = _on_device(amounts)
-    present = None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else above_zero(vector)
+    vector = on_device(amounts)
+    present = presence(amounts, vector)
     if present is not None:
-        terms = [chosen(there, x, 0.0) for there, x in zip(unstacked(present), terms, strict=True)]
+        terms = without_absent(terms, present)
         losses = chosen(present, losses, 0.0) if len(losses) else losses
     sums = losses
     if len(losses) and amounts.shares:
@@ -70,33 +61,6 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     elif len(losses):
         sums = rmul_of_kept(losses, vector)
     return Inputs(names, terms, dtypes, losses, sums, vector, present, amounts.shares)
-
-
-#: Well above what is flushed: a number on the host that is larger needs no mask.
-_SURELY_PRESENT = 1e-30
-
-
-def _on_device(amounts: spec.Amounts) -> Array:
-    """The amounts in float32, rounded and flushed."""
-    where = "share" if amounts.shares else "count"
-    return _rounded([x if isinstance(x, float) else _as_amount(where, x) for x in amounts.values])
-
-
-@partial(jax.jit, inline=True)
-def _rounded(values: Sequence[Any]) -> Array:
-    return keep(jnp.stack([lax.stop_gradient(jnp.asarray(x)).astype(FLOAT) for x in values]))
-
-
-def _as_amount(where: str, amount: Any) -> Array:
-    if not isinstance(amount, Array) or amount.dtype == bool or jnp.iscomplexobj(amount):
-        raise spec.errors.amount_type(where, amount)
-    return amount
-
-
-@partial(jax.jit, inline=True)
-def above_zero(amounts: Array) -> Array:
-    """Whether each loss is there."""
-    return amounts > 0
 
 
 @partial(jax.jit, inline=True)
@@ -146,12 +110,6 @@ def expanded(factors: Array, count: int) -> Array:
     """A factor for each of ``count`` losses: the leading ones share the first."""
     shared = count - len(factors)
     return jnp.concatenate([jnp.broadcast_to(factors[:1], (shared,)), factors]) if shared else factors
-
-
-@partial(jax.jit, inline=True)
-def unstacked(factors: Array) -> tuple[Array, ...]:
-    """The elements of a vector."""
-    return tuple(factors)
 
 
 @partial(jax.jit, static_argnums=1, inline=True)

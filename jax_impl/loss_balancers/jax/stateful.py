@@ -14,6 +14,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
+from loss_balancers.jax.amounts import unstacked
 from loss_balancers.jax.base import DistillationLossBalancer, broken_down
 from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, write
 from loss_balancers.jax.functional import balance
@@ -26,7 +27,6 @@ from loss_balancers.jax.observing import (
     expanded,
     observed,
     pending_mean,
-    unstacked,
     with_amounts,
 )
 

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from loss_balancers import spec
+from loss_balancers.jax.amounts import on_device, presence, without_absent
 from loss_balancers.jax.base import DistillationLossBalancer, WarnedOnce, broken_down
 from loss_balancers.jax.functional import balance
 from loss_balancers.jax.rounding import compute_dtype
@@ -72,37 +73,59 @@ class StaticLossBalancer(DistillationLossBalancer):
         """The weight of the student loss: what the KD weights leave of 1."""
         return self._settings.student_loss_weight
 
-    def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
-        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
+    def __call__(self, loss: Mapping[str, Float[Array, ...]], *, count: Any = None, share: Any = None) -> Float[Array, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``.
+
+        Args:
+            loss: The losses.
+            count: Of how many items each loss is the mean, as the balancers with state take it: a number or a mapping from name to
+                number. Here it says one thing alone: a loss with the count 0 is absent, and its weight is 0.
+            share: What part each loss is of the step's mean, in the same forms; 0 says the same.
+
+        Raises:
+            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+        """
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         if plan.dropped:
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
+        terms, _ = self._present(names, terms, count, share)
         return balance(terms, dtypes, plan.factors)
 
-    def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
-        """The weight that ``__call__`` would apply to each loss, in canonical order. Changes no state.
+    def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Any]:
+        """The weight that `__call__` would apply to each loss, in canonical order. Changes no state.
+
+        Returns:
+            Numbers on the host; with ``count`` or ``share`` scalars on the device, in the compute format.
 
         Raises:
             TypeError: ``loss`` is no mapping, or a name no string.
             ValueError: There is no KD loss, or weights and KD losses do not match.
         """
+        if count is not None or share is not None:
+            parts = self.breakdown(loss, count=count, share=share)
+            return {name: parts[f"{name}/weight"] for name in self.canonical(loss)}
         spec.check_mapping(loss)
         plan = self._plan(spec.canonical_order(tuple(loss)))
         return dict(zip(plan.names, plan.weights, strict=True))
 
-    def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Array]:
+    def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
         """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
 
         Returns:
-            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``.
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Of an
+            absent loss all are 0.
 
-        Raises: as `__call__`.
+        ``count``, ``share`` and what it raises: as `__call__`.
         """
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         compute = compute_dtype(*dtypes)
         weights = [jnp.full((), weight, compute) for weight in plan.weights]
+        terms, present = self._present(names, terms, count, share)
+        if present is not None:
+            weights = without_absent(weights, present)
         return broken_down(names, terms, dtypes, weights, balance(terms, dtypes, plan.factors))
 
     def __repr__(self) -> str:
@@ -110,6 +133,13 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     def __str__(self) -> str:
         return repr(self)  # nnx's own shows no static attribute
+
+    @staticmethod
+    def _present(names: tuple[str, ...], terms: list[Array], count: Any, share: Any) -> tuple[list[Array], Array | None]:
+        """The losses without those that are absent, and which are there; None if all are."""
+        amounts = spec.checked_amounts(names, count, share)
+        present = None if amounts is None else presence(amounts, on_device(amounts))
+        return terms if present is None else without_absent(terms, present), present
 
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         return spec.static_plan(self._settings, names)

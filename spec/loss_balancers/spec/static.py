@@ -97,14 +97,16 @@ class StaticLossBalancerSettings(Settings):
         return kd_names(tuple(dict(self.kd_loss_weight))) if self._form is dict else None
 
     def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:
-        """The weight of each loss, in float64."""
+        """The weight of each loss, in float64; 0 if it is absent."""
         del state
-        return list(static_plan(self, call.names).weights)
+        weights = static_plan(self, call.names).weights
+        return [weight if there else 0.0 for weight, there in zip(weights, call.present, strict=True)]
 
     def exact_aggregate(self, call: Call, cotangent: float, state: ReferenceState) -> tuple[float, list[float]]:
         """The aggregate and the gradient to each loss (spec A4 to A8)."""
         del state
-        return arithmetic.balance(call.values, call.formats, static_plan(self, call.names).factors, cotangent)
+        aggregate, gradients = arithmetic.balance(call.values, call.formats, static_plan(self, call.names).factors, cotangent)
+        return aggregate, [g if there else 0.0 for g, there in zip(gradients, call.present, strict=True)]
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from loss_balancers import spec
+from loss_balancers.torch.amounts import on_device, presence, without_absent
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import finite, keep, narrow, widen
+from loss_balancers.torch.rounding import FLOAT, finite, keep, narrow, widen
 
 State = dict[str, Tensor]
-
-FLOAT = torch.float32
 
 
 class Inputs(NamedTuple):
@@ -48,10 +47,10 @@ def as_observed(terms: Sequence[Tensor]) -> Tensor:
 def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     """Inputs whose losses stand for these amounts (spec T3)."""
     names, terms, dtypes, losses, *_ = inputs
-    vector = _on_device(amounts, terms[0].device)
-    present = None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else vector > 0
+    vector = on_device(amounts, terms[0].device)
+    present = presence(amounts, vector)
     if present is not None:
-        terms = [torch.where(there, x, 0.0) for there, x in zip(present.unbind(0), terms, strict=True)]
+        terms = without_absent(terms, present)
         losses = torch.where(present, losses, 0.0) if len(losses) else losses
     sums = losses
     if len(losses) and amounts.shares:
@@ -59,32 +58,6 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     elif len(losses):
         sums = rmul_of_kept(losses, vector)
     return Inputs(names, terms, dtypes, losses, sums, vector, present, amounts.shares)
-
-
-#: Well above what is flushed: a number on the host that is larger needs no mask.
-_SURELY_PRESENT = 1e-30
-
-
-def _on_device(amounts: spec.Amounts, device: torch.device) -> Tensor:
-    """The amounts in float32, rounded and flushed."""
-    where = "share" if amounts.shares else "count"
-    values = [x if isinstance(x, float) else _as_amount(where, x, device) for x in amounts.values]
-    if all(x is values[0] for x in values):  # one number for all, as mostly
-        return keep(_filled(values[0], device)).expand(len(values))
-    return keep(torch.cat([_filled(x, device) for x in values]))
-
-
-def _filled(amount: float | Tensor, device: torch.device) -> Tensor:
-    # A fill and not `torch.tensor`, which copies to the device and waits for that.
-    return amount if isinstance(amount, Tensor) else torch.full((1,), amount, dtype=FLOAT, device=device)
-
-
-def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
-    if not isinstance(amount, Tensor) or amount.dtype == torch.bool or amount.is_complex():
-        raise spec.errors.amount_type(where, amount)
-    if amount.device.type != "cpu" and amount.device != device:
-        raise spec.errors.amount_device(where, str(amount.device), str(device))
-    return amount.detach().reshape(1).to(device, FLOAT, non_blocking=True)
 
 
 def observed(pending: Tensor, inputs: Inputs) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, hardshrink
 
+#: The format of state.
+FLOAT = torch.float32
+
 TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
 
 

@@ -13,6 +13,7 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.again import Again, repeatable
+from loss_balancers.torch.amounts import on_device, presence, without_absent
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down, canonical_order
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.host import host_constant, warn_while_tracing
@@ -81,9 +82,21 @@ class StaticLossBalancer(DistillationLossBalancer):
         """The weight of the student loss: what the KD weights leave of 1."""
         return self._settings.student_loss_weight
 
-    def forward(self, loss: Mapping[str, Float[Tensor, ...]]) -> Float[Tensor, "*shape"]:
-        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
-        eager = not is_dynamo_compiling() and self._student_loss_reduction_fn is None
+    def forward(self, loss: Mapping[str, Float[Tensor, ...]], *, count: Any = None, share: Any = None) -> Float[Tensor, "*shape"]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``.
+
+        Args:
+            loss: The losses.
+            count: Of how many items each loss is the mean, as the balancers with state take it: a number or a mapping from name to
+                number. Here it says one thing alone: a loss with the count 0 is absent, and its weight is 0.
+            share: What part each loss is of the step's mean, in the same forms; 0 says the same.
+
+        Raises:
+            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+        """
+        plain = count is None and share is None
+        eager = plain and self._student_loss_reduction_fn is None and not is_dynamo_compiling()
         again = self._again if eager else None
         if again is not None and (aggregate := again.total(loss)) is not None:
             return aggregate
@@ -93,36 +106,55 @@ class StaticLossBalancer(DistillationLossBalancer):
             self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
         elif eager:
             self._again = repeatable(loss, plan, terms, dtypes)
+        if not plain:
+            terms, _ = self._present(names, terms, count, share)
         return balance(terms, dtypes, plan.factors)
 
-    def weights(self, loss: Mapping[str, Any]) -> dict[str, float]:
-        """The weight that ``forward`` would apply to each loss, in canonical order. Changes no state.
+    def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Any]:
+        """The weight that `forward` would apply to each loss, in canonical order. Changes no state.
+
+        Returns:
+            Numbers on the host; with ``count`` or ``share`` scalars on the device, in the compute format.
 
         Raises:
             TypeError: ``loss`` is no mapping, or a name no string.
             ValueError: There is no KD loss, or weights and KD losses do not match.
         """
+        if count is not None or share is not None:
+            parts = self.breakdown(loss, count=count, share=share)
+            return {name: parts[f"{name}/weight"] for name in self.canonical(loss)}
         spec.check_mapping(loss)
         plan = static_plan(self._settings, canonical_order(tuple(loss)))
         return dict(zip(plan.names, plan.weights, strict=True))
 
-    def breakdown(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
+    def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Tensor]:
         """What `forward` makes of each loss, for logging: detached, on the device, the same names at every step.
 
         Returns:
-            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``.
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Of an
+            absent loss all are 0.
 
-        Raises: as `forward`.
+        ``count``, ``share`` and what it raises: as `forward`.
         """
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         compute = compute_dtype(*dtypes)
         weights = [torch.full((), weight, dtype=compute, device=terms[0].device) for weight in plan.weights]
+        terms, present = self._present(names, terms, count, share)
+        if present is not None:
+            weights = without_absent(weights, present)
         return broken_down(names, terms, dtypes, weights, balance(terms, dtypes, plan.factors))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the settings."""
         return f"kd_loss_weight={self.kd_loss_weight}"
+
+    @staticmethod
+    def _present(names: tuple[str, ...], terms: list[Tensor], count: Any, share: Any) -> tuple[list[Tensor], Tensor | None]:
+        """The losses without those that are absent, and which are there; None if all are."""
+        amounts = spec.checked_amounts(names, count, share)
+        present = None if amounts is None else presence(amounts, on_device(amounts, terms[0].device))
+        return terms if present is None else without_absent(terms, present), present
 
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         if is_dynamo_compiling():

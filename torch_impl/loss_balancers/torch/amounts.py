@@ -1,0 +1,47 @@
+"""How much of the data each loss of a call stands for, as arrays: `count=` and `share=` (spec T3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loss_balancers import spec
+from loss_balancers.torch.rounding import FLOAT, keep
+
+#: Well above what is flushed: a number on the host that is larger needs no mask.
+_SURELY_PRESENT = 1e-30
+
+
+def on_device(amounts: spec.Amounts, device: torch.device) -> Tensor:
+    """The amounts in float32, rounded and flushed."""
+    where = "share" if amounts.shares else "count"
+    values = [x if isinstance(x, float) else _as_amount(where, x, device) for x in amounts.values]
+    if all(x is values[0] for x in values):  # one number for all, as mostly
+        return keep(_filled(values[0], device)).expand(len(values))
+    return keep(torch.cat([_filled(x, device) for x in values]))
+
+
+def _filled(amount: float | Tensor, device: torch.device) -> Tensor:
+    # A fill and not `torch.tensor`, which copies to the device and waits for that.
+    return amount if isinstance(amount, Tensor) else torch.full((1,), amount, dtype=FLOAT, device=device)
+
+
+def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
+    if not isinstance(amount, Tensor) or amount.dtype == torch.bool or amount.is_complex():
+        raise spec.errors.amount_type(where, amount)
+    if amount.device.type != "cpu" and amount.device != device:
+        raise spec.errors.amount_device(where, str(amount.device), str(device))
+    return amount.detach().reshape(1).to(device, FLOAT, non_blocking=True)
+
+
+def presence(amounts: spec.Amounts, vector: Tensor) -> Tensor | None:
+    """Whether each loss is there, by amounts on the device; None if all are, by numbers on the host."""
+    return None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else vector > 0
+
+
+def without_absent(terms: Sequence[Tensor], present: Tensor) -> list[Tensor]:
+    """The losses, +0 for one that is absent; no gradient reaches that."""
+    return [torch.where(there, x, 0.0) for there, x in zip(present.unbind(0), terms, strict=True)]
