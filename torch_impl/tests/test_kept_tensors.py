@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.torch import StaticLossBalancer, functional
@@ -47,7 +48,7 @@ class Meta(TorchDispatchMode):
     """Makes everything on another device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to("meta"), func(*args, **kwargs or {}))
+        return tree_map_only(torch.Tensor, lambda x: x.to("meta"), func(*args, **kwargs or {}))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
+from loss_balancers.torch.transforms import transformed
 from loss_balancers.torch.wrapped import (
     Wrappers,
     check_not_joining,
@@ -220,13 +221,13 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         if recomputing():
             return
+        if transformed():
+            raise spec.errors.under_a_transform()
         if is_dynamo_compiling():
             keep_from_broadcast_while_tracing(CarriesState)
         else:
             if self._looks == 0 and distributed():
                 self._looks, self._wrappers = 1, keep_from_broadcast(CarriesState)
-            if torch._C._are_functorch_transforms_active():
-                raise spec.errors.under_a_transform()
             if self._auto_step is None:
                 self._warn_if_never_stepped(stacklevel + 1)
         if self._auto_step is not None:
