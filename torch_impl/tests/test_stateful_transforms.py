@@ -209,3 +209,22 @@ def test_inference_mode(make, draw):
     balancer(draw(requires_grad=True)).backward()
     balancer.step()
     assert balancer.steps == 2
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
+def test_a_training_forward_within_a_transform_that_is_compiled_is_refused(make, draw, transform):
+    """As it is where nothing is compiled: a transform that is traced would observe once, or nothing."""
+    balancer = make()
+
+    def total(x):
+        return balancer({name: x * loss for name, loss in draw().items()})
+
+    calls = {
+        "vmap": lambda x: torch.func.vmap(total)(x.expand(3)),
+        "grad": lambda x: torch.func.grad(total)(x),
+        "jvp": lambda x: torch.func.jvp(total, (x,), (x,)),
+    }
+    for call in (calls[transform], torch.compile(calls[transform], fullgraph=True, backend="aot_eager")):
+        with pytest.raises(RuntimeError, match=r"cannot be called under `torch.func`"):
+            call(torch.tensor(1.0))
+    assert not balancer.pending.any()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from loss_balancers.spec import errors
-from loss_balancers.spec.checks import real_number
 
 
 class Amounts(NamedTuple):
@@ -49,13 +48,13 @@ def checked_amounts(names: Sequence[str], count: Any, share: Any) -> Amounts | N
 
 
 def _checked(value: Any, where: str) -> Any:
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
-            return value  # an array of the framework: the twin looks at its dtype and device
-        raise errors.amount_type(where, value)
-    number = real_number(value, where)
-    if not 0 <= number < math.inf:
+    if type(value) is not int and type(value) is not float:  # those first: Dynamo traces no more of a number that changes
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value.item()
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
+                return value  # an array of the framework: the twin looks at its dtype and device
+            raise errors.amount_type(where, value)
+    if not 0 <= value <= sys.float_info.max:  # type: ignore[reportOperatorIssue]
         raise errors.amount_bounds(where, value)
-    return number
+    return float(value)
