@@ -214,14 +214,14 @@ def test_inference_mode(make, draw):
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
 def test_a_training_forward_within_a_transform_that_is_compiled_is_refused(make, draw, transform):
     """As it is where nothing is compiled: a transform that is traced would observe once, or nothing."""
-    balancer = make()
+    balancer, losses = make(), draw()
 
     def total(x):
-        return balancer({name: x * loss for name, loss in draw().items()})
+        return balancer({name: x * loss for name, loss in losses.items()})
 
     calls = {
         "vmap": lambda x: torch.func.vmap(total)(x.expand(3)),
-        "grad": lambda x: torch.func.grad(total)(x),
+        "grad": torch.func.grad(total),
         "jvp": lambda x: torch.func.jvp(total, (x,), (x,)),
     }
     for call in (calls[transform], torch.compile(calls[transform], fullgraph=True, backend="aot_eager")):

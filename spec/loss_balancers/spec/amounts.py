@@ -49,10 +49,10 @@ def checked_amounts(names: Sequence[str], count: Any, share: Any) -> Amounts | N
 
 def _checked(value: Any, where: str) -> Any:
     if type(value) is not int and type(value) is not float:  # those first: Dynamo traces no more of a number that changes
-        if isinstance(value, np.ndarray) and value.ndim == 0:
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
             value = value.item()
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-            if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            if getattr(value, "shape", None) == ():
                 return value  # an array of the framework: the twin looks at its dtype and device
             raise errors.amount_type(where, value)
     if not 0 <= value <= sys.float_info.max:  # type: ignore[reportOperatorIssue]

@@ -20,7 +20,7 @@ from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
-from loss_balancers.torch.transforms import transformed
+from loss_balancers.torch.transforms import under_torch_func
 from loss_balancers.torch.wrapped import (
     Wrappers,
     check_not_joining,
@@ -221,7 +221,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         if recomputing():
             return
-        if transformed():
+        if under_torch_func():
             raise spec.errors.under_a_transform()
         if is_dynamo_compiling():
             keep_from_broadcast_while_tracing(CarriesState)

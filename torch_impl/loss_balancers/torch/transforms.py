@@ -25,6 +25,12 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+@traced_as_constant
+def under_torch_func() -> bool:
+    """Whether a transform of `torch.func` is active, which may not change state; in a graph, where it is traced."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def transformable(function: type[Function]) -> Callable[..., Any]:
     """``function.apply`` for calls that are transformed. It takes tensors and constants, has a `jvp` and a rule for `vmap`."""
 
