@@ -8,7 +8,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
-from offline import Environment, pack, wheels_of_what_is_here
+from environments import Environment, pack, wheels_of_what_is_here
 
 from loss_balancers.parity.audit import TARGETS
 from loss_balancers.spec import errors
@@ -53,9 +53,8 @@ def empty(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment
     for name in environment.resolved("hatchling", cwd=wheels):
         pack(distribution(name), wheels, whole=True)
     environment.run("pip", "install", "hatchling", cwd=wheels)
-    environment.variables["PIP_NO_BUILD_ISOLATION"] = (
-        "0"  # pip reads 0 as "yes". An environment for every build takes twice the time.
-    )
+    # pip reads 0 as "no isolation". With an environment for each build every line takes twice the time.
+    environment.variables["PIP_NO_BUILD_ISOLATION"] = "0"
     return environment
 
 
@@ -71,9 +70,7 @@ def faults(empty: Environment, line: str, folder: Path) -> str:
     done = empty.run("pip", "install", "--dry-run", *shlex.split(line), cwd=folder)
     if done.returncode != 0:
         return done.stderr
-    unknown = [
-        warning for warning in done.stderr.splitlines() if re.search("(loss-balancers|your-twins) .* does not provide", warning)
-    ]
+    unknown = re.findall("(?:loss-balancers|your-twins) .* does not provide .*", done.stderr)
     missing = [] if f"loss-balancers-{version('loss-balancers')}" in done.stdout else ["loss-balancers would not be installed"]
     return "\n".join([*unknown, *missing])
 

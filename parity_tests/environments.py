@@ -1,4 +1,4 @@
-"""Empty environments without a network: what is installed here, packed into wheels again for pip to find."""
+"""Empty environments; and such without a network, whose pip finds what is installed here, packed into wheels again."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ _OF_AN_INSTALLATION = {"INSTALLER", "RECORD", "REQUESTED", "WHEEL", "direct_url.
 
 
 class Environment:
-    """An empty environment whose pip finds nothing but the wheels of one folder."""
+    """An empty environment."""
 
-    def __init__(self, folder: Path, wheels: Path) -> None:
-        """Makes the environment in ``folder``."""
+    def __init__(self, folder: Path, wheels: Path | None = None) -> None:
+        """Makes the environment in ``folder``. With ``wheels`` its pip finds nothing but the wheels of that folder."""
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         self.bin = folder / ("Scripts" if os.name == "nt" else "bin")
-        # Nothing of the surroundings: no index, constraint, or path of whoever runs the tests.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV"))}
-        self.variables = kept | {
+        # Neither the paths of whoever makes it nor, where nothing else is to be found, the indexes and constraints.
+        dropped = ("PYTHON", "VIRTUAL_ENV", *(["PIP_"] if wheels else []))
+        self.variables = {name: value for name, value in os.environ.items() if not name.startswith(dropped)} | {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
-            "PIP_CONFIG_FILE": os.devnull,
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "PIP_FIND_LINKS": wheels.as_uri(),
-            "PIP_NO_COMPILE": "1",
-            "PIP_NO_INDEX": "1",
         }
+        if wheels:
+            alone = {"CONFIG_FILE": os.devnull, "FIND_LINKS": wheels.as_uri(), "NO_COMPILE": "1", "NO_INDEX": "1"}
+            self.variables |= {f"PIP_{name}": value for name, value in alone.items()}
 
     def run(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Runs a program of the environment."""
         command = [str(self.bin / words[0]), *words[1:]]
-        return subprocess.run(command, cwd=cwd, env=self.variables, capture_output=True, text=True, timeout=600, check=False)
+        return subprocess.run(command, cwd=cwd, env=self.variables, capture_output=True, text=True, timeout=1200, check=False)
 
     def resolved(self, *requirements: str, cwd: Path) -> list[str]:
         """The names of all that ``pip install`` would install."""
@@ -84,7 +83,7 @@ def pack(one: Distribution, folder: Path, *, whole: bool) -> None:
 
 
 def _write(folder: Path, slug: str, version: str, files: dict[str, bytes]) -> None:
-    """Writes a wheel; names are relative to its metadata. It fits this interpreter, whatever its tag says: it was installed here."""
+    """Writes a wheel; names are relative to its metadata. It fits this interpreter, whatever its tag says: it came from here."""
     info = f"{slug}-{version}.dist-info"
     tag = "py3-none-any"
     entries = {os.path.normpath(f"{info}/{name}"): data for name, data in files.items()}
