@@ -62,8 +62,9 @@ audit-evidence: audit ## the same, written where the documents show it
 evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it
 	@$(BIN)/python parity_tests/evidence.py
 
-bench: $(STAMP) ## forward and backward against ModelOpt's balancer
+bench: $(STAMP) ## forward and backward against ModelOpt's balancer, and what a count costs
 	@$(BIN)/python benchmarks/against_modelopt.py
+	@$(BIN)/python benchmarks/cost_of_counts.py
 
 golden: $(STAMP) ## write the golden vectors again, from the exact reference
 	@$(BIN)/python -m loss_balancers.spec.golden

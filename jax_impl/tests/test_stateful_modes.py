@@ -160,6 +160,6 @@ def test_a_module_that_jit_does_not_return_keeps_its_state(make, draw, values, a
 def test_the_functions_are_pure():
     """State in, state out: for those who hold state themselves."""
     pending = jnp.zeros(8, jnp.float32)
-    after = observing.observed(pending, jnp.ones(3, jnp.float32), None)
+    after = observing.observed(pending, jnp.ones(3, jnp.float32), None, None)
     assert_same_bits(after, jnp.asarray([1, 1, 1, 1, 1, 1, 1, 0], jnp.float32))
     assert not pending.any()

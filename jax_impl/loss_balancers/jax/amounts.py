@@ -44,6 +44,16 @@ def _above_zero(vector: Array) -> Array:
     return vector > 0
 
 
+def validity(amounts: spec.Amounts, vector: Array) -> Array | None:
+    """Whether all amounts are numbers that an amount can be; None if they came from the host, where they are checked."""
+    return None if all(isinstance(x, float) for x in amounts.values) else _all_valid(vector)
+
+
+@partial(jax.jit, inline=True)
+def _all_valid(vector: Array) -> Array:
+    return ((vector >= 0) & jnp.isfinite(vector)).all()
+
+
 def without_absent(terms: Sequence[Array], present: Array) -> list[Array]:
     """The losses, +0 for one that is absent; no gradient reaches that."""
     return [chosen(there, x, 0.0) for there, x in zip(unstacked(present), terms, strict=True)]

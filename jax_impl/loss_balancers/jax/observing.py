@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from loss_balancers import spec
-from loss_balancers.jax.amounts import chosen, on_device, presence, without_absent
+from loss_balancers.jax.amounts import chosen, on_device, presence, validity, without_absent
 from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import FLOAT, keep, narrow, widen
 
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     """The losses of a call in canonical order: as the aggregate takes them, as weights see them, and as they are observed.
 
     ``losses`` and ``sums`` are float32 vectors, empty if state observes no losses. ``amounts`` are counts, or shares if ``shares``
-    is set; None if each is 1. ``present`` is None if no loss is absent.
+    is set; None if each is 1. ``present`` is None if no loss is absent, ``valid`` if the amounts are checked already.
     """
 
     names: tuple[str, ...]
@@ -31,6 +31,7 @@ class Inputs(NamedTuple):
     sums: Array
     amounts: Array | None = None
     present: Array | None = None
+    valid: Array | None = None
     shares: bool = False
 
     def masked(self, vector: Array) -> Array:
@@ -60,19 +61,19 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
         losses = div_of_kept(losses, vector if present is None else chosen(present, vector, 1.0))
     elif len(losses):
         sums = rmul_of_kept(losses, vector)
-    return Inputs(names, terms, dtypes, losses, sums, vector, present, amounts.shares)
+    return Inputs(names, terms, dtypes, losses, sums, vector, present, validity(amounts, vector), amounts.shares)
 
 
 @partial(jax.jit, inline=True)
-def observed(pending: Array, sums: Array, amounts: Array | None) -> Array:
+def observed(pending: Array, sums: Array, amounts: Array | None, valid: Array | None) -> Array:
     """``pending`` with a call added; with one call more left out if a sum would not be finite (spec T3)."""
     one, zero = jnp.ones(1, FLOAT), jnp.zeros(1, FLOAT)
     counted = jnp.ones_like(sums) if amounts is None else amounts[: len(sums)]
     taken = keep(pending + jnp.concatenate([sums, counted, one, zero]))
     left_out = pending + jnp.concatenate([jnp.zeros(len(pending) - 1, FLOAT), one])
     informative = jnp.isfinite(taken).all()
-    if amounts is not None:  # numbers on the host are checked already, those on the device cannot be
-        informative = informative & (amounts >= 0).all() & jnp.isfinite(amounts).all()
+    if valid is not None:
+        informative = informative & valid
     return jnp.where(informative, taken, left_out)
 
 

@@ -216,7 +216,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        amounts = spec.checked_amounts(names, count, share)
+        amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
         losses = as_observed([] if len(self._values()["pending"]) == 2 else terms)
         inputs = Inputs(names, terms, dtypes, losses, losses)
         return inputs if amounts is None else with_amounts(inputs, amounts)
@@ -228,7 +228,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         else:
             due = enough(pending[...], self._auto_step)
             self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
-        write(pending, observed(pending[...], inputs.sums, inputs.amounts))
+        write(pending, observed(pending[...], inputs.sums, inputs.amounts, inputs.valid))
 
     def _commit(self, due: Array | None = None) -> None:
         """Commits, with ``due`` where that is true: the decision stays on the device."""

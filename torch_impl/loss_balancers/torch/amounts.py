@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loss_balancers import spec
-from loss_balancers.torch.rounding import FLOAT, keep
+from loss_balancers.torch.rounding import FLOAT, finite, keep
 
 #: Well above what is flushed: a number on the host that is larger needs no mask.
 _SURELY_PRESENT = 1e-30
@@ -17,16 +17,16 @@ _SURELY_PRESENT = 1e-30
 
 def on_device(amounts: spec.Amounts, device: torch.device) -> Tensor:
     """The amounts in float32, rounded and flushed."""
-    where = "share" if amounts.shares else "count"
+    where, first = "share" if amounts.shares else "count", amounts.values[0]
+    if isinstance(first, float) and first > _SURELY_PRESENT and all(x is first for x in amounts.values):
+        return _filled(first, device, len(amounts.values))  # one number for all, as mostly
     values = [x if isinstance(x, float) else _as_amount(where, x, device) for x in amounts.values]
-    if all(x is values[0] for x in values):  # one number for all, as mostly
-        return keep(_filled(values[0], device)).expand(len(values))
-    return keep(torch.cat([_filled(x, device) for x in values]))
+    return keep(torch.cat([_filled(x, device, 1) for x in values]))
 
 
-def _filled(amount: float | Tensor, device: torch.device) -> Tensor:
+def _filled(amount: float | Tensor, device: torch.device, size: int) -> Tensor:
     # A fill and not `torch.tensor`, which copies to the device and waits for that.
-    return amount if isinstance(amount, Tensor) else torch.full((1,), amount, dtype=FLOAT, device=device)
+    return amount if isinstance(amount, Tensor) else torch.full((size,), amount, dtype=FLOAT, device=device)
 
 
 def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
@@ -40,6 +40,11 @@ def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
 def presence(amounts: spec.Amounts, vector: Tensor) -> Tensor | None:
     """Whether each loss is there, by amounts on the device; None if all are, by numbers on the host."""
     return None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else vector > 0
+
+
+def validity(amounts: spec.Amounts, vector: Tensor) -> Tensor | None:
+    """Whether all amounts are numbers that an amount can be; None if they came from the host, where they are checked."""
+    return None if all(isinstance(x, float) for x in amounts.values) else ((vector >= 0) & finite(vector)).all()
 
 
 def without_absent(terms: Sequence[Tensor], present: Tensor) -> list[Tensor]:

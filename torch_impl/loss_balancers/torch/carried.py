@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from loss_balancers import spec
+from loss_balancers.torch.rounding import FLOAT
 
 
 class CarriesState(nn.Module):
@@ -24,6 +25,7 @@ class CarriesState(nn.Module):
     def _register(self, entries: tuple[spec.StateEntry, ...]) -> None:
         """Registers the state, all zero, and the table, where a module's buffers belong: on the default device."""
         self._dtypes = {entry.name: getattr(torch, entry.dtype) for entry in entries}
+        self._observes = any(entry.name == "pending" and entry.named for entry in entries)
         for entry in entries:
             self.register_buffer(entry.name, torch.zeros(entry.shape, dtype=self._dtypes[entry.name]))
         self.register_buffer("_table", torch.tensor(self._settings.table), persistent=False)
@@ -34,17 +36,25 @@ class CarriesState(nn.Module):
         Raises:
             RuntimeError: Somebody has converted it, and its bits are lost.
         """
-        self._bring_table()
+        self._checked_pending()
         state = {name: getattr(self, name) for name in self._dtypes}
         for name, dtype in self._dtypes.items():
-            if state[name].dtype != dtype:
+            if state[name].dtype is not dtype:
                 raise spec.errors.state_converted(name, dtype, state[name].dtype)
         return state
 
+    def _checked_pending(self) -> Tensor:
+        """``pending``, with the table brought to where it is."""
+        pending = self.pending
+        if pending.dtype is not FLOAT:
+            raise spec.errors.state_converted("pending", FLOAT, pending.dtype)
+        if self._table.device != pending.device:
+            self._bring_table()
+        return pending
+
     def _bring_table(self) -> None:
         """Makes the table anew where state is: FSDP2 moves a buffer, and accelerate loads those that are saved, without a word."""
-        if self._table.device != self.pending.device:
-            self._table = torch.tensor(self._settings.table, device=self.pending.device)
+        self._table = torch.tensor(self._settings.table, device=self.pending.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: no reference to a wrapper, which the copy is not in."""
@@ -68,12 +78,12 @@ class CarriesState(nn.Module):
                 y.zero_()  # `to_empty` leaves what memory holds; state begins at zero
             return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
 
-        self._bring_table()
-        on_meta = self._table if self._table.is_meta else None
-        super()._apply(moved, recurse=False)
-        if on_meta is not None:
-            self._table = on_meta  # which had no values to move
+        if self._table.device != self.pending.device:
             self._bring_table()
+        on_meta = self._table.is_meta
+        super()._apply(moved, recurse=False)
+        if on_meta and not self._table.is_meta:
+            self._bring_table()  # on "meta" it had no values to move
         return self
 
     def _load_from_state_dict(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loss_balancers import spec
-from loss_balancers.torch.amounts import on_device, presence, without_absent
+from loss_balancers.torch.amounts import on_device, presence, validity, without_absent
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import FLOAT, finite, keep, narrow, widen
 
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     """The losses of a call in canonical order: as the aggregate takes them, as weights see them, and as they are observed.
 
     ``losses`` and ``sums`` are float32 vectors, empty if state observes no losses. ``amounts`` are counts, or shares if ``shares``
-    is set; None if each is 1. ``present`` is None if no loss is absent.
+    is set; None if each is 1. ``present`` is None if no loss is absent, ``valid`` if the amounts are checked already.
     """
 
     names: tuple[str, ...]
@@ -31,6 +31,7 @@ class Inputs(NamedTuple):
     sums: Tensor
     amounts: Tensor | None = None
     present: Tensor | None = None
+    valid: Tensor | None = None
     shares: bool = False
 
     def masked(self, vector: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
         losses = div_of_kept(losses, vector if present is None else torch.where(present, vector, 1.0))
     elif len(losses):
         sums = rmul_of_kept(losses, vector)
-    return Inputs(names, terms, dtypes, losses, sums, vector, present, amounts.shares)
+    return Inputs(names, terms, dtypes, losses, sums, vector, present, validity(amounts, vector), amounts.shares)
 
 
 def observed(pending: Tensor, inputs: Inputs) -> Tensor:
@@ -70,8 +71,8 @@ def observed(pending: Tensor, inputs: Inputs) -> Tensor:
     taken = keep(pending + more)
     left_out = pending + pad(torch.zeros_like(pending[:-1]), (0, 1), value=1.0)
     informative = finite(taken).all()
-    if amounts is not None:  # numbers on the host are checked already, those on the device cannot be
-        informative = informative & (amounts >= 0).all() & finite(amounts).all()
+    if inputs.valid is not None:
+        informative = informative & inputs.valid
     return torch.where(informative, taken, left_out)
 
 

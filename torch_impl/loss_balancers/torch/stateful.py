@@ -213,8 +213,9 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         for name, x in zip(names, terms, strict=True):
             if type(x) is not Tensor and hasattr(x, "device_mesh"):
                 raise spec.errors.dtensor_loss(name)
-        amounts = spec.checked_amounts(names, count, share)
-        losses = self._table[0, :0] if len(self._state()["pending"]) == 2 else as_observed(terms)
+        amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
+        pending = self._checked_pending()
+        losses = as_observed(terms) if self._observes else pending[:0]
         inputs = Inputs(names, terms, dtypes, losses, losses)
         return inputs if amounts is None else with_amounts(inputs, amounts)
 
@@ -230,10 +231,11 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
                 self._looks, self._wrappers = 1, keep_from_broadcast(CarriesState)
             if self._auto_step is None:
                 self._warn_if_never_stepped(stacklevel + 1)
+        pending = self.pending
         if self._auto_step is not None:
-            due = self.pending[-2:].sum() >= self._auto_step
+            due = pending[-2:].sum() >= self._auto_step
             self._commit(unless_recomputing(due, torch.zeros_like(due)))
-        self.pending.copy_(unless_recomputing(observed(self.pending, inputs), self.pending))
+        pending.copy_(unless_recomputing(observed(pending, inputs), pending))
 
     def _commit(self, due: Tensor | None = None) -> None:
         """Commits, with ``due`` where that is true: the decision stays on the device."""
