@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -33,18 +34,24 @@ NOT_MERGE = TORCH | JAX | {"ml_dtypes", "jaxtyping", "safetensors", "hypothesis"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built and unpacked into an empty folder."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = folder.glob("*.whl")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist of this tree and the wheel from it, or those that `make release-check` has built."""
+    if built := os.environ.get("LOSS_BALANCERS_DIST"):
+        return Path(built)
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked into an empty folder."""
+    folder = tmp_path_factory.mktemp("wheel") / "site"
+    (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(folder)
+    return folder
 
 
 def _run(site: Path, code: str, missing: set[str]) -> subprocess.CompletedProcess[str]:
@@ -77,6 +84,39 @@ def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
     assert not [name for name in names if "test" in name.removeprefix("loss_balancers_pytest/")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"loss_balancers", "loss_balancers_pytest"}
+
+
+def _wrong_in_sdist(names: set[str]) -> list[str]:
+    """What of this tree an sdist lacks, and what it has that nobody wrote."""
+    folders = [*PARTS, "docs", "examples", "benchmarks", "browser_tests"]
+    written = {".py", ".json", ".typed", ".html", ".css", ".js", ".md", ".toml", ".yml"}
+    wanted = {
+        file.relative_to(ROOT).as_posix() for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in written
+    }
+    # What tools leave, such as `.pytest_cache`, has folders of its own, which a name with a dot tells.
+    wanted = {name for name in wanted if not re.search(r"(^|/)\.(?!github)", name)}
+    wanted |= {
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        "pyproject.toml",
+        "PKG-INFO",
+    }
+    return [
+        *(f"lacks {name}" for name in sorted(wanted - names)),
+        *(f"has {name}" for name in sorted(names) if re.search(r"\.pyc$|(^|/)(\.venv|\.git/|out/|dist/)", name)),
+    ]
+
+
+def test_the_sdist_holds_what_is_in_the_checkout(dist: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert _wrong_in_sdist(names) == []
+    assert _wrong_in_sdist(names - {"LICENSE"} | {"spec/__pycache__/a.pyc"}) == ["lacks LICENSE", "has spec/__pycache__/a.pyc"]
 
 
 @pytest.mark.parametrize(
