@@ -1,8 +1,10 @@
-"""`make release-check`: all that a release takes, except for the upload. It ends at the first step that finds a fault."""
+"""`make release-check`: all that a release takes, except for the upload. It ends at the first step that finds a fault.
+
+The variable ``TAG`` names the tag that is released, such as v1.2.3. Without it, this is a rehearsal.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -31,9 +33,7 @@ Step = Callable[[], list[str]]
 
 def main() -> int:
     """The exit status: 0 if the files in ``dist`` are fit to be uploaded."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tag", default="", help="the tag that is released, such as v1.2.3; without it, a rehearsal")
-    tag = parser.parse_args().tag
+    tag = os.environ.get("TAG", "")  # not an argument: a shell would read what the name of a tag may hold
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     steps: dict[str, Step] = {

@@ -111,11 +111,11 @@ def test_a_command_that_fails_is_a_fault_with_its_output(here: Any, tmp_path: Pa
 
 
 def test_it_ends_at_the_first_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["release_check"])
-    monkeypatch.setattr(release_check, "changes", lambda checkout: [" M README.md"])
-    monkeypatch.setattr(release_check, "version_faults", lambda *given: pytest.fail("it went on"))
+    monkeypatch.setenv("TAG", "v0.0.0")
+    monkeypatch.setattr(release_check, "changes", lambda checkout: [])
+    monkeypatch.setattr(release_check, "build", lambda version: pytest.fail("it went on"))
     assert release_check.main() == 1
-    assert " M README.md" in capsys.readouterr().out
+    assert "Received v0.0.0." in capsys.readouterr().out
 
 
 # --- where the version is, and the workflow -------------------------------------------------------------------------
@@ -135,7 +135,8 @@ def test_the_workflow_uploads_what_was_checked_and_holds_no_secret() -> None:
     assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads `on` as true
     assert workflow["permissions"] == {"contents": "read"}
     check, publish = workflow["jobs"]["check"], workflow["jobs"]["publish"]
-    assert any("make release-check TAG=" in step.get("run", "") for step in check["steps"])
+    (run,) = (step for step in check["steps"] if "run" in step)
+    assert (run["run"], run["env"]) == ("make release-check", {"TAG": "${{ github.ref_name }}"})
     assert "permissions" not in check
     assert publish["needs"] == "check"
     assert publish["permissions"] == {"id-token": "write"}
