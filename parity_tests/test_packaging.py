@@ -65,8 +65,7 @@ def _run(site: Path, code: str, missing: set[str]) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
-    names = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
+def _assert_is_the_package(names: set[str]) -> None:
     parts = {name.split("/")[1] for name in names if name.startswith("loss_balancers/")}
     assert {name for name in names if name.startswith("loss_balancers_pytest/")} == {"loss_balancers_pytest/__init__.py"}
     assert parts == {"spec", "torch", "jax", "parity"}
@@ -84,6 +83,18 @@ def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
     assert not [name for name in names if "test" in name.removeprefix("loss_balancers_pytest/")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"loss_balancers", "loss_balancers_pytest"}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
+    names = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
+    _assert_is_the_package(names)
+    (licence,) = (name for name in names if name.endswith("licenses/LICENSE"))
+    for lacks in ("loss_balancers/spec/golden/static.json", "loss_balancers/torch/py.typed", licence):
+        with pytest.raises(AssertionError):
+            _assert_is_the_package(names - {lacks})
+    for has in ("loss_balancers/torch/tests/test_static.py", "loss_balancers/__init__.py", "docs/spec.md"):
+        with pytest.raises(AssertionError):
+            _assert_is_the_package(names | {has})
 
 
 def _wrong_in_sdist(names: set[str]) -> list[str]:
