@@ -42,7 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     eager = next(lane for lane in find_lanes() if lane.name == "torch-cpu-eager")
     monkeypatch.setattr(vectors, "installed_vectors", few_vectors)
     # In this process: a fresh one takes seconds to begin.
-    monkeypatch.setattr(run, "run_lanes", lambda chosen, groups, done: ({eager.name: run.run_lane(eager, groups)}, {}))
+    monkeypatch.setattr(run, "run_lanes", lambda chosen, groups, done: run.Ran({eager.name: run.run_lane(eager, groups)}, {}, {}))
     monkeypatch.setattr(survey, "survey", lambda known, groups: {"lanes": []})
     monkeypatch.setattr(survey, "print_survey", lambda found, console: None)
     monkeypatch.setattr(audit, "audit", lambda target, cases: ({case.name: verdict for case in cases}, {"jax": "1", "device": "a"}))

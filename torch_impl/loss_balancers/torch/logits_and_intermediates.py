@@ -11,7 +11,7 @@ from torch import Tensor
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.torch.functional import common_dtype, sum_terms
-from loss_balancers.torch.host import host_constant
+from loss_balancers.torch.host import host_constant, number
 from loss_balancers.torch.observing import Inputs, look_up
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import compute_dtype, finite, keep
@@ -109,7 +109,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
         super().__init__(settings, auto_step, process_group)
-        self._constant_scale = settings.constant_scale  # here, since Dynamo would make a tensor of the settings' table
+        constant = settings.constant_scale  # here, since Dynamo would make a tensor of the settings' table
+        self._constant_scale = None if constant is None else constant.hex()
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         roles_of(self._settings, names)
@@ -171,4 +172,4 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         constant = self._constant_scale
         if constant is None:
             return look_up(self._table, self.steps).squeeze(0).to(like.dtype)
-        return keep(torch.full_like(like, constant))
+        return keep(torch.full_like(like, number(constant)))
