@@ -30,6 +30,7 @@ from loss_balancers.parity.audit.dag import float_bits
 from loss_balancers.parity.audit.expected import evaluate, static_forward, static_gradient
 from loss_balancers.parity.audit.planted import planted_cases
 from loss_balancers.parity.audit.run import judge
+from loss_balancers.spec.errors import with_extra
 
 NAMES = ("KDLoss_0", spec.STUDENT_LOSS_KEY)
 SETTINGS = spec.StaticLossBalancerSettings([0.01])
@@ -261,7 +262,7 @@ def absent(target):
         try:
             version(package)
         except PackageNotFoundError:
-            return f"{package} is not installed: pip install 'loss-balancers[{target.extra}]'"
+            return f"{package} is not installed. {with_extra(target.extra)}"
     if target.name == "cpu" and shutil.which("objdump") is None:
         return "objdump is not installed: install binutils"
     return None

@@ -1,6 +1,7 @@
 """The audit's command line: what it prints and writes, its exit status, and what it says where a compiler is missing."""
 
 import json
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError
 
@@ -10,6 +11,7 @@ from loss_balancers.parity.audit import TARGETS, UnavailableError, Verdict
 from loss_balancers.parity.audit import __main__ as command
 from loss_balancers.parity.audit import comparison as kinds
 from loss_balancers.parity.audit.page import page
+from loss_balancers.spec.errors import with_extra
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_a_missing_compiler_names_its_extra(target, package, extra, monkeypatch,
 
     monkeypatch.setattr("loss_balancers.parity.audit.targets.version", missing)
     assert command.main(["--target", target]) == 2
-    expected = f"{target} needs {package}, which is not installed. Run `pip install 'loss-balancers[{extra}]'`, in an environment"
+    expected = f"{target} needs {package}, which is not installed. {with_extra(extra)} Use an environment of its own."
     assert expected in capsys.readouterr().err
 
 
@@ -76,7 +78,7 @@ def test_a_compiling_process_that_fails_is_an_error_with_its_last_line(monkeypat
 
     monkeypatch.setattr("loss_balancers.parity.audit.targets.version", lambda name: "1")
     monkeypatch.setattr(subprocess, "run", fails)
-    with pytest.raises(UnavailableError, match=r"libdevice not found Run `pip install 'loss-balancers\[audit-cuda\]'`"):
+    with pytest.raises(UnavailableError, match=re.escape(f"libdevice not found. {with_extra('audit-cuda')}")):
         TARGETS["cuda:sm_90"].compile([], tmp_path)
 
 

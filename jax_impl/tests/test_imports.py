@@ -21,7 +21,7 @@ def test_does_not_load_torch(extra, loaded):
 def test_names_the_extra_without_the_framework(framework):
     result = run(f"import sys\nsys.modules['{framework}'] = None\nimport loss_balancers.spec\nimport loss_balancers.jax")
     assert "ImportError: `loss_balancers.jax` needs JAX and Flax" in result.stderr
-    assert "pip install 'loss-balancers[jax]'" in result.stderr
+    assert "Install loss-balancers with its extra `[jax]`, in a checkout by `pip install '.[jax]'`." in result.stderr
 
 
 FLAGS = """

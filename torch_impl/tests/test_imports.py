@@ -38,4 +38,4 @@ def test_marks_a_constant_as_pytorch_does():
 def test_names_the_extra_without_pytorch():
     result = run("import sys\nsys.modules['torch'] = None\nimport loss_balancers.spec\nimport loss_balancers.torch")
     assert "ImportError: `loss_balancers.torch` needs PyTorch" in result.stderr
-    assert "pip install 'loss-balancers[torch]'" in result.stderr
+    assert "Install loss-balancers with its extra `[torch]`, in a checkout by `pip install '.[torch]'`." in result.stderr

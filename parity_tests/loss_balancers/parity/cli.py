@@ -15,7 +15,9 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from typer.core import TyperGroup
 except ImportError as error:
-    print(f"loss-balancers: the command line needs {error.name}. Run `pip install 'loss-balancers[parity]'`.", file=sys.stderr)
+    from loss_balancers.spec.errors import missing_package
+
+    print(f"loss-balancers: {missing_package('the command line needs', str(error.name), 'parity')}", file=sys.stderr)
     sys.exit(70)
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import NamedTuple
 
 from loss_balancers.spec import Format, Group
+from loss_balancers.spec.errors import missing_package
 
 #: The columns of the matrix.
 LABELS = ("bf16", "f16", "f32", "f64", "mixed")
@@ -103,7 +104,7 @@ def known_lanes() -> list[Lane]:
 
 def _of(framework: str) -> list[Lane]:
     if importlib.util.find_spec(framework) is None:
-        raise ImportError(f"The parity kit needs {framework}, which is not installed. Run `pip install 'loss-balancers[parity]'`.")
+        raise ImportError(missing_package("The parity kit needs", framework, "parity"))
     if framework == "torch":
         from loss_balancers.parity.torch_lanes import torch_lanes
 

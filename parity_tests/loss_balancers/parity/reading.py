@@ -21,6 +21,7 @@ from loss_balancers.parity.host import clean
 from loss_balancers.parity.lanes import LABELS
 from loss_balancers.parity.run import Cell, Difference, difference
 from loss_balancers.parity.vectors import Case, Value, Vectors, cases, columns, digest, installed_vectors
+from loss_balancers.spec.errors import missing_package
 
 #: Bytes that a certificate may have. One of twelve lanes and 741 cases has 0.4 million.
 SIZE_LIMIT = 32 * 2**20
@@ -141,9 +142,7 @@ def _validator() -> Any:
     try:
         from jsonschema import Draft202012Validator, validators
     except ImportError:
-        raise ImportError(
-            "Certificates need jsonschema, which is not installed. Run `pip install 'loss-balancers[merge]'`."
-        ) from None
+        raise ImportError(missing_package("Certificates need", "jsonschema", "merge")) from None
 
     schema = json.loads((files("loss_balancers.parity") / "certificate.schema.json").read_text("utf-8"))
     # JSON Schema takes 3.0 for an integer; a certificate has no floating-point literal at all.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loss_balancers.parity.bits import from_bits, to_bits
 from loss_balancers.parity.twin_cases import FORMATS_OF_LABEL, LABELS, Loss, check_labels, check_names, specials
 from loss_balancers.spec import FORMATS, STUDENT_LOSS_KEY
+from loss_balancers.spec.errors import missing_package
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -58,9 +59,7 @@ def loss_dicts(
     try:
         from hypothesis import strategies as st
     except ImportError as error:
-        raise ImportError(
-            "`loss_dicts` needs hypothesis, which is not installed. Run `pip install 'loss-balancers[test]'`."
-        ) from error
+        raise ImportError(missing_package("`loss_dicts` needs", "hypothesis", "test")) from error
     labels = check_labels(formats)
     if names is not None:
         names_of: SearchStrategy[tuple[str, ...]] = st.just(check_names(names))

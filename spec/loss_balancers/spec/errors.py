@@ -616,7 +616,12 @@ def operand_devices(a: str, b: str) -> ValueError:
 
 
 def missing_package(what: str, package: str, extra: str) -> str:
-    return f"{what} {package}, which is not installed. Run `pip install 'loss-balancers[{extra}]'`."
+    return f"{what} {package}, which is not installed. {with_extra(extra)}"
+
+
+def with_extra(extra: str) -> str:
+    # An installed package does not know where it came from. These words hold for a checkout, a wheel and an index.
+    return f"Install loss-balancers with its extra `[{extra}]`, in a checkout by `pip install '.[{extra}]'`."
 
 
 def missing_framework(part: str, package: str, extra: str) -> str:

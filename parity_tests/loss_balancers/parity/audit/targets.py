@@ -18,6 +18,7 @@ from loss_balancers.parity.audit.cases import Case
 from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OTHER_OPERATION, Finding
 from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError
 from loss_balancers.parity.audit.torch_cases import torch_cases
+from loss_balancers.spec.errors import missing_package, with_extra
 
 TIMEOUT = 1200
 JAX = ("jax", "jaxlib")
@@ -85,7 +86,7 @@ class Target:
             )
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
-            hint = f" Run `pip install 'loss-balancers[{self.extra}]'`." if re.search("libdevice|ptxas|nvlink", last) else ""
+            hint = f". {with_extra(self.extra)}" if re.search("libdevice|ptxas|nvlink", last) else ""
             raise UnavailableError(f"{self.name}: the compiling process failed: {last}{hint}") from None
         except subprocess.TimeoutExpired:
             raise UnavailableError(f"{self.name}: the compiling process took more than {TIMEOUT} s.") from None
@@ -96,8 +97,7 @@ class Target:
             return version(package)
         except PackageNotFoundError:
             raise UnavailableError(
-                f"{self.name} needs {package}, which is not installed. Run `pip install 'loss-balancers[{self.extra}]'`, in an "
-                "environment of its own."
+                f"{missing_package(f'{self.name} needs', package, self.extra)} Use an environment of its own."
             ) from None
 
 
