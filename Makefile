@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence clean
+.PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -67,6 +67,9 @@ bench: $(STAMP) ## forward and backward against ModelOpt's balancer
 
 golden: $(STAMP) ## write the golden vectors again, from the exact reference
 	@$(BIN)/python -m loss_balancers.spec.golden
+
+gpu-kit: $(STAMP) ## a folder that runs everything on a host with a GPU, in minutes and without network (docs/gpu.md)
+	@$(BIN)/python gpu_kit/build.py out/gpu-kit
 
 clean: ## remove the environment and what was made
 	rm -rf $(VENV) .venv-audit out dist
