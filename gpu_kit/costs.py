@@ -84,6 +84,7 @@ def kernels(subject: Subject, device: str) -> Any:
     balancer, losses, by_hand = subject
     for _ in range(3):
         training_step(balancer, losses)
+    _launched(by_hand, losses)  # the first trace of a process may lack what happens while the profiler starts
     return {
         "launched": {"ours": _launched(balancer, losses), "by hand": _launched(by_hand, losses)},
         "syncs": _synced(lambda: training_step(balancer, losses)),
@@ -109,6 +110,8 @@ def _launched(balancer: Any, losses: Losses) -> dict[str, Any]:
             call()
             torch.cuda.synchronize()
         names = Counter(event.name[:100] for event in profiled.events() or () if event.device_type.name == "CUDA")
+        if not names:
+            raise RuntimeError(f"The profiler saw no kernel in {part}: it does not see this device.")
         found[part] = {"count": sum(names.values()), "names": dict(names)}
     return found
 

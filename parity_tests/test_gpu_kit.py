@@ -20,7 +20,7 @@ from loss_balancers.parity.merge import merge
 from loss_balancers.parity.reading import read_certificate
 
 ROOT = Path(__file__).parent.parent
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "2"))
 #: What the kit must do without.
 BLOCK = """
 import sys
@@ -156,7 +156,7 @@ def test_what_is_left_by_a_kill_merges(kit: Path, tmp_path: Path, number: int) -
         assert wait_for((tmp_path / "certificate.json").exists, 120)
     time.sleep(moment.uniform(0, 6))
     family = sorted(_family(process.pid))
-    polite = number % 3 == 2
+    polite = number % 3 == 1
     if polite:
         process.terminate()
     else:
