@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence release-check clean
+.PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -71,6 +71,9 @@ golden: $(STAMP) ## write the golden vectors again, from the exact reference
 
 release-check: $(STAMP) ## all of a release except for the upload (a rehearsal without TAG=v1.2.3)
 	@$(BIN)/python parity_tests/release_check.py $(if $(TAG),--tag '$(TAG)')
+
+gpu-kit: $(STAMP) ## a folder that runs everything on a host with a GPU, in minutes and without network (docs/gpu.md)
+	@$(BIN)/python gpu_kit/build.py out/gpu-kit
 
 clean: ## remove the environment and what was made
 	rm -rf $(VENV) .venv-audit out dist

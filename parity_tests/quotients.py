@@ -1,4 +1,4 @@
-"""What the tests of `div` and `rmul` draw, and what is exact.
+"""What the tests of `div` and `rmul` draw, and what is exact. Needs neither framework, but for `x64`.
 
 That is NumPy's float64 quotient, rounded to float32 for float32. The processor's float64 division is correctly rounded, and
 rounding it again does no harm: it has 53 bits, and 2 * 24 + 2 suffice for a quotient (where that is subnormal in float32, both are
@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-import jax
 import numpy as np
 
 from loss_balancers.spec import FORMATS
@@ -24,6 +23,8 @@ WORDS: dict[str, Any] = {"f32": np.uint32, "f64": np.uint64}
 
 def x64(fmt: str) -> AbstractContextManager[Any]:
     """float64 in JAX, where the format needs it."""
+    import jax
+
     return jax.enable_x64(fmt == "f64")
 
 

@@ -116,24 +116,30 @@ def merge(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix to this file as JSON.", dir_okay=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write it to this file as Markdown.", dir_okay=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Write it to this file as one HTML page.", dir_okay=False)] = None,
+    audit_file: Annotated[
+        Path | None, typer.Option("--audit", help="Lay what `audit --json` wrote beside what devices gave.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Merges the certificates of several hosts into one matrix and prints it. Needs neither PyTorch nor JAX.
 
-    Exit status 0 if all lanes agree on every bit, 1 if any two do not or one differs from the reference, 2 if a certificate is
-    refused: then nothing is written.
+    Exit status 0 if all lanes agree on every bit, 1 if any two do not or one differs from the reference, 2 if a certificate or the
+    audit is refused: then nothing is written.
     """
     from loss_balancers.parity.certificate import CertificateError
+    from loss_balancers.parity.claims import AuditError, read_audit
     from loss_balancers.parity.files import json_text
     from loss_balancers.parity.merge import merge as merged
     from loss_balancers.parity.reading import read_certificate
     from loss_balancers.parity.tables import as_markdown, print_matrix
     from loss_balancers.parity.vectors import installed_vectors
 
-    _check_outputs({"--json": json_file, "--markdown": markdown, "--html": html}, certificates)
+    inputs = {"one of the certificates": certificates, "the audit": [] if audit_file is None else [audit_file]}
+    _check_outputs({"--json": json_file, "--markdown": markdown, "--html": html}, inputs)
     vectors = installed_vectors()
     try:
-        matrix = merged([read_certificate(file, vectors) for file in certificates])
-    except CertificateError as error:
+        checked = [read_certificate(file, vectors) for file in certificates]
+        matrix = merged(checked, None if audit_file is None else read_audit(audit_file, checked))
+    except (CertificateError, AuditError) as error:
         _usage(str(error))
     print_matrix(matrix, console)
     _write([(json_file, lambda: json_text(matrix)), (markdown, lambda: as_markdown(matrix)), (html, lambda: _html(matrix))])
@@ -198,11 +204,13 @@ def _say(message: str) -> None:
     Console(stderr=True).print(f"loss-balancers: {message}", style="red", soft_wrap=True, highlight=False, markup=False)
 
 
-def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
-    """Before the work: each folder is there, and no file would replace another or a certificate that is read."""
+def _check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Sequence[Path]] | None = None) -> None:
+    """Before the work: each folder is there, and no file would replace another or one that is read, by what that is."""
     from loss_balancers.spec.whole_files import is_replaced
 
-    taken = {realpath(file): "one of the certificates" for file in inputs}  # unlike Path.resolve, no error at a loop of links
+    taken = {
+        realpath(file): what for what, files in (inputs or {}).items() for file in files
+    }  # unlike Path.resolve, no error at a loop of links
     for option, file in outputs.items():
         try:
             if file is None or not is_replaced(file):
