@@ -1,0 +1,18 @@
+"""What JAX and Flax call differently from one version to the next."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+if hasattr(jax, "enable_x64"):
+    enable_x64: Any = jax.enable_x64
+else:  # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[reportAttributeAccessIssue]
+
+#: `nnx.merge` that makes new variables, as it does by itself before Flax 0.12.
+merged_copy: Any = partial(nnx.merge, copy=True) if "copy" in inspect.signature(nnx.merge).parameters else nnx.merge
