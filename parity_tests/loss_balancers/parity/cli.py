@@ -147,6 +147,7 @@ def lanes(
     """Lists every lane that is known: those present on this machine, and for each that is absent the reason."""
     from loss_balancers.parity.files import json_text
     from loss_balancers.parity.lanes import known_lanes
+    from loss_balancers.parity.measured import lines_here
     from loss_balancers.parity.survey import print_survey, survey
     from loss_balancers.parity.vectors import installed_vectors
 
@@ -154,6 +155,8 @@ def lanes(
     with console.status("Trying what is here"):
         found = survey(known_lanes(), [group for of_balancer in installed_vectors().values() for group in of_balancer.groups])
     print_survey(found, console)
+    for line in lines_here():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     _write([(json_file, lambda: json_text(found))])
 
 
