@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from loss_balancers.parity.jax_versions import enable_x64
 from loss_balancers.spec import FORMATS
 from loss_balancers.spec.formats import FormatName
 
@@ -23,9 +24,7 @@ WORDS: dict[str, Any] = {"f32": np.uint32, "f64": np.uint64}
 
 def x64(fmt: str) -> AbstractContextManager[Any]:
     """float64 in JAX, where the format needs it."""
-    import jax
-
-    return jax.enable_x64(fmt == "f64")
+    return enable_x64(fmt == "f64")
 
 
 def edges(fmt: FormatName) -> np.ndarray:

@@ -66,7 +66,7 @@ def parity(
     """
     from loss_balancers.parity.certificate import make_certificate
     from loss_balancers.parity.files import json_text
-    from loss_balancers.parity.lanes import LABELS, find_lanes
+    from loss_balancers.parity.lanes import LABELS, MODES, find_lanes, why_no_framework
     from loss_balancers.parity.merge import merge as merged
     from loss_balancers.parity.reading import check
     from loss_balancers.parity.run import run_lanes
@@ -97,14 +97,16 @@ def parity(
     for name in lane or ():
         if name in ran.absent:
             _usage(f"--lane: {name} cannot run on this machine: {ran.absent[name]}")
+    missing = {f"every lane of {name}": reason for name in MODES if (reason := why_no_framework(name)) is not None}
+    absent = missing | ran.absent
     if not ran.rows:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in ran.absent.items())
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in absent.items())
         _usage(f"no lane can run on this machine: {reasons}. Choose others, or install what is missing.")
     # Checked as `merge` will check it: nothing is written that would be refused.
-    checked = check(make_certificate(ran.rows, known, vectors, ran.flags), str(certificate or "this run"), vectors)
+    checked = check(make_certificate(ran.rows, known, vectors, ran.flags), str(certificate or "this run"), vectors, own=True)
     matrix = merged([checked])
     print_matrix(matrix, console)
-    for name, reason in ran.absent.items():
+    for name, reason in absent.items():
         console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False, markup=False)
     _write([(certificate, lambda: json_text(checked.data)), (json_file, lambda: json_text(matrix))])
     raise typer.Exit(_verdict(matrix))
@@ -153,6 +155,7 @@ def lanes(
     """Lists every lane that is known: those present on this machine, and for each that is absent the reason."""
     from loss_balancers.parity.files import json_text
     from loss_balancers.parity.lanes import known_lanes
+    from loss_balancers.parity.measured import lines_here
     from loss_balancers.parity.survey import print_survey, survey
     from loss_balancers.parity.vectors import installed_vectors
 
@@ -160,6 +163,8 @@ def lanes(
     with console.status("Trying what is here"):
         found = survey(known_lanes(), [group for of_balancer in installed_vectors().values() for group in of_balancer.groups])
     print_survey(found, console)
+    for line in lines_here():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     _write([(json_file, lambda: json_text(found))])
 
 

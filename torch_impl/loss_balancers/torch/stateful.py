@@ -197,7 +197,8 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuses losses of other names than those fixed."""
-        if names != self.names:
+        # As lists: Dynamo of PyTorch 2.11 and before cannot compare a tuple that is a constant of the host.
+        if list(names) != list(self.names):
             raise spec.errors.fixed_names(self.names, names)
 
     def _weights(self, inputs: Inputs) -> dict[str, Tensor]:
