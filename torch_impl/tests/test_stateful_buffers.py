@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -200,8 +201,8 @@ def test_counters_stay_at_their_ends(make, draw, mode):
         (5, 0, float(spec.MOST_CALLS), 2.0, spec.MOST_CALLS + 2),
     ]:
         exported["state"] |= {
-            "steps": exported["state"]["steps"] * 0 + steps,
-            "skipped": exported["state"]["skipped"] * 0 + skipped,
+            "steps": np.asarray(steps, np.int32),
+            "skipped": np.asarray(skipped, np.int32),
             "pending": torch.tensor([*full, calls, left_out]).numpy(),
         }
         balancer.load_state(exported)
@@ -209,7 +210,7 @@ def test_counters_stay_at_their_ends(make, draw, mode):
         assert (balancer.steps, balancer.skipped) == (min(steps + 1, spec.MOST_STEPS), skipped + more)
         if observed:
             assert balancer.fix.any() == (calls < spec.MOST_CALLS)
-        balancer.load_state({**exported, "state": {name: x * 0 for name, x in exported["state"].items()}})
+        balancer.load_state({**exported, "state": {name: np.zeros_like(x) for name, x in exported["state"].items()}})
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
-from loss_balancers.torch.again import Again, repeatable
+from loss_balancers.torch.again import Again, LastPlan, repeatable
 from loss_balancers.torch.amounts import on_device, presence, without_absent
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down, canonical_order
 from loss_balancers.torch.functional import balance
@@ -72,9 +72,8 @@ class StaticLossBalancer(DistillationLossBalancer):
         self._settings = spec.StaticLossBalancerSettings(kd_loss_weight)
         self._text = self._settings.to_json()
         self._warned = False
-        # What the last call worked out, which the next most often needs too: to find a plan by the hash of the settings takes 3 us.
-        # A call reads each once, since threads that share a balancer may replace it.
-        self._last_plan: spec.Plan | None = None
+        # What the last call worked out. A call reads each once, since threads that share a balancer may replace it.
+        self._last_plan: LastPlan | None = None
         self._again: Again | None = None
 
     @property
@@ -164,10 +163,10 @@ class StaticLossBalancer(DistillationLossBalancer):
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         if is_dynamo_compiling():
             return static_plan(self._text, names)  # to keep it on self would compile again
-        plan = self._last_plan
-        if plan is None or plan.names != names:
-            self._last_plan = plan = spec.static_plan(self._settings, names)
-        return plan
+        last = self._last_plan
+        if last is None or last.plan.names != names:
+            self._last_plan = last = LastPlan(spec.static_plan(self._settings, names))
+        return last.plan
 
     def _warn_once(self, message: str) -> None:
         if is_dynamo_compiling():
