@@ -27,6 +27,7 @@ from loss_balancers.torch.wrapped import (
     distributed,
     keep_from_broadcast,
     keep_from_broadcast_while_tracing,
+    wrapped_anew,
 )
 
 #: After how many training forwards without a `step()` a balancer warns.
@@ -228,7 +229,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         if is_dynamo_compiling():
             keep_from_broadcast_while_tracing(CarriesState)
         else:
-            if self._looks == 0 and distributed():
+            if distributed() and (self._looks == 0 or wrapped_anew(self._wrappers)):
                 self._looks, self._wrappers = 1, keep_from_broadcast(CarriesState)
             if self._auto_step is None:
                 self._warn_if_never_stepped(stacklevel + 1)
