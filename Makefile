@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity audit audit-evidence bench golden evidence release-check clean
+.PHONY: help demo test lint unit browser-test parity versions audit audit-evidence bench golden evidence release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -46,6 +46,9 @@ browser-test: $(STAMP) ## the HTML report in a real Chromium (Debian and Ubuntu:
 parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity
 
+versions: $(STAMP) ## golden vectors and unit tests on the oldest versions, the newest, and some between (30 GB)
+	@$(BIN)/python parity_tests/versions.py $(VERSIONS)
+
 audit: .venv-audit/.installed ## what compilers emit for 5 TPUs, 3 GPUs and the CPU, against the spec (Linux x86-64)
 	@.venv-audit/bin/loss-balancers audit $(AUDIT) $(foreach target,$(TARGETS),--target $(target))
 
@@ -72,5 +75,8 @@ golden: $(STAMP) ## write the golden vectors again, from the exact reference
 release-check: $(STAMP) ## all of a release except for the upload (a rehearsal without TAG=v1.2.3)
 	@$(BIN)/python parity_tests/release_check.py
 
+gpu-kit: $(STAMP) ## a folder that runs everything on a host with a GPU, in minutes and without network (docs/gpu.md)
+	@$(BIN)/python gpu_kit/build.py out/gpu-kit
+
 clean: ## remove the environment and what was made
-	rm -rf $(VENV) .venv-audit out dist
+	rm -rf $(VENV) .venv-audit .venv-versions out dist

@@ -32,7 +32,9 @@ class Comparison(NamedTuple):
     quartiles: tuple[float, float]
 
 
-def compare(peer: Call, ours: Call, *, rounds: int, seconds: float = 0.005) -> Comparison:
+def compare(
+    peer: Call, ours: Call, *, rounds: int, seconds: float = 0.005, finish: Callable[[], object] = lambda: None
+) -> Comparison:
     """Times ``peer`` and ``ours`` in interleaved rounds.
 
     Args:
@@ -40,17 +42,18 @@ def compare(peer: Call, ours: Call, *, rounds: int, seconds: float = 0.005) -> C
         ours: One call of ours.
         rounds: How many rounds count; a tenth as many come before, uncounted.
         seconds: How long one side of a round takes, about. Short, so that both sides of a round meet the same machine.
+        finish: Waits for a device that works on its own, before the clock is read: `torch.cuda.synchronize`.
     """
-    calls = max(1, round(seconds / _time(peer, 40)))
+    calls = max(1, round(seconds / _time(peer, 40, finish)))
     enabled = gc.isenabled()
     gc.disable()  # a collection would fall on one side of a round
     try:
         times = []
         for i in range(-(rounds // 10), rounds):
             if i % 2:
-                peer_time, ours_time = _time(peer, calls), _time(ours, calls)
+                peer_time, ours_time = _time(peer, calls, finish), _time(ours, calls, finish)
             else:
-                ours_time, peer_time = _time(ours, calls), _time(peer, calls)
+                ours_time, peer_time = _time(ours, calls, finish), _time(peer, calls, finish)
             if i >= 0:
                 times.append((peer_time, ours_time))
     finally:
@@ -61,12 +64,14 @@ def compare(peer: Call, ours: Call, *, rounds: int, seconds: float = 0.005) -> C
     return Comparison(statistics.median(p for p, _ in times), statistics.median(o for _, o in times), ratio, (low, high))
 
 
-def _time(call: Call, calls: int) -> float:
+def _time(call: Call, calls: int, finish: Callable[[], object]) -> float:
     for _ in range(calls // 2):
         call()
+    finish()
     start = perf_counter()
     for _ in range(calls):
         call()
+    finish()
     return (perf_counter() - start) / calls
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from loss_balancers.parity.bits import array_bits, describe, same, to_bits
+from loss_balancers.parity.jax_versions import enable_x64
 from loss_balancers.spec import FORMATS, StaticLossBalancerSettings, canonical_order, static_plan, static_reference
 from loss_balancers.spec.arithmetic import add, multiply, widen
 from loss_balancers.spec.formats import compute_format, flush, round_weight
@@ -51,7 +52,7 @@ def jitted(balancer: Any) -> Any:
 
 
 def by_jax(step: Any, losses: Losses, result: str, cotangent: float) -> Outcome:
-    with jax.enable_x64(any(fmt == "f64" for fmt, _ in losses.values())), warnings.catch_warnings():
+    with enable_x64(any(fmt == "f64" for fmt, _ in losses.values())), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         x = {name: jnp.asarray(np.asarray(value, JAX_DTYPES[fmt])) for name, (fmt, value) in losses.items()}
         return _outcome(*step(x, jnp.asarray(np.asarray(cotangent, JAX_DTYPES[result]))))

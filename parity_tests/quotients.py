@@ -1,4 +1,4 @@
-"""What the tests of `div` and `rmul` draw, and what is exact.
+"""What the tests of `div` and `rmul` draw, and what is exact. Needs neither framework, but for `x64`.
 
 That is NumPy's float64 quotient, rounded to float32 for float32. The processor's float64 division is correctly rounded, and
 rounding it again does no harm: it has 53 bits, and 2 * 24 + 2 suffice for a quotient (where that is subnormal in float32, both are
@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-import jax
 import numpy as np
 
+from loss_balancers.parity.jax_versions import enable_x64
 from loss_balancers.spec import FORMATS
 from loss_balancers.spec.formats import FormatName
 
@@ -24,7 +24,7 @@ WORDS: dict[str, Any] = {"f32": np.uint32, "f64": np.uint64}
 
 def x64(fmt: str) -> AbstractContextManager[Any]:
     """float64 in JAX, where the format needs it."""
-    return jax.enable_x64(fmt == "f64")
+    return enable_x64(fmt == "f64")
 
 
 def edges(fmt: FormatName) -> np.ndarray:

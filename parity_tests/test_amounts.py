@@ -337,6 +337,7 @@ WRONG: dict[str, tuple[Wrong, type[Exception], str]] = {
     "nan": (lambda b, x, a: b(x, share=math.nan), ValueError, "`share` must be finite and at least 0. Received nan"),
     "inf": (lambda b, x, a: b(x, count={**ONES, "MSELoss_0": math.inf}), ValueError, "`count['MSELoss_0']` must be finite"),
     "huge": (lambda b, x, a: b(x, count=10**400), ValueError, "`count` must be finite and at least 0. Received "),
+    "beyond-float32": (lambda b, x, a: b(x, count=1e39), ValueError, "`count` must be finite and at least 0. Received 1e+39"),
     "name-missing": (lambda b, x, a: b(x, count={"MSELoss_0": 1}), ValueError, "the losses exactly. It names ['MSELoss_0']"),
     "name-unknown": (lambda b, x, a: b(x, share={**ONES, "A": 1}), ValueError, "`share` must name the losses exactly"),
     "loss-missing": (

@@ -12,6 +12,7 @@ import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity import assert_twins
 from loss_balancers.parity.bits import array_bits, to_bits
+from loss_balancers.parity.jax_versions import enable_x64
 from loss_balancers.parity.twin_cases import specials
 from loss_balancers.parity.twin_lanes import MODES
 from loss_balancers.spec import FORMATS
@@ -95,7 +96,7 @@ def test_both_are_given_the_same_bits(fmt: str) -> None:
         return balancer
 
     values = specials(fmt)
-    with jax.enable_x64(fmt == "f64"):  # for `jax.vjp`, whose arrays the balancer must be able to read
+    with enable_x64(fmt == "f64"):  # for `jax.vjp`, whose arrays the balancer must be able to read
         assert_twins(
             seeing("torch"),
             lambda loss: seeing("jax")(loss) if not isinstance(loss["a"], Tracer) else loss["a"],

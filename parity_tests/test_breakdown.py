@@ -1,6 +1,5 @@
 """`breakdown`: the same names and bits in both twins, the weights that `weights` has, parts that add up to the total."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity import assert_same_bits
 from loss_balancers.parity.bits import as_numpy
+from loss_balancers.parity.jax_versions import enable_x64
 
 NAMES = ("student_loss", "KL_1", "LogitsKLLoss_0")
 VALUES = dict(zip(NAMES, (1.7, 0.3, 2.9), strict=True))
@@ -38,7 +38,7 @@ def breakdowns(kind: str, dtypes: dict[str, str]):
     ids=["f32", "bf16", "f64", "mixed"],
 )
 def test_twins_agree(kind: str, dtypes: tuple[str, ...]) -> None:
-    with jax.enable_x64("float64" in dtypes):
+    with enable_x64("float64" in dtypes):
         of_torch, of_jax, weights = breakdowns(kind, dict(zip(NAMES, dtypes, strict=True)))
         expected = [f"{name}/{part}" for name in weights for part in ("raw", "weight", "weighted")]
         assert list(of_torch) == list(of_jax) == [*expected, "total"]

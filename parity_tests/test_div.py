@@ -13,6 +13,8 @@ import torch
 import torch._dynamo
 from jax import lax
 from quotients import DTYPES, HARDEST, drawn, edges, exact, exact_product, hardest, x64
+from quotients_jax import LANES as JAX_LANES
+from quotients_torch import LANES as TORCH_LANES
 
 import loss_balancers.jax.portable as in_jax
 import loss_balancers.torch.portable as in_torch
@@ -59,39 +61,6 @@ def test_the_spec_says_the_same_in_fractions(fmt: FormatName) -> None:
 # --- every lane -------------------------------------------------------------------------------------------------------
 
 Quotient = Callable[[Any, Any], Any]
-
-
-def scanned(a: Any, b: Any) -> Any:
-    return jax.lax.scan(lambda carry, row: (carry, in_jax.div(*row)), None, (a, b))[1]
-
-
-def over_rows(f: Quotient) -> Quotient:
-    """``f`` of two matrices instead of two vectors; the last row is filled up with ones."""
-
-    def reshaped(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        rows = -(-len(a) // 1000)
-        padded = (np.concatenate([x, np.ones(rows * 1000 - len(x), x.dtype)]).reshape(rows, 1000) for x in (a, b))
-        return np.asarray(f(*padded)).ravel()[: len(a)]
-
-    return reshaped
-
-
-JAX_LANES: dict[str, Quotient] = {
-    "eager": in_jax.div,
-    "jit": jax.jit(in_jax.div),
-    "vmap": over_rows(jax.jit(jax.vmap(jax.vmap(in_jax.div)))),
-    "vmap-eager": jax.vmap(in_jax.div),
-    "scan": over_rows(jax.jit(scanned)),
-    "embedded": jax.jit(lambda a, b: in_jax.div(a * 1, b) + 0),
-    "jvp": jax.jit(lambda a, b: jax.jvp(in_jax.div, (a, b), (a, b * 0))[0]),
-}
-TORCH_LANES: dict[str, Callable[[], Quotient]] = {
-    "eager": lambda: in_torch.div,
-    "repaired": lambda: in_torch.quotient,  # what a compiled graph on a GPU does
-    "compiled": lambda: torch.compile(in_torch.div, fullgraph=True),
-    "compiled-repaired": lambda: torch.compile(in_torch.quotient, fullgraph=True),
-    "vmap": lambda: torch.func.vmap(in_torch.div),
-}
 
 
 @each_format

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from cases import JAX_DTYPES, TORCH_DTYPES, jitted
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity.bits import to_bits, ulp_distance
+from loss_balancers.parity.jax_versions import enable_x64
 
 found = importlib.util.find_spec("modelopt")
 assert found is not None, "the third witness, nvidia-modelopt, is not installed: it comes with the extra `dev`"
@@ -67,7 +67,7 @@ def _in_torch(balancer: Callable[[Any], torch.Tensor], losses: Values, fmt: str,
 
 
 def _in_jax(step: Any, losses: Values, fmt: str, cotangent: float) -> Values:
-    with jax.enable_x64(fmt == "f64"):
+    with enable_x64(fmt == "f64"):
         x = {name: jnp.asarray(np.asarray(value, JAX_DTYPES[fmt])) for name, value in losses.items()}
         aggregate, gradients = step(x, jnp.asarray(np.asarray(cotangent, JAX_DTYPES[fmt])))
         return {"aggregate": aggregate.item()} | {name: g.item() for name, g in gradients.items()}

@@ -33,6 +33,8 @@ OUTPUTS = {
     ("audit", "--json"): "{",
     ("audit", "--markdown"): "#",
 }
+#: Options with a path to read from.
+INPUTS = {"audit_file"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     eager = next(lane for lane in find_lanes() if lane.name == "torch-cpu-eager")
     monkeypatch.setattr(vectors, "installed_vectors", few_vectors)
     # In this process: a fresh one takes seconds to begin.
-    monkeypatch.setattr(run, "run_lanes", lambda chosen, groups, done: ({eager.name: run.run_lane(eager, groups)}, {}))
+    monkeypatch.setattr(run, "run_lanes", lambda chosen, groups, done: run.Ran({eager.name: run.run_lane(eager, groups)}, {}, {}))
     monkeypatch.setattr(survey, "survey", lambda known, groups: {"lanes": []})
     monkeypatch.setattr(survey, "print_survey", lambda found, console: None)
     monkeypatch.setattr(audit, "audit", lambda target, cases: ({case.name: verdict for case in cases}, {"jax": "1", "device": "a"}))
@@ -78,8 +80,8 @@ def test_these_are_all_outputs() -> None:
 
 
 def _outputs(command: Callable[..., object]) -> list[str]:
-    """The options of a command that take a path."""
-    annotations = command.__annotations__
+    """The options of a command that take a path to write to. `merge --audit` reads one."""
+    annotations = {name: annotation for name, annotation in command.__annotations__.items() if name not in INPUTS}
     return [f"--{name.removesuffix('_file')}" for name, annotation in annotations.items() if "Annotated[Path | None" in annotation]
 
 

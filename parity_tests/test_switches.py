@@ -22,6 +22,7 @@ from loss_balancers.parity import LaneAbsentError, assert_twins, host
 from loss_balancers.parity.compiled import NotCompiledError
 from loss_balancers.parity.host import flags, turned
 from loss_balancers.parity.jax_compiled import compiled as compiled_by_jax
+from loss_balancers.parity.jax_versions import enable_x64
 from loss_balancers.parity.lanes import find_lanes
 from loss_balancers.parity.run import run_lane
 from loss_balancers.parity.tables import as_markdown
@@ -260,7 +261,7 @@ def test_nothing_is_turned_here_and_each_switch_shows() -> None:
         ("jax.jax_disable_jit", jax.disable_jit()),
         ("jax.jax_default_matmul_precision", jax.default_matmul_precision("float32")),
         ("jax.jax_numpy_dtype_promotion", jax.numpy_dtype_promotion("strict")),
-        ("jax.jax_enable_x64", jax.enable_x64(True)),
+        ("jax.jax_enable_x64", enable_x64(True)),
     ]
     for name, switch in switches:
         with switch:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from loss_balancers.jax import DistillationLossBalancer, StaticLossBalancer, functional
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.parity.jax_versions import enable_x64
 
 NAMES = ("M_10", "M_2", "student_loss", "M_1")
 FORMS = {"number": 0.3, "sequence": [0.1, 0.2, 0.3]}
@@ -131,13 +132,13 @@ def test_x64_changes_nothing_for_float32(x64):
     balancer = StaticLossBalancer([0.1, 0.2, 0.3])
     (losses,) = draws(1)
     expected = step(balancer, losses)
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
         assert_same_step(jax.jit(step)(balancer, losses), expected)
         assert_same_step(step(balancer, losses), expected)
 
 
 def test_float64_losses_with_x64():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         balancer = StaticLossBalancer(0.3)
         x, y = jnp.float64(0.1), jnp.float64(0.7)
         expected = np.float64(0.3) * 0.1 + np.float64(0.7) * 0.7

@@ -1,4 +1,4 @@
-"""`loss_balancers.jax` brings in JAX and not PyTorch, leaves JAX's flags alone, and says which extra is missing without it."""
+"""`loss_balancers.jax` brings in JAX and not PyTorch, leaves JAX's flags alone, and says which extra or version it needs."""
 
 import subprocess
 import sys
@@ -22,6 +22,25 @@ def test_names_the_extra_without_the_framework(framework):
     result = run(f"import sys\nsys.modules['{framework}'] = None\nimport loss_balancers.spec\nimport loss_balancers.jax")
     assert "ImportError: `loss_balancers.jax` needs JAX and Flax" in result.stderr
     assert "Install loss-balancers with its extra `[jax]`, in a checkout by `pip install '.[jax]'`." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("framework", "version", "oldest"), [("jax", "0.6.1", "0.6.2"), ("jax", "0.5.3", "0.6.2"), ("flax", "0.10.6", "0.10.7")]
+)
+def test_says_which_version_it_needs(framework, version, oldest):
+    result = run(
+        f"import {framework}\n{framework}.__version__ = {version!r}\nimport loss_balancers.spec\nimport loss_balancers.jax"
+    )
+    assert (
+        f"ImportError: `loss_balancers.jax` needs {framework} {oldest} or newer. Found {framework} {version}. "
+        f"Run `pip install '{framework}>={oldest}'`." in result.stderr
+    )
+
+
+@pytest.mark.parametrize(("framework", "version"), [("jax", "0.6.2"), ("jax", "0.12.0.dev20260101"), ("flax", "99.0")])
+def test_takes_every_later_version(framework, version):
+    result = run(f"import {framework}\n{framework}.__version__ = {version!r}\nimport loss_balancers.jax")
+    assert result.stderr == ""
 
 
 FLAGS = """

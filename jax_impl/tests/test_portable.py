@@ -11,6 +11,7 @@ from jax import lax
 
 from loss_balancers.jax.portable import div, quotient, rmul
 from loss_balancers.parity.bits import array_bits, assert_same_bits
+from loss_balancers.parity.jax_versions import enable_x64
 
 X, Y = jnp.float32(3.0), jnp.float32(-7.0)
 DTYPES = [np.float32, np.float64]
@@ -36,14 +37,14 @@ def significands(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bad_division_is_repaired(dtype, ulp):
     a, b = significands(dtype)
-    with jax.enable_x64(dtype is np.float64):
+    with enable_x64(dtype is np.float64):
         assert_same_bits(jax.jit(lambda a, b: quotient(a, b, off_by(ulp)))(a, b), a / b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_division_by_a_rounded_reciprocal_is_repaired(dtype):
     a, b = significands(dtype)
-    with jax.enable_x64(dtype is np.float64):
+    with enable_x64(dtype is np.float64):
         estimate = lambda a, b: a * (1 / b)  # noqa: E731
         assert (array_bits(jax.jit(estimate)(a, b)) != array_bits(a / b)).any()
         assert_same_bits(jax.jit(lambda a, b: quotient(a, b, estimate))(a, b), a / b)
@@ -53,7 +54,7 @@ def test_a_division_by_a_rounded_reciprocal_is_repaired(dtype):
 def test_a_useless_division_is_not_repaired(dtype):
     """So the estimate that a test hands in is the one that is used."""
     a, b = significands(dtype)
-    with jax.enable_x64(dtype is np.float64):
+    with enable_x64(dtype is np.float64):
         assert (array_bits(quotient(a, b, off_by(2000))) != array_bits(a / b)).any()
 
 
@@ -198,7 +199,7 @@ def test_tpu_has_a_lowering_of_float64_without_its_bits():
     """On TPU float64 is two float32, so that the bits of one mean nothing."""
     operand = jax.ShapeDtypeStruct((), jnp.float32)
     assert "bitcast" in jax.jit(div).trace(operand, operand).lower(lowering_platforms=("tpu",)).as_text()
-    with jax.enable_x64(True):
+    with enable_x64(True):
         operand = jax.ShapeDtypeStruct((), jnp.float64)
         assert "bitcast" not in jax.jit(div).trace(operand, operand).lower(lowering_platforms=("tpu",)).as_text()
         assert "bitcast" in jax.jit(div).trace(operand, operand).lower(lowering_platforms=("cpu",)).as_text()

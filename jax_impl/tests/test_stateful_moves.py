@@ -13,6 +13,7 @@ from flax import nnx
 from loss_balancers.jax import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
 from loss_balancers.jax.carried import BalancerState, BalancerTable
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.parity.jax_versions import enable_x64, merged_copy
 from loss_balancers.spec import schedules
 
 
@@ -131,7 +132,7 @@ def test_nothing_is_allocated_at_a_call(make, draw):
 
 def test_x64_changes_no_bit_and_no_format(make, draw, assert_same_state):
     exported = train(make(), draw).export_state()
-    with jax.enable_x64(True):
+    with enable_x64(True):
         other = train(make(), draw)
         assert_same_state(other, exported["state"])
         other.load_state(exported)
@@ -147,7 +148,7 @@ def test_x64_changes_no_bit_and_no_format(make, draw, assert_same_state):
 
 
 def test_float64_losses(make, draw):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         balancer = make()
         losses = {name: jnp.asarray(np.asarray(x, np.float64) / 3) for name, x in draw().items()}
         eager = balancer(losses)
@@ -218,7 +219,7 @@ def test_a_long_table_is_hashed_once_and_is_no_constant_of_a_graph(draw, monkeyp
     assert len(traces) == 1
     assert not built
     graph, state = nnx.split(balancer)
-    jaxpr = jax.make_jaxpr(lambda state, losses: nnx.merge(graph, state, copy=True)(losses))(state, draw())
+    jaxpr = jax.make_jaxpr(lambda state, losses: merged_copy(graph, state)(losses))(state, draw())
     assert all(np.size(constant) < 100 for constant in jaxpr.consts)
 
 

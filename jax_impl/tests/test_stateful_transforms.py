@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.parity.jax_versions import merged_copy
 
 #: One with nothing of its own, one that observes, one with ratios.
 of_each_sort = pytest.mark.parametrize("make", ["scheduled", "ema", "logits"], indirect=True)
@@ -102,7 +103,7 @@ def test_value_and_grad_of_a_model_with_its_balancer_inside(make, draw, graph, c
 
     def step(model, losses):
         def loss_fn(parameters, rest, losses):
-            merged = nnx.merge(graphdef, parameters, rest, copy=True)  # Variables of this trace
+            merged = merged_copy(graphdef, parameters, rest)  # Variables of this trace
             aggregate = merged(losses)
             return aggregate, nnx.state(merged, nnx.Not(nnx.Param))
 

@@ -17,6 +17,7 @@ from flax import nnx
 from loss_balancers import spec
 from loss_balancers.jax import StaticLossBalancer
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.parity.jax_versions import enable_x64
 
 DTYPES = {name: jnp.dtype(fmt.dtype) for name, fmt in spec.FORMATS.items()}
 FORMS = {
@@ -193,7 +194,7 @@ def draw(rng, fmt):
     ],
     ids="-".join,
 )
-@jax.enable_x64(True)
+@enable_x64(True)
 def test_the_bits_of_the_exact_reference(formats, given):
     balancer = StaticLossBalancer(given)
     rng = random.Random(str(formats))

@@ -111,6 +111,18 @@ def beside_ddp(balancer, rank, world):
     return balancer
 
 
+def wrapped_twice(balancer, rank, world):
+    """The state after steps outside of DDP, in one, and in another around the same model."""
+    model = forward = Model(balancer)
+    for step in range(STEPS):
+        if step in (1, 3):
+            forward = DistributedDataParallel(model)
+        for rows in per_sample(step, exact=True).chunk(world)[rank].chunk(4):
+            forward(rows).backward()
+        balancer.step()
+    return balancer
+
+
 def compiled_in_ddp(balancer, rank, world):
     """The state after some steps in DDP, the model compiled."""
     model = DistributedDataParallel(Model(balancer))
@@ -250,6 +262,7 @@ def main(folder, rank, world):
     balancer = EMANormalizedLossBalancer(NAMES)
     seen["DDP"] = in_bits(wrapped(DistributedDataParallel, balancer, rank, world).module.balancer.state_dict())
     seen["DDP, beside"] = in_bits(beside_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
+    seen["DDP, twice"] = in_bits(wrapped_twice(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
     seen["DDP, compiled"] = in_bits(compiled_in_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
     seen["without items"], seen["joined"] = without_items(rank), joined(rank)
     seen["FSDP"] = {str(dtype): converted_by_fsdp(dtype) for dtype in (torch.bfloat16, torch.float32)}

@@ -139,3 +139,13 @@ def test_an_eager_call_asks_for_no_second_compilation():
     for call in (compiled, balancer, compiled, balancer, compiled):
         call(losses_of())
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("weights", [0.3, WEIGHTS], ids=["number", "sequence"])
+@pytest.mark.parametrize("kd", [1, 4], ids=["one-kd-loss-before", "the-same-before"])
+def test_torch_export_after_a_call_in_eager_code(weights, kd):
+    """What a call has kept is not what `torch.export` finds after its own: before PyTorch 2.11 it compared tuples."""
+    balancer, losses = StaticLossBalancer(weights if kd == 4 else 0.3), losses_of()
+    balancer(losses_of((*NAMES[:kd], "student_loss")))
+    program = torch.export.export(balancer, (losses,))
+    assert torch.equal(program.module()(losses), balancer(losses))

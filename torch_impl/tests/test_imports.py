@@ -1,4 +1,4 @@
-"""`loss_balancers.torch` brings in PyTorch and not JAX, and says which extra is missing without it."""
+"""`loss_balancers.torch` brings in PyTorch and not JAX, and says which extra is missing without it, or which version it needs."""
 
 import subprocess
 import sys
@@ -39,3 +39,18 @@ def test_names_the_extra_without_pytorch():
     result = run("import sys\nsys.modules['torch'] = None\nimport loss_balancers.spec\nimport loss_balancers.torch")
     assert "ImportError: `loss_balancers.torch` needs PyTorch" in result.stderr
     assert "Install loss-balancers with its extra `[torch]`, in a checkout by `pip install '.[torch]'`." in result.stderr
+
+
+@pytest.mark.parametrize("version", ["2.7.1", "2.7.1+cu126", "1.13.1"])
+def test_says_which_version_it_needs(version):
+    result = run(f"import torch\ntorch.__version__ = {version!r}\nimport loss_balancers.spec\nimport loss_balancers.torch")
+    assert (
+        f"ImportError: `loss_balancers.torch` needs torch 2.8 or newer. Found torch {version}. Run `pip install 'torch>=2.8'`."
+        in result.stderr
+    )
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.9.1+cu128", "2.10.0.dev20260101+cu130", "99.0"])
+def test_takes_every_later_version(version):
+    result = run(f"import torch\ntorch.__version__ = {version!r}\nimport loss_balancers.torch")
+    assert result.stderr == ""

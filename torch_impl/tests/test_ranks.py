@@ -119,7 +119,7 @@ def test_no_group(ranks):
         assert seen["False"] == committed(rank)
 
 
-@pytest.mark.parametrize("wrapper", ["DDP", "DDP, beside", "DDP, compiled", "FSDP2"])
+@pytest.mark.parametrize("wrapper", ["DDP", "DDP, beside", "DDP, twice", "DDP, compiled", "FSDP2"])
 def test_wrapped(ranks, wrapper):
     """DistributedDataParallel sends rank 0's buffers to all at every forward, and must not send what they have observed."""
     expected = program.split(1, 1)

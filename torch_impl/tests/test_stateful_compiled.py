@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.torch import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on CPU needs a C++ compiler")
@@ -200,3 +201,26 @@ def test_eval_and_training_are_two_graphs(make, draw):
         forward(draw())
     assert balancer.pending[-2] == 3
     assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_balancers_of_other_numbers_in_one_process(draw):
+    """Dynamo makes a symbol of a float attribute that has changed: here it must stay the constant that it is."""
+    names = tuple(draw())
+    makes = {
+        "beta": lambda x: EMANormalizedLossBalancer(names, beta=0.9 - x / 7),
+        "eps": lambda x: EMANormalizedLossBalancer(names, eps=0.1 + x / 3, lagged=x > 1),
+        "scale": lambda x: LogitsAndIntermediatesLossBalancer(0.3 + x / 7),
+    }
+    for make in makes.values():
+        torch.compiler.reset()  # Dynamo counts compilations by the code of a function, and gives up after a few
+        for x in range(2):
+            eager, compiled = make(x), make(x)
+            forward = torch.compile(compiled, fullgraph=True)
+            step = torch.compile(compiled.step, fullgraph=True)
+            for i in range(2):
+                assert_same_bits(forward(draw(i)), eager(draw(i)))
+                eager.step()
+                step()
+            assert {name: x.tolist() for name, x in compiled.state_dict().items()} == {
+                name: x.tolist() for name, x in eager.state_dict().items()
+            }

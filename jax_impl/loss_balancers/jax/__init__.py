@@ -1,12 +1,17 @@
 """Loss balancers for JAX, as Flax NNX modules: the twins of `loss_balancers.torch`, with the same bits."""
 
 try:
-    import flax as _flax  # noqa: F401
-    import jax as _jax  # noqa: F401
+    import flax as _flax
+    import jax as _jax
 except ImportError as error:
     from loss_balancers.spec import missing_framework
 
     raise ImportError(missing_framework("jax", "JAX and Flax", "jax")) from error
+else:
+    from loss_balancers.spec.versions import check_version
+
+    check_version("jax", "jax", _jax.__version__)
+    check_version("jax", "flax", _flax.__version__)
 
 from loss_balancers.jax import functional
 from loss_balancers.jax.base import DistillationLossBalancer

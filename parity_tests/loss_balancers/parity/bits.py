@@ -79,9 +79,22 @@ def as_numpy(x: Any) -> np.ndarray:
 
 
 def array_bits(x: Any) -> np.ndarray:
-    """The bits of every element, as unsigned integers."""
+    """The bits of every element, as unsigned integers. Of PyTorch's bfloat16 too where ml_dtypes is not installed."""
+    if _dtype_of(x) == "bfloat16" and hasattr(x, "detach"):
+        import torch
+
+        x = x.detach().view(torch.int16)
     array = np.ascontiguousarray(as_numpy(x)).reshape(np.shape(x))
     return array.view(f"u{array.dtype.itemsize}")
+
+
+def _dtype_of(x: Any) -> str:
+    """The dtype of an array of either framework, by NumPy's name; one of the other byte order has another name."""
+    return str(x.dtype).removeprefix("torch.") if hasattr(x, "detach") else str(np.asarray(x).dtype)
+
+
+def _is_nan(x: Any) -> np.ndarray:
+    return array_bits(x) & 0x7FFF > 0x7F80 if _dtype_of(x) == "bfloat16" else np.isnan(as_numpy(x))
 
 
 def assert_same_bits(actual: Any, expected: Any, *, nan: Literal["bits", "class"] = "bits") -> None:
@@ -97,24 +110,23 @@ def assert_same_bits(actual: Any, expected: Any, *, nan: Literal["bits", "class"
     Raises:
         AssertionError: They differ; the message has the first index, both values in hex and their distance in ulp.
     """
-    a, b = as_numpy(actual), as_numpy(expected)
-    if a.dtype != b.dtype:
-        raise AssertionError(f"dtypes differ: {a.dtype} is not {b.dtype}")
+    dtype, other = _dtype_of(actual), _dtype_of(expected)
+    if dtype != other:
+        raise AssertionError(f"dtypes differ: {dtype} is not {other}")
+    a, b = array_bits(actual), array_bits(expected)
     if a.shape != b.shape:
         raise AssertionError(f"shapes differ: {a.shape} is not {b.shape}")
-    differ = array_bits(actual) != array_bits(expected)
+    differ = a != b
     if nan == "class":
-        differ &= ~(np.isnan(a) & np.isnan(b))
+        differ &= ~(_is_nan(actual) & _is_nan(expected))
     if not differ.any():
         return
     index = tuple(int(i) for i in np.argwhere(differ)[0])
-    if a.dtype.name not in FORMAT_OF_DTYPE:
-        raise AssertionError(
-            f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {a[index]} is not {b[index]}"
-        )
-    fmt = FORMAT_OF_DTYPE[a.dtype.name]
-    bits_a, bits_b = int(array_bits(actual)[index]), int(array_bits(expected)[index])
-    raise AssertionError(f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {describe(bits_a, bits_b, fmt)}")
+    if dtype in FORMAT_OF_DTYPE:
+        words = describe(int(a[index]), int(b[index]), FORMAT_OF_DTYPE[dtype])
+    else:
+        words = f"{as_numpy(actual)[index]} is not {as_numpy(expected)[index]}"
+    raise AssertionError(f"{int(differ.sum())} of {differ.size} elements differ, first at {index}: {words}")
 
 
 def describe(actual: int, expected: int, fmt: str) -> str:

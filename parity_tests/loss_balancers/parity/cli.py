@@ -66,7 +66,7 @@ def parity(
     """
     from loss_balancers.parity.certificate import make_certificate
     from loss_balancers.parity.files import json_text
-    from loss_balancers.parity.lanes import LABELS, find_lanes
+    from loss_balancers.parity.lanes import LABELS, MODES, find_lanes, why_no_framework
     from loss_balancers.parity.merge import merge as merged
     from loss_balancers.parity.reading import check
     from loss_balancers.parity.run import run_lanes
@@ -97,14 +97,16 @@ def parity(
     for name in lane or ():
         if name in ran.absent:
             _usage(f"--lane: {name} cannot run on this machine: {ran.absent[name]}")
+    missing = {f"every lane of {name}": reason for name in MODES if (reason := why_no_framework(name)) is not None}
+    absent = missing | ran.absent
     if not ran.rows:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in ran.absent.items())
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in absent.items())
         _usage(f"no lane can run on this machine: {reasons}. Choose others, or install what is missing.")
     # Checked as `merge` will check it: nothing is written that would be refused.
-    checked = check(make_certificate(ran.rows, known, vectors, ran.flags), str(certificate or "this run"), vectors)
+    checked = check(make_certificate(ran.rows, known, vectors, ran.flags), str(certificate or "this run"), vectors, own=True)
     matrix = merged([checked])
     print_matrix(matrix, console)
-    for name, reason in ran.absent.items():
+    for name, reason in absent.items():
         console.print(f"absent: {name} ({reason})", soft_wrap=True, highlight=False, markup=False)
     _write([(certificate, lambda: json_text(checked.data)), (json_file, lambda: json_text(matrix))])
     raise typer.Exit(_verdict(matrix))
@@ -116,24 +118,30 @@ def merge(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix to this file as JSON.", dir_okay=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write it to this file as Markdown.", dir_okay=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Write it to this file as one HTML page.", dir_okay=False)] = None,
+    audit_file: Annotated[
+        Path | None, typer.Option("--audit", help="Lay what `audit --json` wrote beside what devices gave.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Merges the certificates of several hosts into one matrix and prints it. Needs neither PyTorch nor JAX.
 
-    Exit status 0 if all lanes agree on every bit, 1 if any two do not or one differs from the reference, 2 if a certificate is
-    refused: then nothing is written.
+    Exit status 0 if all lanes agree on every bit, 1 if any two do not or one differs from the reference, 2 if a certificate or the
+    audit is refused: then nothing is written.
     """
     from loss_balancers.parity.certificate import CertificateError
+    from loss_balancers.parity.claims import AuditError, read_audit
     from loss_balancers.parity.files import json_text
     from loss_balancers.parity.merge import merge as merged
     from loss_balancers.parity.reading import read_certificate
     from loss_balancers.parity.tables import as_markdown, print_matrix
     from loss_balancers.parity.vectors import installed_vectors
 
-    _check_outputs({"--json": json_file, "--markdown": markdown, "--html": html}, certificates)
+    inputs = {"one of the certificates": certificates, "the audit": [] if audit_file is None else [audit_file]}
+    _check_outputs({"--json": json_file, "--markdown": markdown, "--html": html}, inputs)
     vectors = installed_vectors()
     try:
-        matrix = merged([read_certificate(file, vectors) for file in certificates])
-    except CertificateError as error:
+        checked = [read_certificate(file, vectors) for file in certificates]
+        matrix = merged(checked, None if audit_file is None else read_audit(audit_file, checked))
+    except (CertificateError, AuditError) as error:
         _usage(str(error))
     print_matrix(matrix, console)
     _write([(json_file, lambda: json_text(matrix)), (markdown, lambda: as_markdown(matrix)), (html, lambda: _html(matrix))])
@@ -147,6 +155,7 @@ def lanes(
     """Lists every lane that is known: those present on this machine, and for each that is absent the reason."""
     from loss_balancers.parity.files import json_text
     from loss_balancers.parity.lanes import known_lanes
+    from loss_balancers.parity.measured import lines_here
     from loss_balancers.parity.survey import print_survey, survey
     from loss_balancers.parity.vectors import installed_vectors
 
@@ -154,6 +163,8 @@ def lanes(
     with console.status("Trying what is here"):
         found = survey(known_lanes(), [group for of_balancer in installed_vectors().values() for group in of_balancer.groups])
     print_survey(found, console)
+    for line in lines_here():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     _write([(json_file, lambda: json_text(found))])
 
 
@@ -198,11 +209,13 @@ def _say(message: str) -> None:
     Console(stderr=True).print(f"loss-balancers: {message}", style="red", soft_wrap=True, highlight=False, markup=False)
 
 
-def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
-    """Before the work: each folder is there, and no file would replace another or a certificate that is read."""
+def _check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Sequence[Path]] | None = None) -> None:
+    """Before the work: each folder is there, and no file would replace another or one that is read, by what that is."""
     from loss_balancers.spec.whole_files import is_replaced
 
-    taken = {realpath(file): "one of the certificates" for file in inputs}  # unlike Path.resolve, no error at a loop of links
+    taken = {
+        realpath(file): what for what, files in (inputs or {}).items() for file in files
+    }  # unlike Path.resolve, no error at a loop of links
     for option, file in outputs.items():
         try:
             if file is None or not is_replaced(file):

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from loss_balancers.parity.lanes import why_no_framework
+
 FRAMEWORKS = ("torch", "jax", "jaxlib", "flax", "numpy")
 #: Longest text that a certificate takes, and longest flag.
 TEXT_LIMIT, FLAG_LIMIT = 200, 4000
@@ -135,7 +137,7 @@ def flags_of(framework: str) -> dict[str, Flag]:
     begin_so = sorted(name for name in os.environ if name.startswith(_BEGINNINGS) and not name.endswith("_DIR"))
     environment = {f"env.{clean(name)}": os.environ.get(name) for name in (*_VARIABLES, *begin_so)}
     found = {name: value for name, value in environment.items() if concerns(name, framework)}
-    found |= _jax_flags() if framework == "jax" else _torch_flags()
+    found |= _switches(framework)
     return {name: value if value is None or isinstance(value, bool) else clean(value, FLAG_LIMIT) for name, value in found.items()}
 
 
@@ -154,6 +156,13 @@ def concerns(flag: str, framework: str) -> bool:
     of_torch = flag.startswith(("torch.", "inductor.", "env.TORCH"))
     of_jax = flag.startswith(("jax.", "env.XLA_", "env.LIBTPU_"))
     return not (of_torch if framework == "jax" else of_jax)
+
+
+def _switches(framework: str) -> dict[str, Flag]:
+    """Those of a framework and its compiler; None each, where it cannot be used."""
+    if why_no_framework(framework) is not None:
+        return {name: None for name in _UNTOUCHED if name.startswith("jax.") is (framework == "jax")}
+    return _jax_flags() if framework == "jax" else _torch_flags()
 
 
 def _jax_flags() -> dict[str, Any]:

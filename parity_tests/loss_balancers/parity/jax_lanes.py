@@ -12,6 +12,7 @@ import numpy as np
 
 from loss_balancers.parity.jax_compiled import why_not_compiled
 from loss_balancers.parity.jax_modes import MODES, SHARDED, run_mode
+from loss_balancers.parity.jax_versions import enable_x64
 from loss_balancers.parity.lanes import Lane, absent_lanes, why_no_format
 from loss_balancers.parity.own_process import in_own_process
 from loss_balancers.spec import FORMATS
@@ -50,7 +51,7 @@ def _why_not_sharded(platform: str) -> str | None:
 @cache
 def _why_no_format(platform: str, fmt: str) -> str | None:
     def add(a: float, b: float) -> float:
-        with jax.enable_x64(fmt == "f64"), jax.default_device(jax.local_devices(backend=platform)[0]):
+        with enable_x64(fmt == "f64"), jax.default_device(jax.local_devices(backend=platform)[0]):
             x, y = (jnp.asarray(np.asarray(value, jnp.dtype(FORMATS[fmt].dtype))) for value in (a, b))  # type: ignore[index]
             return float(x + y)
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from loss_balancers.parity.compiled import NotCompiledError
 from loss_balancers.parity.jax_compiled import compiled
 from loss_balancers.parity.jax_program import Losses, Program, Step, array, batch_of, narrowed, packed, results, wide
+from loss_balancers.parity.jax_versions import enable_x64, merged_copy
 from loss_balancers.parity.lanes import Result
 from loss_balancers.parity.vectors import shape
 from loss_balancers.spec import FORMATS, Group
@@ -30,7 +31,7 @@ def run_mode(platform: str, mode: str, groups: Sequence[Group]) -> Results:
     devices = jax.local_devices(backend=platform)
     # float64 exists in JAX only with x64: switched on for the vectors that have it, and only inside this function.
     wide = mode == "x64" or any("f64" in group.formats.values() for group in groups)
-    with jax.enable_x64(wide), jax.default_device(devices[0]), warnings.catch_warnings():
+    with enable_x64(wide), jax.default_device(devices[0]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some vectors drop the student's weight on purpose
         found = list(SHARDED[mode](groups, devices) if mode in SHARDED else ONE_DEVICE[mode](groups))
     yield from found
@@ -122,7 +123,7 @@ def _in_wide_formats(program: Program, step: Callable[..., Any]) -> Step:
     program_of_step = compiled(in_wide_formats, nnx.jit)
 
     def pure_step(state: Any, batch: list[Losses], cotangents: list[Array], keywords: Any) -> Any:
-        balancers = nnx.merge(program.graph, state, copy=True)
+        balancers = merged_copy(program.graph, state)
         balanced, _ = program_of_step(balancers, jax.tree.map(wide, batch), cotangents, keywords, jnp.float32(1))
         outputs, gradients = jax.tree.map(
             lambda x, like: narrowed(x, like.dtype), (balanced.outputs, balanced.gradients), (cotangents, batch)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 import loss_balancers.jax
+from loss_balancers.parity.jax_versions import merged_copy
 from loss_balancers.parity.lanes import Result
 from loss_balancers.parity.vectors import balancer_of, state_bits
 from loss_balancers.spec import FORMATS, Group
@@ -50,13 +51,13 @@ class Program:
         """A forward, its gradient and a commit."""
         outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b, keywords), batch, has_aux=True)
         (gradients,) = pullback(cotangents)
-        balancers = nnx.merge(self.graph, observed, copy=True)
+        balancers = merged_copy(self.graph, observed)
         balanced = self.balanced(balancers, batch, keywords, outputs, gradients)
         return nnx.state(balancers), balanced
 
     def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Array], Any]:
         """The aggregates, and the state with the losses observed."""
-        balancers = nnx.merge(self.graph, state, copy=True)
+        balancers = merged_copy(self.graph, state)
         return self.outputs(balancers, batch, keywords), nnx.state(balancers)
 
     def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords]) -> list[Array]:

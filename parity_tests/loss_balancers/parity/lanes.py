@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
 from loss_balancers.spec import Format, Group
-from loss_balancers.spec.errors import missing_package
 
 #: The columns of the matrix.
 LABELS = ("bf16", "f16", "f32", "f64", "mixed")
 #: Devices whose lanes are listed even where they are absent. Any other appears where a framework reports it.
 KNOWN_DEVICES = ("cpu", "cuda", "rocm", "mps", "tpu")
+#: The modes of each framework's lanes: those of one that is not installed are listed too.
+MODES = {
+    "torch": ("eager", "compiled", "vmap", "step"),
+    "jax": ("eager", "jit", "vmap", "scan", "remat", "step", "x64", "sharded"),
+}
 #: The group of entry points by which other packages add lanes.
 ENTRY_POINTS = "loss_balancers.lanes"
 
@@ -82,7 +86,6 @@ def known_lanes() -> list[Lane]:
     An entry point and no call, because lanes run in fresh processes too, which must find the same ones.
 
     Raises:
-        ImportError: A framework is not installed.
         ValueError: Two lanes have one name.
     """
     lanes = [*_of("torch"), *_of("jax")]
@@ -103,8 +106,8 @@ def known_lanes() -> list[Lane]:
 
 
 def _of(framework: str) -> list[Lane]:
-    if importlib.util.find_spec(framework) is None:
-        raise ImportError(missing_package("The parity kit needs", framework, "parity"))
+    if (reason := why_no_framework(framework)) is not None:
+        return _absent_lanes(framework, MODES[framework], dict.fromkeys(KNOWN_DEVICES, reason))
     if framework == "torch":
         from loss_balancers.parity.torch_lanes import torch_lanes
 
@@ -114,15 +117,27 @@ def _of(framework: str) -> list[Lane]:
     return jax_lanes()
 
 
+@cache
+def why_no_framework(framework: str) -> str | None:
+    """Why a framework cannot be used here, found by trying: it is not installed, or too old. None if it can."""
+    try:
+        importlib.import_module(f"loss_balancers.{framework}")
+    except ImportError as error:
+        return str(error)
+    return None
+
+
 def absent_lanes(framework: str, devices: Iterable[str], modes: Iterable[str], title: str) -> list[Lane]:
     """The lanes on the devices that are known but not among ``devices``, which the framework reports."""
     missing = [device for device in KNOWN_DEVICES if device not in devices]
-    chosen = list(modes)
-    reasons = {device: f"{title} reports no {device} device" for device in missing}
+    return _absent_lanes(framework, list(modes), {device: f"{title} reports no {device} device" for device in missing})
+
+
+def _absent_lanes(framework: str, modes: Sequence[str], reasons: Mapping[str, str]) -> list[Lane]:
     return [
         Lane(framework, device, mode, partial(_refuse, reason), lambda reason=reason: reason, here=False)
         for device, reason in reasons.items()
-        for mode in chosen
+        for mode in modes
     ]
 
 

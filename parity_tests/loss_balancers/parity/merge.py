@@ -7,19 +7,21 @@ from typing import Any
 
 from loss_balancers.parity.bits import from_bits, ulp_distance
 from loss_balancers.parity.certificate import Certificate, CertificateError, LaneResults
+from loss_balancers.parity.claims import claims
 from loss_balancers.parity.lanes import LABELS
 from loss_balancers.parity.run import Cell, Difference
 
 SCHEMA = "loss-balancers-matrix/1"
 
 
-def merge(certificates: Sequence[Certificate]) -> dict[str, Any]:
+def merge(certificates: Sequence[Certificate], audit: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One matrix of all lanes of all certificates, as docs/certificates.md describes it.
 
     A lane's id is ``HOST:FRAMEWORK-DEVICE-MODE``, where HOST counts the certificates from 1.
 
     Args:
         certificates: Certificates that were checked, of the same vectors.
+        audit: What `read_audit` gave, to be laid beside what devices gave.
 
     Raises:
         CertificateError: One certificate was given twice.
@@ -35,6 +37,7 @@ def merge(certificates: Sequence[Certificate]) -> dict[str, Any]:
         f"{index + 1}:{lane.name}": (index, lane) for index, certificate in enumerate(certificates) for lane in certificate.lanes
     }
     cells = [(name, cell) for name, (_, lane) in lanes.items() for cell in lane.cells]
+    claimed = {} if audit is None else {"audit": _claimed(audit, {name: lane for name, (_, lane) in lanes.items()})}
     return {
         "schema": SCHEMA,
         "vectors": dict(certificates[0].data["vectors"]),
@@ -54,7 +57,12 @@ def merge(certificates: Sequence[Certificate]) -> dict[str, Any]:
         "disagreements": list(_disagreements(cells)),
         "results": sum(cell.vectors for _, cell in cells),
         "identical": sum(cell.identical for _, cell in cells),
+        **claimed,
     }
+
+
+def _claimed(audit: Mapping[str, Any], lanes: Mapping[str, LaneResults]) -> dict[str, Any]:
+    return {"date": audit["date"], "claims": claims(audit, lanes)}
 
 
 def _lane(name: str, index: int, lane: LaneResults) -> dict[str, Any]:

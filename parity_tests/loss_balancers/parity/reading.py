@@ -53,11 +53,14 @@ def read_certificate(file: Path, vectors: Mapping[str, Vectors] | None = None) -
     return check(data, str(file), vectors)
 
 
-def check(data: Any, file: str, vectors: Mapping[str, Vectors] | None = None) -> Certificate:
-    """A certificate from data that came from ``file``, checked. Arguments and errors are those of `read_certificate`."""
+def check(data: Any, file: str, vectors: Mapping[str, Vectors] | None = None, *, own: bool = False) -> Certificate:
+    """A certificate from data that came from ``file``, checked. Arguments and errors are those of `read_certificate`.
+
+    ``own`` is whether this process made the data: then they need no schema where jsonschema is not installed.
+    """
     wanted = installed_vectors() if vectors is None else vectors
     try:
-        _check_schema(data)
+        _check_schema(data, own)
         _check_vectors(data, wanted)
         groups = [group for of_balancer in wanted.values() for group in of_balancer.groups]
         lanes = _lanes(data["lanes"], {pair: cases(chosen) for pair, chosen in columns(groups, LABELS).items()})
@@ -117,7 +120,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_schema(data: Any) -> None:
+def _check_schema(data: Any, own: bool) -> None:
     name, _, number = SCHEMA.partition("/")
     stated = data.get("schema") if isinstance(data, dict) else None
     if isinstance(stated, str) and stated != SCHEMA and stated.startswith(f"{name}/"):
@@ -127,6 +130,10 @@ def _check_schema(data: Any) -> None:
         )
     try:
         error = next(_validator().iter_errors(data), None)
+    except ImportError:
+        if not own:
+            raise
+        return
     except RecursionError:  # where a message shows a deeply nested value
         _refuse("", "is nested too deeply for a certificate.")
     if error is not None:

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loss_balancers.parity.absences import absences
+from loss_balancers.parity.claims import AGREE, CONTRADICTION
+from loss_balancers.parity.claims import in_words as claim_in_words
 from loss_balancers.parity.host import concerns, turned
 
 #: How many disagreements are listed; the JSON has them all.
@@ -40,6 +42,8 @@ def print_matrix(matrix: Matrix, console: Console) -> None:
         _print(console, line)
     for line in [*_worst_cells(matrix), *_disagreements(matrix)]:
         _print(console, line, "red")
+    for line, together in _claims(matrix):
+        _print(console, line, {AGREE: "", CONTRADICTION: "red"}.get(together, "yellow"))
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
@@ -156,6 +160,18 @@ def _disagreements(matrix: Matrix) -> list[str]:
     return [*(in_words(matrix, disagreement) for disagreement in found[:SHOWN]), *more]
 
 
+def _claims(matrix: Matrix) -> Iterator[tuple[str, str]]:
+    """What the audit says beside what devices gave, in words, and what the two make together. One line where all agree."""
+    if "audit" not in matrix:
+        return
+    found = matrix["audit"]["claims"]
+    agree = sum(claim["together"] == AGREE for claim in found)
+    yield f"audit of {matrix['audit']['date']}: {agree} of {len(found)} claims agree with what a device gave", AGREE
+    for claim in found:
+        if claim["together"] != AGREE:
+            yield claim_in_words(claim, _lane(matrix, claim["lane"])), claim["together"]
+
+
 def _lane(matrix: Matrix, lane: str) -> str:
     """The lane with its host; only the lane where there is one host alone."""
     found = next(known for known in matrix["lanes"] if known["id"] == lane)
@@ -220,6 +236,15 @@ def as_markdown(matrix: Matrix) -> str:
         parts += ["## The worst case of each cell", _markdown_table(head, worst)]
     if matrix["disagreements"]:
         parts += ["## Disagreements", "\n".join(f"- {_code(line)}" for line in _disagreements(matrix))]
+    if "audit" in matrix:
+        rows = [
+            [_code(claim["lane"]), _code(claim["balancer"]), said, "identical" if claim["identical"] else "differs", together]
+            for claim in matrix["audit"]["claims"]
+            for together in [f"**{claim['together']}**" if claim["together"] == CONTRADICTION else claim["together"]]
+            for said in [", ".join(f"{_code(target)}: {status}" for target, status in claim["targets"].items())]
+        ]
+        head = ["lane", "balancer", "the audit says", "float32 on the device", "together"]
+        parts += [f"## The audit of {matrix['audit']['date']}", _markdown_table(head, rows)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from loss_balancers.parity.jax_compiled import compiled
+from loss_balancers.parity.jax_versions import enable_x64, merged_copy
 from loss_balancers.parity.twin_cases import Losses, rounded
 from loss_balancers.parity.twin_lanes import TwinLane
 from loss_balancers.parity.twin_outcomes import (
@@ -41,7 +42,7 @@ def run(balancer: Callable[..., Any], lane: TwinLane, runs: Sequence[Run], plan:
     # float64 exists in JAX only with x64: switched on for the cases that have it, and only here.
     wide = any(x.dtype == np.float64 for x in first.values())
     device = jax.local_devices(backend=lane.device)[0]
-    with jax.enable_x64(True) if wide else nullcontext(), jax.default_device(device):
+    with enable_x64(True) if wide else nullcontext(), jax.default_device(device):
         twin = _Twin(balancer, lane, plan, device)
         if lane.mode == "eager":
             return [_eager(twin.afresh(), one) for one in runs]
@@ -82,7 +83,7 @@ class _Twin:
         """The aggregate, and the state after the forward."""
         if self._graph is None:
             return self._balancer(losses), state
-        module: Any = nnx.merge(self._graph, state, copy=True)
+        module: Any = merged_copy(self._graph, state)
         return module(losses), nnx.state(module)
 
     def checked(self, losses: Losses, state: Any, x: Any) -> tuple[Any, Any]:
@@ -93,7 +94,7 @@ class _Twin:
 
     def after(self, state: Any, x: Any, commits: bool) -> tuple[Any, dict[str, Any]]:
         """The state after a commit, and the weights before it."""
-        module: Any = self._balancer if self._graph is None else nnx.merge(self._graph, state, copy=True)
+        module: Any = self._balancer if self._graph is None else merged_copy(self._graph, state)
         weights = checked_weights("jax", module.weights(x)) if self.plan.weights else {}
         self._numbers = {name: weight for name, weight in weights.items() if is_number(weight)}
         if commits and self.plan.commit:
@@ -132,7 +133,7 @@ class _Twin:
 
     def _state(self, state: Any) -> Outcome:
         if self.plan.exported:
-            module: Any = self._original if self._graph is None else nnx.merge(self._graph, state, copy=True)
+            module: Any = self._original if self._graph is None else merged_copy(self._graph, state)
             return of_state(module.export_state()["state"])
         return of_state({name: _variables(state)[name] for name in self.plan.entries})
 

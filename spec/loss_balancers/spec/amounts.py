@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numbers
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from loss_balancers.spec import errors
+
+#: The largest float32, in which amounts are.
+_MOST = (2.0 - 2.0**-23) * 2.0**127
 
 
 class Amounts(NamedTuple):
@@ -55,6 +57,6 @@ def _checked(value: Any, where: str) -> Any:
             if getattr(value, "shape", None) == ():
                 return value  # an array of the framework: the twin looks at its dtype and device
             raise errors.amount_type(where, value)
-    if not 0 <= value <= sys.float_info.max:  # type: ignore[reportOperatorIssue]
+    if not 0 <= value <= _MOST:  # type: ignore[reportOperatorIssue]
         raise errors.amount_bounds(where, value)
     return float(value)

@@ -626,3 +626,11 @@ def with_extra(extra: str) -> str:
 
 def missing_framework(part: str, package: str, extra: str) -> str:
     return missing_package(f"`loss_balancers.{part}` needs", package, extra)
+
+
+def framework_too_old(part: str, package: str, found: str, oldest: str) -> ImportError:
+    return ImportError(
+        f"`loss_balancers.{part}` needs {package} {oldest} or newer. Found {package} {found}. "
+        f"Run `pip install '{package}>={oldest}'`.",
+        name=package,
+    )

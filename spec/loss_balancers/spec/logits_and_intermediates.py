@@ -93,7 +93,7 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         Raises:
             ValueError: There is no reference loss, or more than one; or no student loss where it counts.
         """
-        return _roles(self, names)
+        return roles_of(names, self.reference, self.skip_original_loss)
 
     def exact_ratios(self, roles: Roles, call: Call, state: ReferenceState) -> Ratios:
         """The weights of a call (spec L2 to L4)."""
@@ -193,14 +193,15 @@ def _finite_or(otherwise: float, value: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _roles(settings: LogitsAndIntermediatesLossBalancerSettings, names: tuple[str, ...]) -> Roles:
+def roles_of(names: tuple[str, ...], reference: str | None, skip_original_loss: bool) -> Roles:
+    """`LogitsAndIntermediatesLossBalancerSettings.roles`, by those of the settings that it depends on."""
     kd = kd_names(names)
-    found = [name for name in kd if name == settings.reference or (settings.reference is None and "Logits" in name)]
+    found = [name for name in kd if name == reference or (reference is None and "Logits" in name)]
     if len(found) != 1:
-        raise errors.reference_count(settings.reference, found, kd)
+        raise errors.reference_count(reference, found, kd)
     student = STUDENT_LOSS_KEY in names
-    if not student and not settings.skip_original_loss:
+    if not student and not skip_original_loss:
         raise errors.no_student_loss(names)
-    reference = names.index(found[0])
-    intermediates = tuple(i for i in range(len(kd)) if i != reference)
-    return Roles(reference, intermediates, None if settings.skip_original_loss else len(names) - 1)
+    place = names.index(found[0])
+    intermediates = tuple(i for i in range(len(kd)) if i != place)
+    return Roles(place, intermediates, None if skip_original_loss else len(names) - 1)

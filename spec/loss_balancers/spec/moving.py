@@ -146,13 +146,16 @@ def _checked_array(entry: StateEntry, more: int, value: Any) -> Array:
 
 
 def check_values(entry: StateEntry, array: Array) -> None:
-    """Refuses numbers that no run gives.
+    """Refuses numbers that no run gives; ``array`` may be of a wider format than the entry.
 
     Raises:
-        ValueError: A number is not finite, or a count is negative.
+        ValueError: A number is not finite, or a count is negative, or the entry's format does not hold it.
     """
+    with np.errstate(all="ignore"):
+        held = array.astype(entry.dtype)
+    fits = (held == array).all() if entry.dtype == "int32" else np.isfinite(held).all()
     counts: Array = array if entry.dtype == "int32" else array[len(array) // 2 - 1 :] if entry.name == "pending" else array[:0]
-    if not np.isfinite(array).all() or (counts < 0).any():
+    if not fits or not np.isfinite(array).all() or (counts < 0).any():
         raise errors.state_values(entry.name, array.tolist())
 
 

@@ -1,11 +1,15 @@
 """Loss balancers for PyTorch: the twins of `loss_balancers.jax`, with the same bits."""
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch as _torch
 except ImportError as error:
     from loss_balancers.spec import missing_framework
 
     raise ImportError(missing_framework("torch", "PyTorch", "torch")) from error
+else:
+    from loss_balancers.spec.versions import check_version
+
+    check_version("torch", "torch", _torch.__version__)
 
 from loss_balancers.spec import STUDENT_LOSS_KEY
 from loss_balancers.torch import functional

@@ -2,12 +2,16 @@
 
 Losses on a CPU are few and small: there what the host decides in a call takes as long as its kernels. With four KD losses, float32
 scalars, this makes forward and backward 1.07 times as fast. Any other call goes the long way, which alone words errors.
+
+What is kept on a module is not a tuple: `torch.export` of PyTorch 2.9 and before takes tuples apart there, and fails if their
+lengths change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +22,15 @@ from loss_balancers.torch.functional import can_keep_tensors, weights_on_device
 from loss_balancers.torch.rounding import TINY
 
 
-class Again(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LastPlan:
+    """The plan of the last call, which the next most often needs too: to find it by the hash of the settings takes 3 us."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
     """A weighted sum of scalars on the CPU: the names as they were given, in canonical order, the dtype, and the sum.
 
     Immutable, and whole in itself: threads that share a balancer may replace one by another at any time.
@@ -31,14 +43,13 @@ class Again(NamedTuple):
 
     def total(self, loss: Mapping[str, Any]) -> Tensor | None:
         """The aggregate of losses like the last ones; None if they are not."""
-        given, names, dtype, linear = self
-        if type(loss) is not dict or tuple(loss) != given:
+        if type(loss) is not dict or tuple(loss) != self.given:
             return None
-        terms = [loss[name] for name in names]
+        terms, dtype = [loss[name] for name in self.names], self.dtype
         for x in terms:
             if not (type(x) is Tensor and x.dtype is dtype and x.is_cpu and x.ndim == 0):
                 return None
-        return total_in_eager(linear, None, terms)
+        return total_in_eager(self.linear, None, terms)
 
     def __reduce__(self) -> Any:
         """Copied and pickled as None: a copy may go to a device or a mode that its tensors do not fit, and makes its own."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
+from loss_balancers.torch.host import number
 from loss_balancers.torch.observing import Inputs, State, look_up
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import finite, keep
@@ -103,13 +104,14 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
         super().__init__(settings, auto_step, process_group)
+        self._decay, self._offset = settings.decay.hex(), settings.offset.hex()
 
     def _committed(self, mean: Tensor, present: Tensor) -> State:
-        return averaged(self._state(), mean, present, self._settings.decay)
+        return averaged(self._state(), mean, present, number(self._decay))
 
     def _factors(self, inputs: Inputs) -> Tensor:
         settings, state = self._settings, self._state()
         if not settings.lagged:
-            state |= averaged(state, inputs.losses, inputs.present, settings.decay)
+            state |= averaged(state, inputs.losses, inputs.present, number(self._decay))
         weights = look_up(self._table, self.steps)
-        return normalized(state, weights, settings.offset, settings.reference)
+        return normalized(state, weights, number(self._offset), settings.reference)

@@ -45,6 +45,15 @@ def host_constant(fn: Callable[[*Ts], R]) -> Callable[[*Ts], R]:
     return call
 
 
+@host_constant
+def number(text: str) -> float:
+    """The float that `float.hex` wrote, as a constant of the graph.
+
+    Of a float attribute that differs between two modules Dynamo makes a symbol, with which no host code can calculate; text stays.
+    """
+    return float.fromhex(text)
+
+
 @traced_as_constant
 def warn_while_tracing(message: str) -> None:
     """A warning that Dynamo gives while it traces, and that leaves nothing in the graph."""

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
+from loss_balancers.spec.logits_and_intermediates import Roles, roles_of
 from loss_balancers.torch.functional import common_dtype, sum_terms
-from loss_balancers.torch.host import host_constant
+from loss_balancers.torch.host import host_constant, number
 from loss_balancers.torch.observing import Inputs, look_up
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import compute_dtype, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
-roles_of = host_constant(spec.LogitsAndIntermediatesLossBalancerSettings.roles)
+# Of two settings and not of all: Dynamo of PyTorch 2.11 and before makes no constant of a dataclass.
+constant_roles = host_constant(roles_of.__wrapped__)
 
 
 def ratio_to(reference: Tensor, mean: Tensor) -> Tensor:
@@ -109,14 +111,15 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
         super().__init__(settings, auto_step, process_group)
-        self._constant_scale = settings.constant_scale  # here, since Dynamo would make a tensor of the settings' table
+        constant = settings.constant_scale  # here, since Dynamo would make a tensor of the settings' table
+        self._constant_scale = None if constant is None else constant.hex()
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        roles_of(self._settings, names)
+        self._roles(names)
 
     def _factors(self, inputs: Inputs) -> Tensor:
         _, _, ratio, phi, scale = self._parts(inputs)
-        roles = roles_of(self._settings, inputs.names)
+        roles = self._roles(inputs.names)
         share = div_of_kept(ratio, number_of(roles.intermediates, inputs, ratio))
         one, zero = torch.ones_like(ratio), torch.zeros_like(ratio)
         kd = one if roles.student is None else rmul_of_kept(phi, scale)
@@ -129,7 +132,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     def _aggregate(self, inputs: Inputs) -> Tensor:
         distilled, compute, _, phi, scale = self._parts(inputs)
-        student, dtype = roles_of(self._settings, inputs.names).student, common_dtype(inputs.dtypes)
+        student, dtype = self._roles(inputs.names).student, common_dtype(inputs.dtypes)
         if student is None:
             return sum_terms([distilled], (compute,), (1.0,), dtype)
         balanced = sum_terms([distilled], (compute,), phi.reshape(1))
@@ -139,7 +142,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _parts(self, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
         names, terms, dtypes = inputs.names, inputs.terms, inputs.dtypes
-        roles = roles_of(self._settings, names)
+        roles = self._roles(names)
         compute = compute_dtype(*dtypes)
 
         def summed(places: Any, losses: Sequence[Tensor] = terms, dtypes: tuple[torch.dtype, ...] = dtypes) -> Tensor:
@@ -151,24 +154,27 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
         means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
-        seen_logits = seen = logits if means is terms else summed([roles.reference], means, mean_dtypes)
+        seen_logits = seen = logits if not inputs.shares else summed([roles.reference], means, mean_dtypes)
         ratio = torch.zeros_like(logits)
         if roles.intermediates:
             mean = mean_of(terms, dtypes)
-            seen_mean = mean if means is terms else mean_of(means, mean_dtypes)
+            seen_mean = mean if not inputs.shares else mean_of(means, mean_dtypes)
             ratio = ratio_to(seen_logits.detach(), seen_mean.detach())
             if inputs.present is not None:
                 ratio = torch.where(inputs.present[roles.reference], ratio, 1.0)
             both = torch.stack([torch.ones_like(ratio), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
-            seen = distilled if means is terms else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
+            seen = distilled if not inputs.shares else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
         phi = torch.ones_like(ratio)
         if roles.student is not None:
             phi = ratio_of(summed([roles.student], means, mean_dtypes).detach(), seen.detach())
         return distilled, compute, ratio, phi, self._scale(ratio)
 
+    def _roles(self, names: tuple[str, ...]) -> Roles:
+        return constant_roles(names, self._settings.reference, self._settings.skip_original_loss)
+
     def _scale(self, like: Tensor) -> Tensor:
         constant = self._constant_scale
         if constant is None:
             return look_up(self._table, self.steps).squeeze(0).to(like.dtype)
-        return keep(torch.full_like(like, constant))
+        return keep(torch.full_like(like, number(constant)))

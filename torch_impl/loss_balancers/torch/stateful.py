@@ -27,6 +27,7 @@ from loss_balancers.torch.wrapped import (
     distributed,
     keep_from_broadcast,
     keep_from_broadcast_while_tracing,
+    wrapped_anew,
 )
 
 #: After how many training forwards without a `step()` a balancer warns.
@@ -197,7 +198,8 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuses losses of other names than those fixed."""
-        if names != self.names:
+        # As lists: Dynamo of PyTorch 2.11 and before cannot compare a tuple that is a constant of the host.
+        if list(names) != list(self.names):
             raise spec.errors.fixed_names(self.names, names)
 
     def _weights(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -227,7 +229,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         if is_dynamo_compiling():
             keep_from_broadcast_while_tracing(CarriesState)
         else:
-            if self._looks == 0 and distributed():
+            if distributed() and (self._looks == 0 or wrapped_anew(self._wrappers)):
                 self._looks, self._wrappers = 1, keep_from_broadcast(CarriesState)
             if self._auto_step is None:
                 self._warn_if_never_stepped(stacklevel + 1)

@@ -12,14 +12,18 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
-from loss_balancers.torch.again import Again, repeatable
+from loss_balancers.torch.again import Again, LastPlan, repeatable
 from loss_balancers.torch.amounts import on_device, presence, without_absent
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down, canonical_order
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.host import host_constant, warn_while_tracing
 from loss_balancers.torch.rounding import compute_dtype
 
-static_plan = host_constant(spec.static_plan.__wrapped__)
+
+@host_constant
+def static_plan(settings: str, names: tuple[str, ...]) -> spec.Plan:
+    """`spec.static_plan` of settings as text: Dynamo of PyTorch 2.11 and before makes no constant of a dataclass."""
+    return spec.static_plan(spec.StaticLossBalancerSettings.from_json(settings), names)
 
 
 class StaticLossBalancer(DistillationLossBalancer):
@@ -66,10 +70,10 @@ class StaticLossBalancer(DistillationLossBalancer):
     def __init__(self, kd_loss_weight: float | Sequence[float] | Mapping[str, float] = 0.5) -> None:
         super().__init__()
         self._settings = spec.StaticLossBalancerSettings(kd_loss_weight)
+        self._text = self._settings.to_json()
         self._warned = False
-        # What the last call worked out, which the next most often needs too: to find a plan by the hash of the settings takes 3 us.
-        # A call reads each once, since threads that share a balancer may replace it.
-        self._last_plan: spec.Plan | None = None
+        # What the last call worked out. A call reads each once, since threads that share a balancer may replace it.
+        self._last_plan: LastPlan | None = None
         self._again: Again | None = None
 
     @property
@@ -124,7 +128,7 @@ class StaticLossBalancer(DistillationLossBalancer):
             parts = self.breakdown(loss, count=count, share=share)
             return {name: parts[f"{name}/weight"] for name in self.canonical(loss)}
         spec.check_mapping(loss)
-        plan = static_plan(self._settings, canonical_order(tuple(loss)))
+        plan = self._plan(canonical_order(tuple(loss)))
         return dict(zip(plan.names, plan.weights, strict=True))
 
     def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Tensor]:
@@ -158,11 +162,11 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         if is_dynamo_compiling():
-            return static_plan(self._settings, names)  # to keep it on self would compile again
-        plan = self._last_plan
-        if plan is None or plan.names != names:
-            self._last_plan = plan = spec.static_plan(self._settings, names)
-        return plan
+            return static_plan(self._text, names)  # to keep it on self would compile again
+        last = self._last_plan
+        if last is None or last.plan.names != names:
+            self._last_plan = last = LastPlan(spec.static_plan(self._settings, names))
+        return last.plan
 
     def _warn_once(self, message: str) -> None:
         if is_dynamo_compiling():

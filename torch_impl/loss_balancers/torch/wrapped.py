@@ -1,7 +1,8 @@
 """What DistributedDataParallel does to a balancer in its model, and how it is kept from that.
 
 By default it sends rank 0's buffers to all ranks at every forward: over what each has observed. DDP's own list of names to pass by
-is kept on the wrapper, which a module inside does not know of; so a balancer looks for wrappers, twice in its life.
+is kept on the wrapper, which a module inside does not know of; so a balancer looks for wrappers: at its first
+forward, at the next `step()`, and where it finds itself in the forward of a wrapper that it does not know.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ Wrappers = tuple[Callable[[], DistributedDataParallel | None], ...]
 def distributed() -> bool:
     """Whether there are other ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def wrapped_anew(wrappers: Wrappers) -> bool:
+    """Whether this forward is within that of a wrapper that is not among these."""
+    active = DistributedDataParallel._get_active_ddp_module()
+    return active is not None and all(wrapper() is not active for wrapper in wrappers)
 
 
 def keep_from_broadcast(kind: type[nn.Module]) -> Wrappers:

@@ -1,0 +1,144 @@
+"""``bash run OUT [MINUTES]``: every job within the minutes, and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+from gpu_kit.figures import read, record
+from gpu_kit.job import ABSENT
+from gpu_kit.jobs import Part, parts
+from gpu_kit.machine import basics
+from gpu_kit.summary import summary, verdict
+from loss_balancers.parity.files import write_text
+
+USAGE_ERROR = 2
+#: A job that has less than this left is not begun: to load a framework takes as long.
+LEAST = 3.0
+
+
+class Kit:
+    """One run of the kit."""
+
+    def __init__(self, folder: Path, device: str, minutes: float, only: Sequence[str]) -> None:
+        self._folder, self._device, self._only = folder, device, only
+        self._seconds = minutes * 60
+        self._start = time.monotonic()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock, self._stopped = Lock(), False
+
+    def run(self) -> None:
+        """All parts, one after the other."""
+        for part in parts(self._device):
+            streams = [[job for job in stream if not self._only or job in self._only] for stream in part.streams]
+            threads = [Thread(target=self._stream, args=(part, stream), daemon=True) for stream in streams if stream]
+            if threads:
+                print(f"==> {part.title} ({self._since():.0f} s)", flush=True)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    def stop(self) -> None:
+        """Ends the jobs that run."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                _kill(process)
+
+    def _since(self) -> float:
+        return time.monotonic() - self._start
+
+    def _stream(self, part: Part, jobs: Sequence[str]) -> None:
+        for index, job in enumerate(jobs):
+            left = part.until * self._seconds - self._since()
+            # One that hangs must leave something to those after it.
+            limit = left if index == len(jobs) - 1 else left / 2
+            if limit < LEAST:
+                self._progress(job, state="not begun: the time of its part was up")
+            elif not self._stopped:
+                self._do(job, limit)
+
+    def _do(self, job: str, limit: float) -> None:
+        begin = self._since()
+        self._progress(job, state="running", limit=round(limit, 1))
+        with open(self._folder / "logs" / f"{job}.txt", "wb") as log:
+            command = [sys.executable, "-m", "gpu_kit.job", job, self._device, str(self._folder)]
+            with self._lock:
+                if self._stopped:
+                    return
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                )
+                self._running.add(process)
+            try:
+                status = process.wait(limit)
+                state = {0: "done", ABSENT: "absent"}.get(status, f"failed: exit status {status}, see logs/{job}.txt")
+            except subprocess.TimeoutExpired:
+                state = f"cut off after {limit:.0f} s"
+            finally:
+                _kill(process)
+                with self._lock:
+                    self._running.discard(process)
+        if not self._stopped:
+            self._progress(job, state=state, seconds=round(self._since() - begin, 1))
+            print(f"    {job}: {state} ({self._since() - begin:.0f} s)", flush=True)
+
+    def _progress(self, job: str, **entries: Any) -> None:
+        for name, value in entries.items():
+            record(self._folder, "progress", job, name, value=value)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a job with all that it has started: its group is its own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def main() -> int:
+    """The exit status that README.md lists."""
+    parser = argparse.ArgumentParser(prog="bash run", description="Runs the golden vectors and measures the balancers on a GPU.")
+    parser.add_argument("folder", metavar="OUT", type=Path, help="where files go; new or empty")
+    parser.add_argument("minutes", metavar="MINUTES", type=float, nargs="?", default=8.0)
+    given = parser.parse_args()
+    device, only, folder = os.environ.get("DEVICE", "cuda"), os.environ.get("ONLY", "").split(), given.folder.absolute()
+    jobs = [job for part in parts(device) for stream in part.streams for job in stream]
+    if device not in ("cuda", "cpu"):
+        parser.error(f"DEVICE must be cuda or cpu. Received {device!r}.")
+    if unknown := [job for job in only if job not in jobs]:
+        parser.error(f"ONLY must name jobs of {', '.join(jobs)}. Received {', '.join(unknown)}.")
+    if not given.minutes > 0:
+        parser.error(f"MINUTES must be above 0. Received {given.minutes}.")
+    if folder.exists() and any(folder.iterdir()):
+        parser.error(f"OUT must be new or empty: {folder} has files. Name another folder.")
+    (folder / "logs").mkdir(parents=True)
+    kit = Kit(folder, device, given.minutes, only)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for name, value in {"device": device, "minutes": given.minutes, "only": only, **basics(device)}.items():
+        record(folder, "host", name, value=value)
+    try:
+        kit.run()
+    except KeyboardInterrupt:
+        print("==> interrupted; what was found so far:", flush=True)
+    finally:
+        kit.stop()
+    wanted = only or jobs
+    text = summary(folder, wanted)
+    write_text(folder / "summary.txt", text)
+    print(text, end="", flush=True)
+    return verdict({name: read(folder, name) for name in ("progress", "certificate", "quotients", "costs")}, wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The oldest versions of the frameworks that the balancers run on."""
+
+from __future__ import annotations
+
+import re
+
+from loss_balancers.spec import errors
+
+#: By package. `pyproject.toml` has the same numbers, and a test holds the two together.
+OLDEST = {"torch": "2.8", "jax": "0.6.2", "flax": "0.10.7"}
+
+
+def check_version(part: str, package: str, found: str) -> None:
+    """Raises if a framework is older than the balancers can run on.
+
+    Args:
+        part: The part of this library that needs it: ``torch`` or ``jax``.
+        package: The package, one of `OLDEST`.
+        found: Its ``__version__``.
+
+    Raises:
+        ImportError: It is too old.
+    """
+    numbers = release(found)
+    if numbers and numbers < release(OLDEST[package]):
+        raise errors.framework_too_old(part, package, found, OLDEST[package])
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a release: (2, 9, 1) of "2.9.1+cu128". A version before a release counts as that; without numbers: ()."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    return tuple(map(int, found[1].split("."))) if found else ()
