@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, NoReturn
 
 from gpu_kit.figures import read, record
 from gpu_kit.job import ABSENT
@@ -106,6 +106,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _interrupted(*_: Any) -> NoReturn:
+    # Not by way of SIGINT, which a program that was started in the background may have to ignore.
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """The exit status that README.md lists."""
     parser = argparse.ArgumentParser(prog="bash run", description="Runs the golden vectors and measures the balancers on a GPU.")
@@ -124,10 +129,10 @@ def main() -> int:
         parser.error(f"OUT must be new or empty: {folder} has files. Name another folder.")
     (folder / "logs").mkdir(parents=True)
     kit = Kit(folder, device, given.minutes, only)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    for name, value in {"device": device, "minutes": given.minutes, "only": only, **basics(device)}.items():
-        record(folder, "host", name, value=value)
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
+        for name, value in {"device": device, "minutes": given.minutes, "only": only, **basics(device)}.items():
+            record(folder, "host", name, value=value)
         kit.run()
     except KeyboardInterrupt:
         print("==> interrupted; what was found so far:", flush=True)

@@ -70,7 +70,7 @@ def _device(host: Data) -> str:
     driver = host.get("driver")
     if isinstance(driver, list):
         return "; ".join(f"{one['name']}, driver {one['driver_version']}, {one['memory.total']}" for one in driver)
-    return f"{host.get('host', {}).get('processor', '?')} (driver: {driver})"
+    return f"{host.get('host', {}).get('processor', 'not asked')} (driver: {driver})"
 
 
 def _framework(host: Data, name: str) -> str:

@@ -134,6 +134,10 @@ def forged() -> dict[str, Any]:
     shown.update(file=FORGED, library=FORGED, created=FORGED, host={FORGED: FORGED}, frameworks={FORGED: FORGED})
     shown["flags"] = {FORGED: [FORGED]}
     made["vectors"] = {FORGED: FORGED}
+    claim = {"balancer": FORGED, "targets": {FORGED: FORGED}, "identical": False, "together": "contradiction"}
+    # Beside one of a lane that the filter may hide.
+    others = {"balancer": "StaticLossBalancer", "targets": {"cuda:sm_90": "as specified"}, "identical": True, "together": "agree"}
+    made["audit"] = {"date": FORGED, "claims": [{"lane": lane["id"], **claim}, {"lane": made["lanes"][-1]["id"], **others}]}
     balancer = made["balancers"][-1]
     made["balancers"][-1] = FORGED
     for cell in made["cells"]:

@@ -162,7 +162,8 @@ def test_what_is_left_by_a_kill_merges(kit: Path, tmp_path: Path, number: int) -
     else:
         process.kill()
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL or (polite and process.returncode == 3), output
+    # Who is asked to end before anything has begun just ends.
+    assert process.returncode in ((3, -signal.SIGTERM) if polite else (-signal.SIGKILL,)), output
     assert wait_for(lambda: not [pid for pid in family if _alive(pid)], 20), family
     matrix = merged(tmp_path)
     assert matrix is not None or number % 2
