@@ -166,17 +166,17 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
         means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
-        seen_logits = seen = logits if means is terms else summed([roles.reference], means, mean_dtypes)
+        seen_logits = seen = summed([roles.reference], means, mean_dtypes) if inputs.shares else logits
         ratio = filled(logits, 0.0)
         if roles.intermediates:
             mean = mean_of(terms, dtypes)
-            seen_mean = mean if means is terms else mean_of(means, mean_dtypes)
+            seen_mean = mean_of(means, mean_dtypes) if inputs.shares else mean
             ratio = ratio_to(lax.stop_gradient(seen_logits), lax.stop_gradient(seen_mean))
             if inputs.present is not None:
                 ratio = chosen(unstacked(inputs.present)[roles.reference], ratio, 1.0)
             both = jnp.stack([filled(ratio, 1.0), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
-            seen = distilled if means is terms else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
+            seen = sum_terms([seen_logits, seen_mean], (compute, compute), both, compute) if inputs.shares else distilled
         phi = filled(ratio, 1.0)
         if roles.student is not None:
             phi = ratio_of(lax.stop_gradient(summed([roles.student], means, mean_dtypes)), lax.stop_gradient(seen))

@@ -3,8 +3,8 @@
 Losses on a CPU are few and small: there what the host decides in a call takes as long as its kernels. With four KD losses, float32
 scalars, this makes forward and backward 1.07 times as fast. Any other call goes the long way, which alone words errors.
 
-What is kept on a module is not a tuple: `torch.export` of PyTorch 2.9 and before takes tuples apart there, and fails if their lengths
-change.
+What is kept on a module is not a tuple: `torch.export` of PyTorch 2.9 and before takes tuples apart there, and fails if their
+lengths change.
 """
 
 from __future__ import annotations
