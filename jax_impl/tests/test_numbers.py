@@ -24,7 +24,7 @@ ONE = jnp.float32(1.0)
 SCALARS = {
     **{name: jnp.asarray(0.1, name) for name in ("bfloat16", "float16", "float32")},
     "int32": jnp.asarray(0),
-    "replicated": jax.device_put(jnp.float32(0.25), jax.NamedSharding(jax.make_mesh((1,), ("x",)), jax.P())),
+    "replicated": jax.device_put(jnp.float32(0.25), jax.NamedSharding(jax.make_mesh((1,), ("x",)), jax.sharding.PartitionSpec())),
 }
 REFUSED = {"bool": jnp.asarray(True), "complex": jnp.asarray(0.5j)}
 

@@ -7,6 +7,7 @@ from torch.func import functional_call, grad, grad_and_value, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec.versions import release
 
 
 def warm(balancer, draw):
@@ -224,7 +225,11 @@ def test_a_training_forward_within_a_transform_that_is_compiled_is_refused(make,
         "grad": torch.func.grad(total),
         "jvp": lambda x: torch.func.jvp(total, (x,), (x,)),
     }
-    for call in (calls[transform], torch.compile(calls[transform], fullgraph=True, backend="aot_eager")):
-        with pytest.raises(RuntimeError, match=r"cannot be called under `torch.func`"):
-            call(torch.tensor(1.0))
+    words = r"cannot be called under `torch.func`"
+    # Dynamo of PyTorch 2.8 says only of which class an error is, and where.
+    in_a_graph = words if release(torch.__version__) >= (2, 9) else "<class 'RuntimeError'>"
+    with pytest.raises(RuntimeError, match=words):
+        calls[transform](torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match=in_a_graph):
+        torch.compile(calls[transform], fullgraph=True, backend="aot_eager")(torch.tensor(1.0))
     assert not balancer.pending.any()

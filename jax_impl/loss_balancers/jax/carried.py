@@ -25,6 +25,15 @@ class BalancerTable(nnx.Variable):
     """
 
 
+#: In Flax 0.10 ``variable[...]`` indexes the array and scatters into it, with a transfer to the device each time.
+_BY_VALUE = not hasattr(nnx.Variable, "get_value")
+
+
+def read(variable: nnx.Variable) -> Array:
+    """The value of a variable."""
+    return variable.value if _BY_VALUE else variable[...]
+
+
 def write(variable: BalancerState, value: Array) -> None:
     """Gives a variable its next value.
 
@@ -32,7 +41,10 @@ def write(variable: BalancerState, value: Array) -> None:
         RuntimeError: The variable is of outside the transform that this is in: the value could not get out.
     """
     try:
-        variable[...] = value
+        if _BY_VALUE:
+            variable.value = value
+        else:
+            variable[...] = value
     except TraceContextError as error:
         raise errors.across_a_transform() from error
 

@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from loss_balancers import spec
 from loss_balancers.jax.amounts import chosen, unstacked
+from loss_balancers.jax.carried import read
 from loss_balancers.jax.functional import common_dtype, sum_terms
 from loss_balancers.jax.observing import Inputs, look_up
 from loss_balancers.jax.portable import div, div_of_kept, rmul_of_kept
@@ -166,17 +167,17 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
         means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
-        seen_logits = seen = logits if not inputs.shares else summed([roles.reference], means, mean_dtypes)
+        seen_logits = seen = summed([roles.reference], means, mean_dtypes) if inputs.shares else logits
         ratio = filled(logits, 0.0)
         if roles.intermediates:
             mean = mean_of(terms, dtypes)
-            seen_mean = mean if not inputs.shares else mean_of(means, mean_dtypes)
+            seen_mean = mean_of(means, mean_dtypes) if inputs.shares else mean
             ratio = ratio_to(lax.stop_gradient(seen_logits), lax.stop_gradient(seen_mean))
             if inputs.present is not None:
                 ratio = chosen(unstacked(inputs.present)[roles.reference], ratio, 1.0)
             both = jnp.stack([filled(ratio, 1.0), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
-            seen = distilled if not inputs.shares else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
+            seen = sum_terms([seen_logits, seen_mean], (compute, compute), both, compute) if inputs.shares else distilled
         phi = filled(ratio, 1.0)
         if roles.student is not None:
             phi = ratio_of(lax.stop_gradient(summed([roles.student], means, mean_dtypes)), lax.stop_gradient(seen))
@@ -185,5 +186,5 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _scale(self, like: Array) -> Array:
         constant = self._settings.constant_scale
         if constant is None:
-            return look_up(self._table[...], self.steps[...]).squeeze(0).astype(like.dtype)
+            return look_up(read(self._table), read(self.steps)).squeeze(0).astype(like.dtype)
         return filled(like, constant)

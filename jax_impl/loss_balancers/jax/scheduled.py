@@ -9,6 +9,7 @@ from typing import Any
 from jax import Array
 
 from loss_balancers import spec
+from loss_balancers.jax.carried import read
 from loss_balancers.jax.observing import Inputs, look_up
 from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
@@ -78,7 +79,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
 
     def _factors(self, inputs: Inputs) -> Array:
         del inputs
-        return look_up(self._table[...], self.steps[...])
+        return look_up(read(self._table), read(self.steps))
 
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
@@ -133,4 +134,4 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
 
     def _factors(self, inputs: Inputs) -> Array:
         del inputs
-        return look_up(self._table[...], self.steps[...])
+        return look_up(read(self._table), read(self.steps))

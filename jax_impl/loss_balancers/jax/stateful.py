@@ -16,7 +16,7 @@ from jaxtyping import Float
 from loss_balancers import spec
 from loss_balancers.jax.amounts import unstacked
 from loss_balancers.jax.base import DistillationLossBalancer, broken_down
-from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, write
+from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, read, write
 from loss_balancers.jax.functional import balance
 from loss_balancers.jax.observing import (
     Inputs,
@@ -130,7 +130,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
         No counter moves. In a `shard_map`, call it on every device.
         """
-        write(self.pending, jnp.zeros_like(self.pending[...]))
+        write(self.pending, jnp.zeros_like(read(self.pending)))
 
     def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
         """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
@@ -160,7 +160,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
             Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
         """
         settings = self._settings
-        state = {name: np.array(variable[...]) for name, variable in self._state().items()}
+        state = {name: np.array(read(variable)) for name, variable in self._state().items()}
         return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
 
     def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
@@ -178,7 +178,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         for name, variable in self._state().items():
-            variable[...] = jnp.array(arrays[name])
+            write(variable, jnp.array(arrays[name]))
 
     def __repr__(self) -> str:
         shown = (f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
@@ -226,9 +226,9 @@ class StatefulLossBalancer(DistillationLossBalancer):
         if self._auto_step is None:
             self._warn_if_never_stepped(stacklevel + 1)
         else:
-            due = enough(pending[...], self._auto_step)
+            due = enough(read(pending), self._auto_step)
             self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
-        write(pending, observed(pending[...], inputs.sums, inputs.amounts, inputs.valid))
+        write(pending, observed(read(pending), inputs.sums, inputs.amounts, inputs.valid))
 
     def _commit(self, due: Array | None = None) -> None:
         """Commits, with ``due`` where that is true: the decision stays on the device."""
@@ -249,7 +249,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         return {entry.name: getattr(self, entry.name) for entry in self._settings.state}
 
     def _values(self) -> State:
-        return {name: variable[...] for name, variable in self._state().items()}
+        return {name: read(variable) for name, variable in self._state().items()}
 
     def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards.count >= 0:

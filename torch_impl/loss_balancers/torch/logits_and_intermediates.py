@@ -154,17 +154,17 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
         means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
-        seen_logits = seen = logits if not inputs.shares else summed([roles.reference], means, mean_dtypes)
+        seen_logits = seen = summed([roles.reference], means, mean_dtypes) if inputs.shares else logits
         ratio = torch.zeros_like(logits)
         if roles.intermediates:
             mean = mean_of(terms, dtypes)
-            seen_mean = mean if not inputs.shares else mean_of(means, mean_dtypes)
+            seen_mean = mean_of(means, mean_dtypes) if inputs.shares else mean
             ratio = ratio_to(seen_logits.detach(), seen_mean.detach())
             if inputs.present is not None:
                 ratio = torch.where(inputs.present[roles.reference], ratio, 1.0)
             both = torch.stack([torch.ones_like(ratio), ratio])
             distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
-            seen = distilled if not inputs.shares else sum_terms([seen_logits, seen_mean], (compute, compute), both, compute)
+            seen = sum_terms([seen_logits, seen_mean], (compute, compute), both, compute) if inputs.shares else distilled
         phi = torch.ones_like(ratio)
         if roles.student is not None:
             phi = ratio_of(summed([roles.student], means, mean_dtypes).detach(), seen.detach())
