@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, NoReturn
@@ -38,14 +40,21 @@ class Kit:
     def run(self) -> None:
         """All parts, one after the other."""
         for part in parts(self._device):
-            streams = [[job for job in stream if not self._only or job in self._only] for stream in part.streams]
-            threads = [Thread(target=self._stream, args=(part, stream), daemon=True) for stream in streams if stream]
+            queues = [(wanted, queue.at_once) for queue in part.queues if (wanted := self._wanted(queue.jobs))]
+            threads = [
+                Thread(target=self._worker, args=(part, wanted, at_once), daemon=True)
+                for wanted, at_once in queues
+                for _ in range(min(at_once, len(wanted)))
+            ]
             if threads:
                 print(f"==> {part.title} ({self._since():.0f} s)", flush=True)
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
+
+    def _wanted(self, jobs: Sequence[str]) -> deque[str]:
+        return deque(job for job in jobs if not self._only or job in self._only or job.partition(".")[0] in self._only)
 
     def stop(self) -> None:
         """Ends the jobs that run."""
@@ -57,14 +66,19 @@ class Kit:
     def _since(self) -> float:
         return time.monotonic() - self._start
 
-    def _stream(self, part: Part, jobs: Sequence[str]) -> None:
-        for index, job in enumerate(jobs):
+    def _worker(self, part: Part, queue: deque[str], at_once: int) -> None:
+        """Takes a job after the other. Workers of one queue share it."""
+        while True:
+            with self._lock:
+                if self._stopped or not queue:
+                    return
+                job, rest = queue.popleft(), len(queue)
             left = part.until * self._seconds - self._since()
-            # One that hangs must leave something to those after it.
-            limit = left if index == len(jobs) - 1 else left / 2
+            # One that hangs must leave something to those after it: nobody gets more than twice its share.
+            limit = left * min(1, 2 / (1 + ceil((rest + 1) / at_once)))
             if limit < LEAST:
                 self._progress(job, state="not begun: the time of its part was up")
-            elif not self._stopped:
+            else:
                 self._do(job, limit)
 
     def _do(self, job: str, limit: float) -> None:
@@ -118,11 +132,12 @@ def main() -> int:
     parser.add_argument("minutes", metavar="MINUTES", type=float, nargs="?", default=8.0)
     given = parser.parse_args()
     device, only, folder = os.environ.get("DEVICE", "cuda"), os.environ.get("ONLY", "").split(), given.folder.absolute()
-    jobs = [job for part in parts(device) for stream in part.streams for job in stream]
+    jobs = [job for part in parts(device) for queue in part.queues for job in queue.jobs]
+    lanes = {job.partition(".")[0] for job in jobs}
     if device not in ("cuda", "cpu"):
         parser.error(f"DEVICE must be cuda or cpu. Received {device!r}.")
-    if unknown := [job for job in only if job not in jobs]:
-        parser.error(f"ONLY must name jobs of {', '.join(jobs)}. Received {', '.join(unknown)}.")
+    if unknown := [job for job in only if job not in lanes.union(jobs)]:
+        parser.error(f"ONLY must name jobs of {', '.join(jobs)}, or lanes. Received {', '.join(unknown)}.")
     if not given.minutes > 0:
         parser.error(f"MINUTES must be above 0. Received {given.minutes}.")
     if folder.exists() and any(folder.iterdir()):
@@ -138,7 +153,7 @@ def main() -> int:
         print("==> interrupted; what was found so far:", flush=True)
     finally:
         kit.stop()
-    wanted = only or jobs
+    wanted = [job for job in jobs if not only or job in only or job.partition(".")[0] in only]
     text = summary(folder, wanted)
     write_text(folder / "summary.txt", text)
     print(text, end="", flush=True)

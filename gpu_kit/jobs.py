@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 #: The modes whose lanes run, in order. The others are the same code once more, or are left out on purpose (x64, sharded).
 MODES = {"torch": ("eager", "compiled", "step", "vmap"), "jax": ("jit", "scan", "step", "vmap", "remat")}
 
 
+#: Where a compiler takes most of the time. There each balancer is a job of its own, so that many cores compile several at once.
+ONE_BY_ONE = ("torch-{device}-compiled", "torch-{device}-step")
+#: Those that take longest first.
+BALANCERS = ("EMANormalized", "LogitsAndIntermediates", "Scheduled", "WeightedSum", "Static")
+
+
+class Queue(NamedTuple):
+    """Jobs in their order, of which ``at_once`` run at a time."""
+
+    jobs: tuple[str, ...]
+    at_once: int = 1
+
+
 class Part(NamedTuple):
-    """Jobs that run side by side: of each stream one at a time, in order.
+    """Queues that run side by side.
 
     ``until`` is the fraction of all minutes at which the part ends; who is done earlier leaves more to the next.
     """
 
     title: str
     until: float
-    streams: tuple[tuple[str, ...], ...]
+    queues: tuple[Queue, ...]
 
 
 def parts(device: str) -> list[Part]:
     """All parts. Frameworks run side by side, since bits do not depend on who else is there; what is timed runs alone."""
-    frameworks = tuple(MODES)
     lanes = {framework: [f"{framework}-{device}-{mode}" for mode in modes] for framework, modes in MODES.items()}
+    one_by_one = [name.format(device=device) for name in ONE_BY_ONE]
+
+    def jobs(lane: str) -> list[str]:
+        return [f"{lane}.{balancer}" for balancer in BALANCERS] if lane in one_by_one else [lane]
+
+    others = [tuple(job for lane in of_one[1:] for job in jobs(lane)) for of_one in lanes.values()]
+    compilers = max(1, (os.cpu_count() or 1) // 2 - 1)  # Inductor starts helpers of its own
     return [
-        Part("versions and devices", 0.12, tuple((f"host-{name}",) for name in frameworks)),
-        Part("golden vectors", 0.3, tuple((of_one[0],) for of_one in lanes.values())),
-        Part("golden vectors, other modes", 0.68, tuple(tuple(of_one[1:]) for of_one in lanes.values())),
-        Part("quotients", 0.78, tuple((f"quotients-{name}",) for name in frameworks)),
-        Part("costs", 0.97, (("costs-kernels", "costs-eager", "costs-graph", "costs-compiled"),)),
+        Part("versions and devices", 0.12, tuple(Queue((f"host-{name}",)) for name in MODES)),
+        Part("golden vectors", 0.3, tuple(Queue((of_one[0],)) for of_one in lanes.values())),
+        Part("golden vectors, other modes", 0.68, (Queue(others[0], compilers), Queue(others[1]))),
+        Part("quotients", 0.78, tuple(Queue((f"quotients-{name}",)) for name in MODES)),
+        Part("costs", 0.97, (Queue(("costs-kernels", "costs-eager", "costs-graph", "costs-compiled")),)),
     ]

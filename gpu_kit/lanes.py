@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,36 @@ CHUNKS = (("f32",), ("bf16", "f16"), ("f64", "mixed"))
 TIME_WAS_UP = "not run: the time of the lane was up"
 
 
-def run(name: str, folder: Path) -> int:
-    """Runs a lane, some columns at a time, and writes the certificate after each; columns that fail stop no other."""
+def run(job: str, folder: Path) -> int:
+    """Runs a lane, or of ``LANE.BALANCER`` that balancer, some columns at a time; the certificate is written after each.
+
+    Columns that fail stop no other.
+    """
+    name, _, balancer = job.partition(".")
     lane = next((lane for lane in _lanes(name.partition("-")[0]) if lane.name == name), None)
     reason = "there is no such lane" if lane is None else lane.why_absent()
     if lane is None or reason is not None:
-        return _absent(name, reason, folder)
+        return _absent(job, reason, folder)
     vectors = installed_vectors()
-    groups = [group for of_balancer in vectors.values() for group in of_balancer.groups]
-    cells = {pair: Cell(name, *pair, absent=TIME_WAS_UP) for pair in columns(groups, LABELS)}
+    every = [group for of_balancer in vectors.values() for group in of_balancer.groups]
+    groups = [group for group in every if not balancer or group.balancer == f"{balancer}LossBalancer"]
+    cells = {pair: Cell(name, *pair, absent=TIME_WAS_UP) for pair in columns(every, LABELS)}
+    own = {group.balancer for group in groups}
     failed = 0
     for labels in CHUNKS:
         try:
             ran = run_lane(lane, groups, labels)
         except NotCompiledError as error:
-            return _absent(name, str(error), folder)
+            return _absent(job, str(error), folder)
         except Exception as error:  # of a compiler that fails: the reason stands in the certificate, and the traceback in the log
             import traceback
 
             traceback.print_exc()
             failed = 1
             reason = f"failed: {first_line(error)}"
-            ran = [cell._replace(absent=reason) for cell in cells.values() if cell.label in labels]
+            ran = [cell._replace(absent=reason) for cell in cells.values() if cell.label in labels and cell.balancer in own]
         cells |= {(cell.balancer, cell.label): cell for cell in ran}
-        _certify(lane, list(cells.values()), folder)
+        _certify(lane, list(cells.values()), own, folder)
     return failed
 
 
@@ -62,8 +68,8 @@ def _absent(name: str, reason: Any, folder: Path) -> int:
     return ABSENT
 
 
-def _certify(lane: Lane, cells: Sequence[Cell], folder: Path) -> None:
-    """Puts the lane, as far as it got, into the certificate, where there is a result of it."""
+def _certify(lane: Lane, cells: Sequence[Cell], own: Set[str], folder: Path) -> None:
+    """Puts some balancers of the lane, as far as they got, into the certificate, where there is a result of them."""
     if all(cell.absent is not None for cell in cells):
         return
     made = make_certificate({lane.name: cells}, [lane])
@@ -71,11 +77,13 @@ def _certify(lane: Lane, cells: Sequence[Cell], folder: Path) -> None:
     def joined(before: dict[str, Any]) -> dict[str, Any]:
         if not before:
             return made
-        (own,) = made["lanes"]
+        (row,) = made["lanes"]
         # The flags of a lane are those that were other ones there than the certificate says.
-        own["flags"] = {flag: value for flag, value in made["flags"].items() if before["flags"].get(flag) != value}
-        others = [other for other in before["lanes"] if _mode(other) != _mode(own)]
-        return {**before, "created": made["created"], "lanes": [*others, own]}
+        row["flags"] = {flag: value for flag, value in made["flags"].items() if before["flags"].get(flag) != value}
+        others = [other for other in before["lanes"] if _mode(other) != _mode(row)]
+        for same in (other for other in before["lanes"] if _mode(other) == _mode(row)):  # jobs of other balancers were here
+            row["balancers"] |= {name: cells for name, cells in same["balancers"].items() if name not in own}
+        return {**before, "created": made["created"], "lanes": [*others, row]}
 
     change(folder, "certificate", joined)
 

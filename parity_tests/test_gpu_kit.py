@@ -18,6 +18,7 @@ import pytest
 
 from loss_balancers.parity.merge import merge
 from loss_balancers.parity.reading import read_certificate
+from loss_balancers.parity.vectors import installed_vectors
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -103,11 +104,11 @@ def test_a_run_of_two_jobs(kit: Path, tmp_path: Path) -> None:
 def test_time_that_is_up_is_up(kit: Path, tmp_path: Path) -> None:
     """Nine seconds: the lane may take a third of it, in which no framework loads."""
     begin = time.monotonic()
-    status, output = run(kit, tmp_path, 0.15, ONLY="torch-cpu-compiled torch-cpu-vmap costs-compiled")
+    status, output = run(kit, tmp_path, 0.15, ONLY="torch-cpu-compiled.Static torch-cpu-vmap costs-compiled")
     assert status == 3, output
     assert time.monotonic() - begin < 9 + 6
     states = {job: entry["state"] for job, entry in json.loads((tmp_path / "progress.json").read_text()).items()}
-    assert states.keys() == {"torch-cpu-compiled", "torch-cpu-vmap", "costs-compiled"}
+    assert states.keys() == {"torch-cpu-compiled.Static", "torch-cpu-vmap", "costs-compiled"}
     assert all(state.startswith(("cut off after ", "not begun: ")) for state in states.values()), states
     assert any(state.startswith("cut off after ") for state in states.values()), states
 
@@ -142,6 +143,22 @@ def test_a_folder_that_has_files_is_left_alone(kit: Path, tmp_path: Path) -> Non
     assert status == 2
     assert f"OUT must be new or empty: {tmp_path} has files." in output
     assert (tmp_path / "host.json").read_text() == "mine"
+
+
+def test_jobs_of_one_lane_fill_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from gpu_kit import jobs, lanes
+
+    assert {f"{name}LossBalancer" for name in jobs.BALANCERS} == installed_vectors().keys()
+    for count, name in enumerate(jobs.BALANCERS, 1):
+        assert lanes.run(f"torch-cpu-eager.{name}", tmp_path) == 0
+        (row,) = json.loads((tmp_path / "certificate.json").read_text())["lanes"]
+        ran = {balancer for balancer, cells in row["balancers"].items() if all("absent" not in cell for cell in cells.values())}
+        assert ran == {f"{name}LossBalancer" for name in jobs.BALANCERS[:count]}
+        assert row["balancers"].keys() == installed_vectors().keys()
+    matrix = merged(tmp_path)
+    assert matrix["identical"] == matrix["results"] > 1000
+    assert not matrix["absent"]
 
 
 # --- killed at any moment ---------------------------------------------------------------------------------------------
