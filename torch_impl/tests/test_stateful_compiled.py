@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch._dynamo.config
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
@@ -45,6 +47,28 @@ class Student(nn.Module):
 def batches(count):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(8, 4, generator=generator) for _ in range(count)]
+
+
+def graphs_of(function, *args):
+    """The graphs that a compiler such as Inductor gets, forward and backward."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=keep))(*args)
+    return graphs
+
+
+@pytest.mark.parametrize("auto_step", [None, 2], ids=["step", "auto-step"])
+def test_no_compiled_graph_has_a_fused_write(make, draw, auto_step):
+    """Inductor makes a fused write one kernel, whose blocks read what another overwrites: steps were lost on an H100."""
+    balancer = make(auto_step=auto_step)
+    graphs = [*graphs_of(balancer, draw(requires_grad=True)), *([] if auto_step else graphs_of(balancer.step))]
+    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"}
+    assert len(targets) > 5
+    assert not [target for target in targets if "_foreach" in target]
 
 
 @pytest.mark.parametrize(

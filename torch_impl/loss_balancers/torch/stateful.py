@@ -33,8 +33,18 @@ from loss_balancers.torch.wrapped import (
 #: After how many training forwards without a `step()` a balancer warns.
 _PATIENCE = 100
 
-#: Writes state: all of it by one call into PyTorch, so that an interrupt comes before or after it.
-copy_all = torch._foreach_copy_  # type: ignore[reportPrivateImportUsage]
+
+def copy_all(state: list[Tensor], values: list[Tensor]) -> None:
+    """Writes state: all of it by one call into PyTorch, so that an interrupt comes before or after it.
+
+    Compiled code is one call anyway. There Inductor makes one kernel of the fused copy and of what its values are computed from,
+    whose blocks read ``pending`` while another overwrites it (PyTorch's issue 198033; seen on an H100: steps were lost).
+    """
+    if torch.compiler.is_compiling():
+        for variable, value in zip(state, values, strict=True):
+            variable.copy_(value)
+    else:
+        torch._foreach_copy_(state, values)  # type: ignore[reportPrivateImportUsage]
 
 
 def _check_process_group(group: Any) -> None:
