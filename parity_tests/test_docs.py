@@ -163,6 +163,28 @@ def test_the_evidence_is_of_these_vectors_and_all_identical() -> None:
     }
 
 
+def test_the_page_of_a_gpu_shows_what_the_kit_left() -> None:
+    """Not by `read_certificate`, which refuses one of other vectors than today's: a GPU is seldom at hand."""
+    page, folder = (CERTIFICATE.parent / "gpu.md").read_text("utf-8"), CERTIFICATE.parent / "cuda-h100"
+    lanes = json.loads((folder / "certificate.json").read_text("utf-8"))["lanes"]
+    assert len(lanes) == 9
+    for lane in lanes:
+        cells = [cell for columns in lane["balancers"].values() for cell in columns.values()]
+        identical, vectors = (sum(cell[key] for cell in cells) for key in ("identical", "vectors"))
+        shown = str(identical) if identical == vectors else f"**{identical}**"
+        assert f"| {lane['framework']}-{lane['device']}-{lane['mode']} | {shown} | {vectors} |" in page
+    for balancer, measures in json.loads((folder / "costs.json").read_text("utf-8")).items():
+        columns = [
+            *("+".join(str(part["count"]) for part in side.values()) for side in measures["kernels"]["launched"].values()),
+            *(
+                f"{measure['ours, us']:.0f} us, {measure['times as long']:.2f}"
+                for measure in (measures["eager"], measures["compiled"]["default"], measures["graph"])
+            ),
+        ]
+        assert f"| {balancer.removesuffix('LossBalancer')} | {' | '.join(columns)} |" in page
+        assert measures["kernels"]["syncs"] is None
+
+
 def test_the_readme_shows_the_evidence() -> None:
     (shown,) = BLOCK.findall(README.read_text("utf-8"))
     assert shown == matrix_block()
