@@ -295,3 +295,9 @@ def test_a_certificate_of_before_has_no_flags_of_lanes_and_fewer_of_its_own() ->
     for name in ("env.TORCHDYNAMO_DISABLE", "jax.jax_disable_jit", "torch.compile_stance", "inductor.fallback_by_default"):
         del data["flags"][name]
     assert _matrix(data)["lanes"][0]["flags"] == {}
+
+
+def test_a_switch_that_a_version_does_not_have_is_not_turned() -> None:
+    """Inductor of PyTorch 2.8 has no `fallback_by_default`."""
+    assert turned({"inductor.fallback_by_default": None}) == {}
+    assert turned({"inductor.fallback_by_default": True}) == {"inductor.fallback_by_default": True}

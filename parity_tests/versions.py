@@ -166,9 +166,13 @@ def unit_tests(python: str) -> tuple[str, bool]:
     """How the tests of spec and twins end, such as "812 passed, 3 skipped", and whether none failed."""
     # Warnings of other versions are other ones; that ours raise none, `make test` holds.
     command = [python, "-m", "pytest", "-q", "-o", "filterwarnings=", *TESTS]
-    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, stdout=subprocess.PIPE, text=True, check=False)
-    print(run.stdout, end="", flush=True)
-    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?|xfailed)", run.stdout.splitlines()[-1] if run.stdout else "")
+    environment = {**os.environ, "PYTHONPATH": ""}
+    last = ""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
+        for line in run.stdout or ():  # a line at a time, since it takes minutes
+            print(line, end="", flush=True)
+            last = line
+    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?|xfailed)", last)
     return ", ".join(counts) or "did not run", run.returncode == 0
 
 

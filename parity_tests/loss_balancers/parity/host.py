@@ -142,12 +142,15 @@ def flags_of(framework: str) -> dict[str, Flag]:
 
 
 def turned(flags: Mapping[str, Flag]) -> dict[str, Flag]:
-    """The flags that are not what they are where nobody turned them; any that is set in the environment."""
+    """The flags that are not what they are where nobody turned them; any that is set in the environment.
+
+    None is a switch that the framework's version does not have, or JAX's default.
+    """
     without_ours = {name: _OURS.sub("", value).strip() if isinstance(value, str) else value for name, value in flags.items()}
     return {
         name: value
         for name, value in without_ours.items()
-        if (value if name.startswith("env.") else name in _UNTOUCHED and value != _UNTOUCHED[name])
+        if (value if name.startswith("env.") else value is not None and name in _UNTOUCHED and value != _UNTOUCHED[name])
     }
 
 

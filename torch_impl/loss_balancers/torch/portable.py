@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 
 from loss_balancers.spec import errors
-from loss_balancers.torch.rounding import keep
+from loss_balancers.torch.rounding import compiling, keep
 from loss_balancers.torch.transforms import refuse_dual_level_outside, transformable, transformed
 
 
@@ -119,7 +119,7 @@ def rmul_of_kept(a: Tensor, b: Tensor) -> Tensor:
 
 def _divides(a: Tensor) -> bool:
     """Whether division is correctly rounded here. Else it is repaired, which takes Inductor half a second to compile."""
-    return a.device.type == "cpu" or (a.device.type == "cuda" and not is_compiling())
+    return a.device.type == "cpu" or (a.device.type == "cuda" and not compiling())
 
 
 def _settled(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, hardshrink
+from torch._guards import TracingContext
 
 #: The format of state.
 FLOAT = torch.float32
@@ -57,4 +58,12 @@ def _representable(x: Tensor, dtype: torch.dtype) -> Tensor:
     differentiate values that the narrow format does not hold. It cannot elide one of whose result it needs the bits.
     """
     x = x.to(dtype)
-    return (x.view(torch.int16) & -1).view(dtype) if torch.compiler.is_compiling() else x
+    return (x.view(torch.int16) & -1).view(dtype) if compiling() else x
+
+
+def compiling() -> bool:
+    """Whether a compiler gets what is computed here: Dynamo traces it, or AOTAutograd.
+
+    Up to PyTorch 2.11 Dynamo leaves an `autograd.Function` within a transform of `torch.func` to AOTAutograd.
+    """
+    return torch.compiler.is_compiling() or TracingContext.try_get() is not None

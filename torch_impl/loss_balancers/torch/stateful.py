@@ -20,6 +20,7 @@ from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
+from loss_balancers.torch.rounding import compiling
 from loss_balancers.torch.transforms import under_torch_func
 from loss_balancers.torch.wrapped import (
     Wrappers,
@@ -40,7 +41,7 @@ def copy_all(state: list[Tensor], values: list[Tensor]) -> None:
     Compiled code is one call anyway. There Inductor makes one kernel of the fused copy and of what its values are computed from,
     whose blocks read ``pending`` while another overwrites it (PyTorch's issue 198033; seen on an H100: steps were lost).
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         for variable, value in zip(state, values, strict=True):
             variable.copy_(value)
     else:
