@@ -30,6 +30,10 @@ class CarriesState(nn.Module):
             self.register_buffer(entry.name, torch.zeros(entry.shape, dtype=self._dtypes[entry.name]))
         self.register_buffer("_table", torch.tensor(self._settings.table), persistent=False)
 
+    def is_shared(self, name: str) -> bool:
+        """Whether this buffer is the same on all ranks: committed state, unless each rank has its own."""
+        return name not in ("pending", "_table") and self._process_group is not False
+
     def _state(self) -> dict[str, Tensor]:
         """The state by name.
 
@@ -56,15 +60,11 @@ class CarriesState(nn.Module):
         """Makes the table anew where state is: FSDP2 moves a buffer, and accelerate loads those that are saved, without a word."""
         self._table = torch.tensor(self._settings.table, device=self.pending.device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: no reference to a wrapper, which the copy is not in."""
-        return {**self.__dict__, "_wrappers": (), "_looks": 0}
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of everything but the process group, which cannot be copied."""
         memo[id(self._process_group)] = self._process_group
         memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__dict__.update(deepcopy(self.__getstate__(), memo))
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
         return copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
