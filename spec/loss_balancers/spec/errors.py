@@ -68,10 +68,8 @@ def _of_text(received: Any) -> str:
     return f"Pass `float({str(received)!r})`, a number and not text. YAML reads 1e-3 as text and 1.0e-3 as a number."
 
 
-def learnable(where: str) -> TypeError:
-    return TypeError(
-        f"`{where}` must be constant: no gradient reaches it. Received a tensor that requires grad. Pass `tensor.detach()`."
-    )
+def learnable(where: str, what: str = "requires grad") -> TypeError:
+    return TypeError(f"`{where}` must be constant: no gradient reaches it. Received a tensor that {what}. Pass `tensor.detach()`.")
 
 
 def number_on_a_device(where: str, device: str) -> TypeError:
