@@ -381,6 +381,10 @@ def not_a_state_file(file: str, reason: str) -> ValueError:
     return ValueError(f"{file} is not a state of a loss balancer: {reason}. Read a file that `save_state` wrote.")
 
 
+def state_without_values(received: str, what: str) -> RuntimeError:
+    return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, and has none. {what}")
+
+
 def state_too_large(file: str, size: int, most: int) -> ValueError:
     return ValueError(
         f"The settings in a state file must take at most {most} bytes. Those for {file} take {size}: they hold long tables. Use "

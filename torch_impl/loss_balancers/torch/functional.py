@@ -40,7 +40,8 @@ def weighted_sum(
     Args:
         terms: At least one tensor, all of one shape and on one device.
         weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
-            values are not checked. Constants either way: no gradient reaches them, so one that requires grad or has a tangent is refused.
+            values are not checked. Constants either way: no gradient reaches them, so what requires grad or has a tangent is
+            refused.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:

@@ -16,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down
-from loss_balancers.torch.carried import CarriesState
+from loss_balancers.torch.carried import CarriesState, on_meta
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
@@ -162,10 +162,13 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         Raises:
             TypeError: ``exported`` is no mapping.
             ValueError: It is of another balancer, of other settings or other losses. Then nothing has changed.
+            RuntimeError: This balancer is on the device "meta".
         """
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         state = self._state()
+        if self.pending.is_meta:
+            raise on_meta()
         copy_all(list(state.values()), [torch.from_numpy(arrays[name]) for name in state])
 
     def extra_repr(self) -> str:
