@@ -39,7 +39,7 @@ class CarriesState(nn.Module):
                 with torch.inference_mode(False):
                     self._buffers[name] = x.clone()
 
-    def is_shared(self, name: str) -> bool:
+    def _is_shared(self, name: str) -> bool:
         """Whether this buffer is the same on all ranks: committed state, unless each rank has its own."""
         return name not in ("pending", "_table") and self._process_group is not False
 

@@ -60,7 +60,7 @@ def _pass_by(wrapper: DistributedDataParallel, tree: nn.Module, prefix: str) -> 
         if isinstance(module, CarriesState):
             names = {name for name, _ in module.named_buffers(path, recurse=False)}
             passed_by |= names
-            sent_once |= {name for name in names if module.is_shared(name.rpartition(".")[2])}
+            sent_once |= {name for name in names if module._is_shared(name.rpartition(".")[2])}
     if passed_by:
         wrapper.parameters_to_ignore = PassedBy(wrapper.parameters_to_ignore | passed_by, sent_once, wrapper)
 
