@@ -132,6 +132,31 @@ def test_a_training_step(make, backend, assert_same_state):
     assert not counters["graph_break"]
 
 
+# Dynamo begins in the middle of an eager call there, and asks losses that are results for their `.grad`.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+@pytest.mark.parametrize("stance", ["eager_then_compile", "force_eager", "eager_on_recompile"])
+def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert_same_state):
+    """Some calls run as compiled code and others as Python, on the same state; float64 losses would compile anew."""
+    mixed, eager = make(), make()
+    forward = torch.compile(mixed, fullgraph=True, backend="aot_eager")
+    step = torch.compile(mixed.step, fullgraph=True, backend="aot_eager")
+    if stance == "eager_on_recompile":
+        forward(draw())
+        mixed.discard()
+    with torch.compiler.set_stance(stance):
+        for i in range(8):
+            losses = draw(i, dtype=torch.float64 if i % 4 == 3 else torch.float32, requires_grad=True)
+            aggregate, expected = forward(losses), eager(losses)
+            assert_same_bits(aggregate, expected)
+            gradients, wanted = (torch.autograd.grad(x, list(losses.values())) for x in (aggregate, expected))
+            for gradient, want in zip(gradients, wanted, strict=True):
+                assert_same_bits(gradient, want)
+            step()
+            eager.step()
+            assert_same_state(mixed, eager)
+    assert bool(counters["stats"]["unique_graphs"]) == (stance != "force_eager")
+
+
 @needs_compiler
 def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
     compiled, eager = make(), make()
