@@ -189,6 +189,15 @@ UNREADABLE = {
     "launches that overlap": (kernel(LOAD, STORE).replace("'launch_pdl': False", "'launch_pdl': True"), "launch_pdl"),
     "two types of one buffer": (kernel(LOAD, STORE, q="*i32"), "as another type"),
     "no signature": (kernel(LOAD, STORE).replace("triton_meta", "meta"), "has no signature"),
+    "one place around a reduction": (
+        kernel(
+            "tmp0 = tl.load(p + (x0), xmask)",
+            "tmp1 = tl.sum(tmp9, 1)[:, None]",
+            "tl.store(q + (x0), tmp0, xmask)",
+            reduction=True,
+        ),
+        "a load and a store around a reduction",
+    ),
     "a value that threads exchange": (
         kernel(
             "tmp0 = tl.load(p + (r0_0 + 8*x0), r0_mask & xmask)",

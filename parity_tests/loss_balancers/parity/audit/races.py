@@ -14,6 +14,7 @@ import ast
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -216,6 +217,8 @@ def conflicts(accesses: list[Access], given: Mapping[str, View]) -> Iterator[tup
                 if before:
                     yield "two stores of one element", f"{other.line}, {store.line}"
             elif not _by_the_same_threads(store, written, other, accessed):
+                if store.once and _within_programs(store, other, given):
+                    raise NotEstablishedError(f"a load and a store around a reduction: {other.line}, {store.line}")
                 yield "a thread loads what another stores", f"{other.line}, {store.line}"
             elif not before:
                 yield "a load after the store", f"{store.line}, {other.line}"
@@ -239,3 +242,9 @@ def _by_the_same_threads(store: Access, written: Places, load: Access, loaded: P
     # Each thread stores one element, and loads one. So it must be the same wherever it is one that any thread stores.
     touched = np.isin(loaded, written)
     return bool((loaded[touched] == written[touched]).all())
+
+
+def _within_programs(store: Access, load: Access, given: Mapping[str, View]) -> bool:
+    """Whether what is stored after a reduction is loaded by those threads alone that reduced for it: they are of one program."""
+    by_all = replace(store, once=False)
+    return _by_the_same_threads(by_all, _places(by_all, given), load, _places(load, given))
