@@ -19,7 +19,7 @@ from loss_balancers.torch.base import DistillationLossBalancer, broken_down
 from loss_balancers.torch.carried import CarriesState, on_meta
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
-from loss_balancers.torch.recomputation import recomputing, unless_recomputing
+from loss_balancers.torch.recomputation import recomputing, saved_for_backward, unless_recomputing
 from loss_balancers.torch.rounding import compiling
 from loss_balancers.torch.transforms import under_torch_func
 from loss_balancers.torch.wrapped import check_not_joining
@@ -192,7 +192,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
     def _aggregate(self, inputs: Inputs) -> Tensor:
         """The aggregate: the sum of the losses by their factors."""
-        factors = self._factors(inputs)
+        factors = saved_for_backward(self._factors(inputs))  # a graph may overwrite the state that they are made of
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
     def _committed(self, mean: Tensor, present: Tensor) -> State:
