@@ -83,8 +83,8 @@ class _Bitcast(Function):
         pass
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, dtype: torch.dtype) -> Any:
-        return bitcast(x, dtype), in_dims[0]
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return bitcast(*args), in_dims[0]
 
 
 def compiling() -> bool:
