@@ -25,6 +25,16 @@ the table was not measured. `loss-balancers lanes` says whether yours was, and `
 """
 END = """
 
+What older versions lack, whatever the function or the module:
+
+- **Flax 0.10**: `jax.jit` and `jax.grad` take no module as an argument; `nnx.jit` and `nnx.grad` do. In a Linen model a balancer
+  has [the call alone](../linen.md). Before Flax 0.12.4 NNX has neither tree mode nor `nnx.view`.
+- **PyTorch 2.8 to 2.11**, in compiled functions: no `jacfwd` and no `hessian` by several arguments at once. Stack the losses and
+  differentiate by the one tensor.
+- **PyTorch 2.8 and 2.9**, in compiled functions: no `torch.autograd.grad`.
+- **PyTorch 2.8**, in compiled functions: of an error Dynamo tells the class and the line, without the words. Run the function
+  uncompiled to read them.
+
 A cell says how many results had the bits of the exact reference, of how many. In the unit tests the warnings of the frameworks
 are ignored, since each version has its own; `make test` takes none.
 

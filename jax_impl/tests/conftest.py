@@ -1,8 +1,11 @@
-"""What the tests of stateful balancers share: one balancer of every kind, losses, and state as values to compare."""
+"""What the tests share: one balancer of every kind, losses, state as values to compare, and marks of what older versions lack."""
+
+import inspect
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from loss_balancers.jax import (
     EMANormalizedLossBalancer,
@@ -10,6 +13,7 @@ from loss_balancers.jax import (
     ScheduledLossBalancer,
     WeightedSumLossBalancer,
 )
+from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES, TREE_MODE
 from loss_balancers.spec import schedules
 
 NAMES = ("LogitsKL_0", "MSE_1", "student_loss")
@@ -25,6 +29,31 @@ BALANCERS = {
 }
 OBSERVING = ("ema", "ema-lagged")
 
+LINEN_METHODS = "nnx_method" in inspect.signature(nnx.bridge.ToLinen.__call__).parameters
+#: What some tests need of Flax, by their mark: whether this version has it, the first that has, and what it is.
+NEEDS = {
+    "needs_pytrees": (MODULES_ARE_PYTREES, "0.11", "modules are pytrees"),
+    "needs_tree_mode": (TREE_MODE, "0.12.4", "transforms of NNX have a tree mode"),
+    "needs_views": (hasattr(nnx, "view"), "0.12.4", "`nnx.view` is there"),
+    "needs_linen_methods": (LINEN_METHODS, "0.11", "`ToLinen` has methods other than the call"),
+}
+
+
+def pytest_configure(config):
+    for mark, (_, since, what) in NEEDS.items():
+        config.addinivalue_line("markers", f"{mark}: {what} since Flax {since}")
+
+
+def pytest_runtest_setup(item):
+    for mark, (there, since, what) in NEEDS.items():
+        if not there and item.get_closest_marker(mark):
+            pytest.skip(f"{what} since Flax {since}")
+
+
+@pytest.fixture
+def needs():
+    return NEEDS
+
 
 @pytest.fixture(params=BALANCERS)
 def make(request):
@@ -36,6 +65,12 @@ def make(request):
 def make_observing(request):
     """Makes a balancer that observes losses: of every such kind in turn."""
     return BALANCERS[request.param]
+
+
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.needs_tree_mode)], ids=["graph-mode", "tree-mode"])
+def graph(request):
+    """The mode of a transform of NNX: each in turn."""
+    return request.param
 
 
 @pytest.fixture

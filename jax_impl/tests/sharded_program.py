@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from loss_balancers.jax import EMANormalizedLossBalancer
 from loss_balancers.jax.carried import BalancerState
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.parity.jax_versions import varying
 
 NAMES = ("MSELoss_0", "KLDivLoss_1", "student_loss")
 MESH = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
@@ -96,7 +97,7 @@ def test_scan_of_micro_batches_inside():
         return nnx.state(merged), aggregate
 
     def run(losses, state):
-        state["pending"] = jax.tree.map(lambda x: jax.lax.pcast(x, "i", to="varying"), state["pending"])
+        state["pending"] = jax.tree.map(lambda x: varying(x, "i"), state["pending"])
         state, aggregates = jax.lax.scan(body, state, losses)
         merged = nnx.merge(graphdef, state)
         merged.step()

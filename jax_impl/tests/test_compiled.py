@@ -17,6 +17,9 @@ from loss_balancers.parity.jax_versions import enable_x64
 
 NAMES = ("M_10", "M_2", "student_loss", "M_1")
 FORMS = {"number": 0.3, "sequence": [0.1, 0.2, 0.3]}
+each_jit = pytest.mark.parametrize(
+    "jit", [pytest.param(jax.jit, marks=pytest.mark.needs_pytrees), nnx.jit], ids=["jax-jit", "nnx-jit"]
+)
 
 
 def draws(count, shape=()):
@@ -34,7 +37,7 @@ def assert_same_step(actual, expected):
     jax.tree.map(assert_same_bits, actual, expected)
 
 
-@pytest.mark.parametrize("jit", [jax.jit, nnx.jit], ids=["jax-jit", "nnx-jit"])
+@each_jit
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
 def test_compiled_gives_what_eager_gives(given, jit):
     balancer = StaticLossBalancer(given)
@@ -76,7 +79,7 @@ def test_an_aggregate_that_goes_on_inside_the_graph(dtype):
     assert_same_bits(after, aggregate.astype(jnp.float32) * 3.0)
 
 
-@pytest.mark.parametrize("jit", [jax.jit, nnx.jit], ids=["jax-jit", "nnx-jit"])
+@each_jit
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
 def test_one_trace_whatever_the_order_and_the_instance(given, jit):
     traces = []
@@ -95,7 +98,8 @@ def test_one_trace_whatever_the_order_and_the_instance(given, jit):
     assert len(traces) == 2  # other weights are another function
 
 
-def test_weighted_sum_and_a_balancer_of_ones_own():
+@each_jit
+def test_weighted_sum_and_a_balancer_of_ones_own(jit):
     class Mine(DistillationLossBalancer):
         def __call__(self, loss):
             losses = self.canonical(loss)
@@ -104,10 +108,10 @@ def test_weighted_sum_and_a_balancer_of_ones_own():
     balancer = Mine()
     balancer.set_student_loss_reduction_fn(jnp.exp)
     for losses in draws(5):
-        assert_same_step(jax.jit(step)(balancer, losses), step(balancer, losses))
+        assert_same_step(jit(step)(balancer, losses), step(balancer, losses))
 
 
-@pytest.mark.parametrize("jit", [jax.jit, nnx.jit], ids=["jax-jit", "nnx-jit"])
+@each_jit
 def test_a_dropped_student_weight_warns_once(jit):
     traces = []
 
@@ -127,13 +131,14 @@ def test_a_dropped_student_weight_warns_once(jit):
     assert len(traces) == 1
 
 
+@each_jit
 @pytest.mark.parametrize("x64", [False, True], ids=["x64-off", "x64-on"])
-def test_x64_changes_nothing_for_float32(x64):
+def test_x64_changes_nothing_for_float32(x64, jit):
     balancer = StaticLossBalancer([0.1, 0.2, 0.3])
     (losses,) = draws(1)
     expected = step(balancer, losses)
     with enable_x64(x64):
-        assert_same_step(jax.jit(step)(balancer, losses), expected)
+        assert_same_step(jit(step)(balancer, losses), expected)
         assert_same_step(step(balancer, losses), expected)
 
 

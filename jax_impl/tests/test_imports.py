@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import flax
 import pytest
+
+from loss_balancers.spec.versions import release
 
 
 def run(code):
@@ -62,3 +65,9 @@ print([name for name, value in jax.config.values.items() if flags[name] != value
 def test_leaves_the_flags_alone(extra, changed):
     result = run(FLAGS.format(extra=extra))
     assert result.stdout.strip() == changed, result.stderr
+
+
+def test_what_tests_need_of_flax_is_found_where_it_is(needs):
+    """Or tests would be skipped without a word."""
+    for mark, (there, since, _) in needs.items():
+        assert there == (release(flax.__version__) >= release(since)), mark

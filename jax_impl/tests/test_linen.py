@@ -1,5 +1,7 @@
 """A balancer in a Linen model, by `flax.nnx.bridge.ToLinen`: the bits of the NNX module, state in a mutable collection."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -48,19 +50,19 @@ def linen(make):
     return Student(type(balancer), ARGUMENTS[type(balancer).__name__](balancer._settings))
 
 
-def assert_holds(variables, balancer):
-    state = variables["balancer_state"]["balancer"]
+def assert_holds(state, balancer):
     assert sorted(state) == sorted(balancer.export_state()["state"])
     for name, variable in balancer._state().items():
         assert_same_bits(state[name], variable[...])
 
 
+@pytest.mark.needs_linen_methods
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_a_run_has_the_bits_of_nnx(linen, make, draw, compiled):
     plain, traces = make(), []
     variables = linen.init(jax.random.key(0), draw())
     assert sorted(variables) == ["balancer_state", "balancer_table", "params"]
-    assert_holds(variables, plain)  # `init` observes nothing
+    assert_holds(variables["balancer_state"]["balancer"], plain)  # `init` observes nothing
 
     def step(variables, micro_batches):
         traces.append(1)
@@ -82,10 +84,32 @@ def test_a_run_has_the_bits_of_nnx(linen, make, draw, compiled):
         expected = [plain({name: jnp.float32(1.5) * x for name, x in losses.items()}) for losses in micro_batches]
         plain.step()
         assert_same_bits(aggregate, expected[-1])
-        assert_holds(variables, plain)
+        assert_holds(variables["balancer_state"]["balancer"], plain)
         for name, weight in linen.apply(variables, draw(9), method="weights").items():
             assert_same_bits(weight, plain.weights(draw(9))[name])
     assert len(traces) == (1 if compiled else 4)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_a_run_that_steps_by_itself(make, draw, compiled):
+    """Whatever the version of Flax: the call is all that it needs."""
+    plain = make(auto_step=2)
+    linen = nnx.bridge.ToLinen(
+        type(plain),
+        args=ARGUMENTS[type(plain).__name__](plain._settings),
+        kwargs={"auto_step": 2},
+        skip_rng=True,
+        metadata_fn=None,
+    )
+    variables = linen.init(jax.random.key(0), draw())
+    apply = partial(linen.apply, mutable=STATE)
+    run = jax.jit(apply) if compiled else apply
+    for i in range(6):
+        aggregate, observed = run(variables, draw(i))
+        variables = {**variables, **observed}
+        assert_same_bits(aggregate, plain(draw(i)))
+        assert_holds(variables["balancer_state"], plain)
+    assert plain.steps[...] == 2
 
 
 def test_without_a_mutable_collection_nothing_is_observed(linen, make, draw):

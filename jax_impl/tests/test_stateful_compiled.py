@@ -8,13 +8,11 @@ from flax import nnx
 from loss_balancers.jax import ScheduledLossBalancer
 from loss_balancers.jax.carried import BalancerState
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES, in_mode
+from loss_balancers.parity.jax_versions import in_mode
 from loss_balancers.spec import schedules
 
 #: One with nothing of its own, one that observes, one with ratios.
 of_each_sort = pytest.mark.parametrize("make", ["scheduled", "ema", "logits"], indirect=True)
-with_pytrees = pytest.mark.skipif(not MODULES_ARE_PYTREES, reason="modules are not pytrees in this version of Flax")
-each_mode = pytest.mark.parametrize("graph", [True, pytest.param(False, marks=with_pytrees)], ids=["graph-mode", "tree-mode"])
 
 
 def train_step(balancer, losses):
@@ -24,7 +22,6 @@ def train_step(balancer, losses):
 
 
 @of_each_sort
-@each_mode
 def test_one_trace_in_a_thousand_steps(make, draw, graph, assert_same_state):
     traces = []
 

@@ -1,6 +1,7 @@
 """Whatever NNX offers to switch modes, switches a balancer's; and what a commit does at the ends."""
 
 import copy
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from flax import nnx
 from loss_balancers import spec
 from loss_balancers.jax import observing, stateful
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES
 
 NAMES = ("LogitsKL_0", "MSE_1", "student_loss")
 
@@ -27,9 +27,6 @@ class Model(nnx.Module):
         return self.balancer(losses)
 
 
-with_pytrees = pytest.mark.skipif(not MODULES_ARE_PYTREES, reason="modules are not pytrees in this version of Flax")
-#: Switches that Flax has since modules are pytrees.
-LATER = ("set_attributes-tree", "view", "view-tree", "with_attributes")
 SWITCHES = {
     "eval": lambda model, running: model.eval() if running else model.train(),
     "set_attributes": lambda model, running: model.set_attributes(use_running_average=running),
@@ -38,10 +35,24 @@ SWITCHES = {
     "view-tree": lambda model, running: nnx.view(model, use_running_average=running, graph=False),
     "with_attributes": lambda model, running: nnx.with_attributes(model, use_running_average=running),
 }
+#: Those that Flax has not always had, and whether this version has.
+LATER = {
+    "set_attributes-tree": "graph" in inspect.signature(nnx.Module.set_attributes).parameters,
+    "view": hasattr(nnx, "view"),
+    "view-tree": hasattr(nnx, "view") and "graph" in inspect.signature(nnx.view).parameters,
+    "with_attributes": hasattr(nnx, "with_attributes"),
+}
+each_switch = pytest.mark.parametrize(
+    "switch",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not LATER.get(name, True), reason=f"this version of Flax has no {name}"))
+        for name in SWITCHES
+    ],
+)
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["alone", "with-batch-norm"])
-@pytest.mark.parametrize("switch", [pytest.param(name, marks=with_pytrees if name in LATER else ()) for name in SWITCHES])
+@each_switch
 def test_each_switch_of_modes(make, draw, values, assert_same_state, switch, norm):
     model = Model(make(), norm)
     model = SWITCHES[switch](model, True) or model
@@ -56,7 +67,7 @@ def test_each_switch_of_modes(make, draw, values, assert_same_state, switch, nor
     assert model.balancer.pending[-2] == 1
 
 
-@with_pytrees
+@pytest.mark.needs_views
 def test_a_view_for_evaluation_leaves_the_model_in_training(make, draw):
     model = Model(make(), norm=False)
     view = nnx.view(model, use_running_average=True)
@@ -67,7 +78,7 @@ def test_a_view_for_evaluation_leaves_the_model_in_training(make, draw):
     assert not model.balancer.use_running_average
 
 
-@with_pytrees
+@pytest.mark.needs_views
 def test_a_view_of_other_attributes_changes_no_mode(make):
     model = Model(make(), norm=True)
     assert not nnx.view(model, only=nnx.BatchNorm, use_running_average=True).balancer.use_running_average
@@ -138,7 +149,7 @@ def test_a_step_interrupted_before_its_writes_changes_nothing(make, draw, values
         assert balancer.steps[...] == 1
 
 
-@with_pytrees
+@pytest.mark.needs_pytrees
 def test_a_module_that_jit_does_not_return_keeps_its_state(make, draw, values, assert_same_state):
     """As of Flax's `BatchNorm`: modules are pytrees, which `jax.jit` copies. Return it too, as docs/state.md says."""
     balancer = make()

@@ -13,10 +13,8 @@ from flax import nnx
 from loss_balancers.jax import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
 from loss_balancers.jax.carried import BalancerState, BalancerTable
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES, enable_x64, merged_copy
+from loss_balancers.parity.jax_versions import enable_x64, in_mode, merged_copy
 from loss_balancers.spec import schedules
-
-with_pytrees = pytest.mark.skipif(not MODULES_ARE_PYTREES, reason="modules are not pytrees in this version of Flax")
 
 
 def train(balancer, draw, steps=3, start=0):
@@ -108,7 +106,7 @@ def test_a_whole_model_is_saved_with_its_balancer(make, draw, tmp_path, assert_s
     assert_same_state(other.balancer, model.balancer)
 
 
-@with_pytrees  # before, `nnx.state` holds no variables, but what describes them
+@pytest.mark.needs_pytrees  # before, `nnx.state` holds no variables, but what describes them
 def test_what_is_in_the_state(make):
     balancer = make()
     state = nnx.state(balancer, BalancerState)
@@ -215,13 +213,12 @@ def test_an_exported_state_is_a_copy(make, draw, assert_same_state):
 # --- the cost of settings -------------------------------------------------------------------------------------------
 
 
-@with_pytrees
 def test_a_long_table_is_hashed_once_and_is_no_constant_of_a_graph(draw, monkeypatch):
     """A table is bytes, whose hash Python keeps, and a variable: one trace, and nothing of its million steps in the graph."""
     steps, traces = 1_000_000, []
     table = schedules.tabulate(lambda step: step / steps, steps)
 
-    @nnx.jit(graph=False)
+    @nnx.jit(**in_mode(False))
     def compiled(balancer, losses):
         traces.append(1)
         aggregate = balancer(losses)

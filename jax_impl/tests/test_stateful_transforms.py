@@ -7,12 +7,10 @@ import pytest
 from flax import nnx
 
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES, in_mode, merged_copy
+from loss_balancers.parity.jax_versions import in_mode, merged_copy
 
 #: One with nothing of its own, one that observes, one with ratios.
 of_each_sort = pytest.mark.parametrize("make", ["scheduled", "ema", "logits"], indirect=True)
-with_pytrees = pytest.mark.skipif(not MODULES_ARE_PYTREES, reason="modules are not pytrees in this version of Flax")
-each_mode = pytest.mark.parametrize("graph", [True, pytest.param(False, marks=with_pytrees)], ids=["graph-mode", "tree-mode"])
 
 
 def warm(balancer, draw):
@@ -97,7 +95,6 @@ class Student(nnx.Module):
 
 
 @of_each_sort
-@each_mode
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_value_and_grad_of_a_model_with_its_balancer_inside(make, draw, graph, compiled, assert_same_state):
     model, plain = Student(make()), make()
@@ -205,7 +202,6 @@ def test_lax_scan_with_the_state_carried(make, draw, assert_same_state):
 
 
 @of_each_sort
-@each_mode
 def test_nnx_scan(make, draw, graph, assert_same_state):
     balancer, eager = make(), make()
 

@@ -11,7 +11,6 @@ from flax import nnx
 
 from loss_balancers.jax import StaticLossBalancer
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES
 
 FORMS = {"number": 0.3, "sequence": [0.1, 0.2, 0.3]}
 NAMES = ("M_10", "M_2", "student_loss", "M_1")
@@ -35,7 +34,7 @@ def assert_same_dict(actual, expected):
         assert_same_bits(actual[name], expected[name])
 
 
-@pytest.mark.skipif(not MODULES_ARE_PYTREES, reason="modules are not pytrees in this version of Flax")
+@pytest.mark.needs_pytrees
 @each_form
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("grad", [jax.value_and_grad, nnx.value_and_grad], ids=["jax", "nnx"])

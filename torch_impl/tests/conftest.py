@@ -1,9 +1,12 @@
-"""What the tests of stateful balancers share: one balancer of every kind, losses, and state as values to compare."""
+"""What the tests share: one balancer of every kind, losses, state as values to compare, and what Dynamo says of an error."""
+
+import re
 
 import pytest
 import torch
 
 from loss_balancers.spec import schedules
+from loss_balancers.spec.versions import release
 from loss_balancers.torch import (
     EMANormalizedLossBalancer,
     LogitsAndIntermediatesLossBalancer,
@@ -47,6 +50,12 @@ def draw():
         return {name: x.to(device, dtype).requires_grad_(requires_grad) for name, x in zip(NAMES, drawn, strict=True)}
 
     return draw
+
+
+@pytest.fixture
+def told_in_a_graph():
+    """What Dynamo says of an error that has these words: in PyTorch 2.8 only of which class it is, and where."""
+    return lambda error, words: words if release(torch.__version__) >= (2, 9) else re.escape(str(error))
 
 
 @pytest.fixture

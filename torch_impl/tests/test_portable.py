@@ -76,6 +76,16 @@ def test_a_useless_division_is_not_repaired(dtype):
     assert (array_bits(quotient(a, b, off_by(2000))) != array_bits(a / b)).any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_quotient_is_repaired_within_vmap(monkeypatch, dtype):
+    """In eager code and in compiled, as on devices whose division is not correctly rounded."""
+    monkeypatch.setattr(portable, "_divides", lambda a: False)
+    a, b = significands(dtype)[:, :30].reshape(2, 3, 10)
+    mapped = torch.func.vmap(div, in_dims=1)
+    for function in (mapped, torch.compile(mapped, fullgraph=True, backend="aot_eager")):
+        assert_same_bits(function(a, b), (a / b).T)
+
+
 @pytest.mark.parametrize(
     ("device", "compiling", "repaired"),
     [("cpu", False, False), ("cpu", True, False), ("cuda", False, False), ("cuda", True, True), ("meta", False, True)],
@@ -93,7 +103,7 @@ def test_where_the_quotient_is_repaired(monkeypatch, device, compiling, repaired
     operand.device = torch.device(device)
     monkeypatch.setattr(portable, "keep", lambda x: x)
     monkeypatch.setattr(portable, "quotient", lambda a, b: "repaired")
-    monkeypatch.setattr(portable, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(portable, "compiling", lambda: compiling)
     assert portable.div_of_kept(operand, operand) == ("repaired" if repaired else "native")  # type: ignore[arg-type]
 
 

@@ -24,6 +24,10 @@ from loss_balancers.torch import (
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on CPU needs a C++ compiler")
+#: Whether `torch.autograd.grad` can be compiled: newer than PyTorch 2.9.
+needs_autograd_in_a_graph = pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="Dynamo of this version does not trace `torch.autograd.grad`"
+)
 KINDS = ["scheduled", "weighted-sum", "ema", "ema-lagged", "logits"]
 
 
@@ -104,6 +108,7 @@ def test_compiled_once_in_a_thousand_steps(make, draw, auto_step, assert_same_st
     assert not counters["graph_break"]
 
 
+@needs_autograd_in_a_graph
 @pytest.mark.parametrize(
     ("make", "backend"),
     [*((kind, "aot_eager") for kind in KINDS), pytest.param("ema", "inductor", marks=needs_compiler)],

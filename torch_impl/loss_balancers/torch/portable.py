@@ -20,7 +20,7 @@ from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers.spec import errors
-from loss_balancers.torch.rounding import compiling, keep
+from loss_balancers.torch.rounding import bitcast, compiling, keep
 from loss_balancers.torch.transforms import refuse_dual_level_outside, transformable, transformed
 
 
@@ -136,7 +136,7 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
     integer, width, top, digit = LAYOUTS[a.dtype]
     one = 1 << width
     a, b = keep(a), keep(b)
-    bits_a, bits_b = a.view(integer), b.view(integer)
+    bits_a, bits_b = bitcast(a, integer), bitcast(b, integer)
     exponent_a, exponent_b = (bits_a >> width) & top, (bits_b >> width) & top
     # The significands as integers, m doubled if need be, so that n <= m < 2n.
     m, n = (bits_a & (one - 1)) | one, (bits_b & (one - 1)) | one
@@ -158,7 +158,7 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
     r = r - more * n
     q = q + more + (r + r > n).to(integer) - (r + r < -n).to(integer)
     bits = ((exponent.clamp(0, top) - 1) * one + q).clamp(max=top * one)  # q has the leading bit; infinity on overflow
-    ratio = bits.view(a.dtype)
+    ratio = bitcast(bits, a.dtype)
     ratio = torch.where((bits_a ^ bits_b) < 0, -ratio, ratio)
     # Zero, infinity and NaN follow from a product with a reciprocal: infinity for 0, 0 for infinity. Any other's may be anything.
     ordinary = (exponent_a > 0) & (exponent_a < top) & (exponent_b > 0) & (exponent_b < top)

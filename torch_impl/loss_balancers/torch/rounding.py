@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, hardshrink
+from torch._C._functorch import is_batchedtensor
 from torch._guards import TracingContext
+from torch.autograd import Function
+from torch.compiler import is_dynamo_compiling
 
 #: The format of state.
 FLOAT = torch.float32
@@ -58,7 +63,28 @@ def _representable(x: Tensor, dtype: torch.dtype) -> Tensor:
     differentiate values that the narrow format does not hold. It cannot elide one of whose result it needs the bits.
     """
     x = x.to(dtype)
-    return (x.view(torch.int16) & -1).view(dtype) if compiling() else x
+    return bitcast(bitcast(x, torch.int16) & -1, dtype) if compiling() else x
+
+
+def bitcast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.view(dtype)`` for a dtype as wide as that of ``x``, within `vmap` too."""
+    return _Bitcast.apply(x, dtype) if not is_dynamo_compiling() and is_batchedtensor(x) else x.view(dtype)
+
+
+class _Bitcast(Function):
+    """`bitcast` of a tensor that `vmap` maps over. PyTorch has no rule of its own up to 2.11."""
+
+    @staticmethod
+    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.view(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return bitcast(*args), in_dims[0]
 
 
 def compiling() -> bool:
