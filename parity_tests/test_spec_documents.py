@@ -11,7 +11,7 @@ from runs import BALANCERS, as_bytes, drawn, make
 
 from loss_balancers import spec
 from loss_balancers.spec import schedules
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec.registry import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 CODE = [file for part in ("spec", "torch_impl", "jax_impl", "parity_tests") for file in sorted((ROOT / part).rglob("*.py"))]
