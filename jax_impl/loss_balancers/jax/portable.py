@@ -113,10 +113,17 @@ def rmul(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "
 div_of_kept, rmul_of_kept = div, rmul
 
 
+def _is_on_host(x: object) -> bool:
+    """Whether it becomes what jit would make of it: float32, if it is a float64 and `jax_enable_x64` is off.
+
+    JAX 0.8 hands on constants that `jax.checkpoint` inlines as arrays of its own on the host, which are not `Array`.
+    """
+    return isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ == "TypedNdArray"
+
+
 def _bind(function: Primitive, a: Any, b: Any) -> Array:
     """The primitive, of operands that it is made for."""
-    # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.
-    a, b = (jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for x in (a, b))
+    a, b = (jnp.asarray(x) if _is_on_host(x) else x for x in (a, b))
     if not (isinstance(a, Array) and isinstance(b, Array) and a.dtype in LAYOUTS and a.dtype == b.dtype):
         raise errors.operand_dtypes(*(str(x.dtype) if isinstance(x, Array) else type(x).__name__ for x in (a, b)))
     if a.shape != b.shape:
