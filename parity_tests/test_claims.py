@@ -177,6 +177,28 @@ def test_an_audit_of_another_version_is_refused(tmp_path: Path) -> None:
     assert "audit.json is the audit already. Name another file." in result.stderr
 
 
+@pytest.mark.parametrize(("status", "said"), [("as specified", "not established"), ("findings", "findings")])
+def test_no_race_says_nothing_of_results_and_a_race_says_it_all(tmp_path: Path, status: str, said: str) -> None:
+    """Of a balancer whose arithmetic is not read: a device that differs then contradicts nothing."""
+    of_audit = audit()
+    for row in of_audit["matrix"].values():
+        row[f"{BALANCER} training"] = {"status": status}
+        del row[CASES[0]], row[CASES[1]]
+    _, matrix = _run(tmp_path, on_cuda(torch_certificate(), "compiled"), of_audit)
+    assert matrix["audit"]["claims"][0]["targets"] == {"cuda-torch:sm_90": said}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("as specified", "as specified"), ("not established", "not established"), ("findings",) * 2]
+)
+def test_a_race_counts_beside_the_arithmetic(tmp_path: Path, status: str, said: str) -> None:
+    of_audit = audit()
+    for row in of_audit["matrix"].values():
+        row[f"{BALANCER} training"] = {"status": status}
+    _, matrix = _run(tmp_path, on_cuda(torch_certificate(), "compiled"), of_audit)
+    assert matrix["audit"]["claims"][0]["targets"] == {"cuda-torch:sm_90": said}
+
+
 def test_the_command_of_the_audit_writes_what_is_read(tmp_path: Path) -> None:
     """By the function that makes its JSON."""
     from loss_balancers.parity.audit.__main__ import _as_json

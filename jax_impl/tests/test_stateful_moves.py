@@ -74,6 +74,14 @@ def test_a_copy_goes_on_as_the_original_does(make, draw, way, values, assert_sam
     assert_same_state(other, balancer)
 
 
+def test_a_state_cannot_be_loaded_into_an_abstract_balancer(make, draw):
+    trained = train(make(), draw)
+    balancer = nnx.eval_shape(make)
+    words = r"A state must be loaded into a balancer that has values. This one is abstract, and has none. Build it outside"
+    with pytest.raises(RuntimeError, match=words):
+        balancer.load_state(trained.export_state())
+
+
 def test_orbax(make, draw, tmp_path, assert_same_state):
     balancer, other = train(make(), draw), make()
     with ocp.StandardCheckpointer() as checkpointer:

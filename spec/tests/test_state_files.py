@@ -130,6 +130,10 @@ def test_no_file_and_a_folder_are_the_systems_errors(tmp_path):
         read_state(tmp_path)
     with pytest.raises(FileNotFoundError):
         save_state(tmp_path / "absent" / "x", state())
+    save_state(tmp_path / "x", state())
+    for call in (read_state, lambda path: save_state(path, state())):
+        with pytest.raises(OSError, match=r"(?i)(is|not) a directory"):
+            call(f"{tmp_path}/x/")
 
 
 @pytest.mark.parametrize(

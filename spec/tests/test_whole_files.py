@@ -126,6 +126,27 @@ def test_errors_name_the_file_and_not_the_one_beside_it(tmp_path):
     assert names(tmp_path) == ["file", "into-nowhere", "loop"]
 
 
+@pytest.mark.parametrize("end", ["/", "//", "/.", "/.."])
+def test_the_path_of_a_folder_is_not_that_of_a_file(tmp_path, end):
+    """Whatever is there: as from `open`, no file of another name is written."""
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(f"absent{end}")
+    for name in (f"absent{end}", f"file{end}", "link"):
+        with pytest.raises(IsADirectoryError, match="Is a directory") as raised:
+            write_whole(f"{tmp_path}/{name}", b"new")
+        assert raised.value.filename == f"{tmp_path}/{name}"
+        with pytest.raises(IsADirectoryError):
+            is_replaced(f"{tmp_path}/{name}")
+    assert names(tmp_path) == ["file", "link"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_path_with_a_null_is_the_error_of_open(tmp_path):
+    with pytest.raises(ValueError, match="null"):
+        write_whole(f"{tmp_path}/a\0b", b"new")
+    assert names(tmp_path) == []
+
+
 FOLDER_THAT_TAKES_NO_FILE = """
 import os, pathlib, shutil, tempfile
 from loss_balancers.spec.whole_files import write_whole

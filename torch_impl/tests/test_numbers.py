@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import TorchRuntimeError, Unsupported
+from torch.autograd import forward_ad
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import schedules
@@ -73,6 +74,51 @@ def test_a_scalar_that_requires_grad_is_refused(place):
             PLACES[place](learnable)
 
 
+def in_a_dual_level(call):
+    """Forward mode without `torch.func`."""
+
+    def transform(w):
+        with forward_ad.dual_level():
+            call(forward_ad.make_dual(w, ONE))
+
+    return transform
+
+
+#: From a function of a number to one in which a derivative by that number is asked for, at the level of the call or at one around.
+DIFFERENTIATED: dict[str, Callable[[Callable[[Any], Any]], Callable[[Any], Any]]] = {
+    "jvp": lambda call: lambda w: torch.func.jvp(call, (w,), (ONE,)),
+    "grad": torch.func.grad,
+    "dual level": in_a_dual_level,
+    "jvp around jvp": lambda call: (
+        lambda w: torch.func.jvp(lambda w: torch.func.jvp(lambda x: call(w), (w,), (ONE,)), (w,), (ONE,))
+    ),
+    "jvp around grad": lambda call: lambda w: torch.func.jvp(lambda w: torch.func.grad(lambda x: call(w * 1))(ONE), (w,), (ONE,)),
+    "grad around jvp": lambda call: torch.func.grad(lambda w: torch.func.jvp(lambda x: call(w * 1), (ONE,), (ONE,))),
+    "jvp around vmap": lambda call: (
+        lambda w: torch.func.jvp(lambda w: torch.func.vmap(lambda x: call(w))(torch.ones(2)), (w,), (ONE,))
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", DIFFERENTIATED)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_scalar_that_a_transform_differentiates_is_refused(place, transform):
+    with pytest.raises(TypeError, match=r"must be constant: no gradient reaches it.*Pass `tensor.detach\(\)`"):
+        DIFFERENTIATED[transform](PLACES[place])(torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_scalar_beside_what_a_transform_differentiates_is_a_number(place):
+    def call(x):
+        for w in (torch.tensor(0.25), x.detach() / 4):  # what `detach()` returns has no tangent
+            assert PLACES[place](w) == expected
+        return x * 2
+
+    expected = PLACES[place](0.25)
+    torch.func.jvp(call, (ONE,), (ONE,))
+    in_a_dual_level(call)(ONE)
+
+
 @pytest.mark.parametrize("place", [place for place in PLACES if place not in ("constant", "linear", "tabulate")])
 def test_a_scalar_on_a_device_is_refused(place):
     with pytest.raises(TypeError, match=r"must be a number on the host. Received one on meta. Call `.item\(\)` on it"):
@@ -101,9 +147,28 @@ def test_weights_that_require_grad_are_no_weights_of_a_sum():
     assert_same_bits(x.grad, torch.tensor(0.75))
 
 
-def test_weights_that_a_transform_differentiates_are_refused():
+@pytest.mark.parametrize("transform", DIFFERENTIATED)
+def test_weights_that_a_transform_differentiates_are_refused(transform):
+    def call(w):
+        return weighted_sum([ONE, ONE], torch.stack([w, w * 2]))
+
     with pytest.raises(TypeError, match="`weights` must be constant"):
-        torch.func.grad(lambda weights: weighted_sum([ONE, ONE], weights))(torch.tensor([0.25, 0.5]))
+        DIFFERENTIATED[transform](call)(torch.tensor(0.25))
+    compiled = torch.compile(DIFFERENTIATED[transform](call), fullgraph=True, backend="eager")
+    with pytest.raises((TorchRuntimeError, Unsupported), match="`weights` must be constant"):
+        compiled(torch.tensor(0.25))
+
+
+def test_weights_beside_what_a_transform_differentiates_are_constants():
+    weights = torch.tensor([0.25, 0.5])
+    for call in (lambda x: weighted_sum([x, x], weights), lambda x: weighted_sum([x, x], weights * x.detach())):
+
+        def differentiated(x, call=call):
+            return torch.func.jvp(call, (x,), (ONE,))
+
+        for mode in (differentiated, torch.compile(differentiated, fullgraph=True, backend="eager")):
+            for result in mode(ONE):
+                assert_same_bits(result, torch.tensor(0.75))
 
 
 @pytest.mark.parametrize(

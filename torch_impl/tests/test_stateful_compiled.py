@@ -14,7 +14,13 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.torch import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer
+from loss_balancers.spec import schedules
+from loss_balancers.torch import (
+    EMANormalizedLossBalancer,
+    LogitsAndIntermediatesLossBalancer,
+    ScheduledLossBalancer,
+    WeightedSumLossBalancer,
+)
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on CPU needs a C++ compiler")
@@ -132,6 +138,31 @@ def test_a_training_step(make, backend, assert_same_state):
     assert not counters["graph_break"]
 
 
+# Dynamo begins in the middle of an eager call there, and asks losses that are results for their `.grad`.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+@pytest.mark.parametrize("stance", ["eager_then_compile", "force_eager", "eager_on_recompile"])
+def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert_same_state):
+    """Some calls run as compiled code and others as Python, on the same state; float64 losses would compile anew."""
+    mixed, eager = make(), make()
+    forward = torch.compile(mixed, fullgraph=True, backend="aot_eager")
+    step = torch.compile(mixed.step, fullgraph=True, backend="aot_eager")
+    if stance == "eager_on_recompile":
+        forward(draw())
+        mixed.discard()
+    with torch.compiler.set_stance(stance):
+        for i in range(8):
+            losses = draw(i, dtype=torch.float64 if i % 4 == 3 else torch.float32, requires_grad=True)
+            aggregate, expected = forward(losses), eager(losses)
+            assert_same_bits(aggregate, expected)
+            gradients, wanted = (torch.autograd.grad(x, list(losses.values())) for x in (aggregate, expected))
+            for gradient, want in zip(gradients, wanted, strict=True):
+                assert_same_bits(gradient, want)
+            step()
+            eager.step()
+            assert_same_state(mixed, eager)
+    assert bool(counters["stats"]["unique_graphs"]) == (stance != "force_eager")
+
+
 @needs_compiler
 def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
     compiled, eager = make(), make()
@@ -150,6 +181,68 @@ def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
         step()
         eager.step()
         assert_same_state(compiled, eager)
+
+
+#: Tables so short that a compiler would rather keep them for the backward than the weights.
+SHORT = schedules.linear(0.0, 0.8, 1)
+SHORTLY = {
+    "scheduled": lambda names, **options: ScheduledLossBalancer(SHORT, names=names, **options),
+    "weighted-sum": lambda names, **options: WeightedSumLossBalancer({"LogitsKL_0": SHORT, "MSE_1": 3.0}, 0.5, **options),
+    "ema": lambda names, **options: EMANormalizedLossBalancer(names, {"MSE_1": SHORT}, beta=0.5, **options),
+    "ema-lagged": lambda names, **options: EMANormalizedLossBalancer(names, {"MSE_1": SHORT}, beta=0.5, lagged=True, **options),
+    "logits": lambda names, **options: LogitsAndIntermediatesLossBalancer(SHORT, **options),
+}
+
+
+def forward_alone(balancer, losses, _):
+    return balancer(losses)
+
+
+def forward_and_step(balancer, losses, _):
+    aggregate = balancer(losses)
+    balancer.step()
+    return aggregate
+
+
+def two_forwards(balancer, losses, others):
+    return forward_alone(balancer, losses, others) + balancer(others)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("run", "auto_step"),
+    [(forward_alone, 2), (forward_and_step, None), (two_forwards, 1)],
+    ids=["auto-step", "step-in-the-graph", "two-forwards-in-the-graph"],
+)
+@pytest.mark.parametrize("kind", SHORTLY)
+def test_a_compiled_backward_takes_the_weights_of_its_forward(kind, run, auto_step, draw, assert_same_state):
+    """Not those of the state that the forward has left: a compiler may compute them again in the backward."""
+    compiled, eager = (SHORTLY[kind](tuple(draw()), auto_step=auto_step) for _ in range(2))
+    whole = torch.compile(run, fullgraph=True)
+    for i in range(4):
+        losses, others = draw(i, requires_grad=True), draw(100 + i, requires_grad=True)
+        given = [*losses.values(), *(others.values() if run is two_forwards else ())]
+        gradients, wanted = (
+            torch.autograd.grad(function(balancer, losses, others), given)
+            for function, balancer in ((whole, compiled), (run, eager))
+        )
+        for gradient, want in zip(gradients, wanted, strict=True):
+            assert_same_bits(gradient, want)
+    assert_same_state(compiled, eager)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", SHORTLY)
+def test_a_compiled_backward_may_come_after_the_next_commit(kind, draw):
+    """As an eager one may."""
+    compiled, eager = (SHORTLY[kind](tuple(draw()), auto_step=1) for _ in range(2))
+    forward = torch.compile(compiled, fullgraph=True)
+    for i in range(2):
+        losses, others = draw(i, requires_grad=True), draw(100 + i, requires_grad=True)
+        given = [*losses.values(), *others.values()]
+        gradients, wanted = (torch.autograd.grad(f(losses) + f(others), given) for f in (forward, eager))
+        for gradient, want in zip(gradients, wanted, strict=True):
+            assert_same_bits(gradient, want)
 
 
 @needs_compiler

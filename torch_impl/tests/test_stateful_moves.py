@@ -82,6 +82,63 @@ def test_a_balancer_made_on_meta(make, draw, way, assert_same_state):
     assert_same_bits(model[1](draw(9)), copy.deepcopy(trained)(draw(9)))
 
 
+def test_a_state_cannot_be_loaded_in_place_on_meta(make, draw):
+    """It would be lost, and the balancer begin at zero."""
+    trained = train(make(), draw)
+    with torch.device("meta"):
+        balancer = make()
+    words = r'A state must be loaded into a balancer that has values. This one is on the device "meta".*`to_empty\(device=...\)`'
+    with pytest.raises(RuntimeError, match=words):
+        balancer.load_state(trained.export_state())
+    model = nn.Sequential(nn.Identity(), balancer)
+    with pytest.raises(RuntimeError, match=rf"1.steps: {words}"):
+        model.load_state_dict(nn.Sequential(nn.Identity(), trained).state_dict())
+    balancer.load_state_dict(balancer.state_dict())  # there is nothing to lose
+
+
+def loaded(balancer, other, **options):
+    balancer.load_state_dict(other.state_dict(), **options)
+    return balancer
+
+
+def used(balancer, draw):
+    balancer(draw())
+    balancer.step()
+    balancer.load_state(balancer.export_state() | {"state": {name: 0 * x for name, x in balancer.export_state()["state"].items()}})
+    return balancer
+
+
+#: How a balancer can come into being, or come by new tensors.
+ORIGINS = {
+    "made": lambda make, draw: make(),
+    "deepcopy": lambda make, draw: copy.deepcopy(make()),
+    "pickle": lambda make, draw: pickle.loads(pickle.dumps(make())),
+    "to_empty": lambda make, draw: make().to("meta").to_empty(device="cpu"),
+    "half": lambda make, draw: make().half(),
+    "type": lambda make, draw: make().type(torch.float16),
+    "load_state_dict": lambda make, draw: loaded(make(), make()),
+    "assign": lambda make, draw: loaded(make(), make(), assign=True),
+    "used": lambda make, draw: used(make(), draw),
+}
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_balancer_from_inference_mode_is_trained(make, draw, origin, mode, assert_same_state):
+    with torch.inference_mode():
+        balancer = ORIGINS[origin](make, draw)
+    outside = train(make(), draw)
+    assert not any(x.is_inference() for x in balancer.buffers())
+    forward = torch.compile(balancer, fullgraph=True, backend="aot_eager") if mode == "compiled" else balancer
+    for i in range(4):
+        losses = draw(i, requires_grad=True)
+        forward(losses).backward()
+        assert all(x.grad is not None for x in losses.values())
+        if i < 3:
+            balancer.step()
+    assert_same_state(balancer, outside)
+
+
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda b: pickle.loads(pickle.dumps(b)),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -174,10 +175,15 @@ class StatefulLossBalancer(DistillationLossBalancer):
         Raises:
             TypeError: ``exported`` is no mapping.
             ValueError: It is of another balancer, of other settings or other losses. Then nothing has changed.
+            RuntimeError: This balancer is abstract.
         """
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
-        for name, variable in self._state().items():
+        state = self._state()
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
+            what = "Build it outside of `nnx.eval_shape` first."
+            raise spec.errors.state_without_values("abstract", what)
+        for name, variable in state.items():
             write(variable, jnp.array(arrays[name]))
 
     def __repr__(self) -> str:

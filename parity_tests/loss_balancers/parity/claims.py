@@ -22,6 +22,8 @@ FAMILIES = {("jax", "cuda"): "cuda", ("torch", "cuda"): "cuda-torch", ("jax", "t
 #: The modes that compile no balancer as a whole.
 NOT_COMPILED = {"jax": ("eager",), "torch": ("eager", "vmap")}
 LABEL = "f32"
+#: How the names of the cases end whose arithmetic is read; of the others it is read that no launch has a race.
+ARITHMETIC = (" forward", " gradient")
 AS_SPECIFIED, FINDINGS, NOT_ESTABLISHED = "as specified", "findings", "not established"
 #: All that a case of an audit may have, those of planted faults among them.
 STATUSES = {AS_SPECIFIED, FINDINGS, NOT_ESTABLISHED, "found", "missed"}
@@ -109,15 +111,17 @@ def _of_lane(audit: Mapping[str, Any], name: str, lane: LaneResults) -> Iterator
 def _said(cases: Mapping[str, Any], balancer: str) -> str | None:
     """What the audit of a target says of a balancer: the worst of its cases; None where it has none.
 
-    An audit that has missed a fault that was planted establishes nothing.
+    An audit that has missed a fault that was planted establishes nothing. One that found no race says nothing of results by that.
     """
-    of_balancer = [verdict["status"] for case, verdict in cases.items() if case.startswith(f"{balancer} ")]
+    names = [case for case in cases if case.startswith(f"{balancer} ")]
+    of_balancer = [cases[name]["status"] for name in names]
+    arithmetic = any(name.endswith(ARITHMETIC) for name in names)
     if not of_balancer:
         return None
     if FINDINGS in of_balancer:
         return FINDINGS
     missed = any(verdict["status"] == "missed" for verdict in cases.values())
-    return AS_SPECIFIED if set(of_balancer) == {AS_SPECIFIED} and not missed else NOT_ESTABLISHED
+    return AS_SPECIFIED if set(of_balancer) == {AS_SPECIFIED} and arithmetic and not missed else NOT_ESTABLISHED
 
 
 def _as_read(cell: Cell) -> bool:

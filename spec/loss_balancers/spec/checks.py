@@ -12,6 +12,10 @@ import numpy as np
 from loss_balancers.spec import errors
 from loss_balancers.spec.formats import MOST_CALLS
 
+#: Raise `errors.learnable`, given an array and its name, if a derivative is to reach the array and no attribute of it says so.
+#: `loss_balancers.torch` adds its check.
+derivative_checks: list[Callable[[Any, str], None]] = []
+
 
 def check_mapping(loss: Any) -> None:
     """Refuses losses that are no mapping (spec E1).
@@ -32,7 +36,7 @@ def real_number(value: Any, where: str, wrong: Callable[[str, Any], TypeError] =
         wrong: Words the error for what is not a real number.
 
     Raises:
-        TypeError: It is not a real number (a bool is not), a gradient is to reach it, it is not on the host, or it is traced.
+        TypeError: It is not a real number (a bool is not), a derivative is to reach it, it is not on the host, or it is traced.
     """
     number = value
     if getattr(value, "shape", None) == ():
@@ -53,10 +57,9 @@ def element(array: Any, where: str) -> Any:
     """The element of an array of one, as Python has it.
 
     Raises:
-        TypeError: A gradient is to reach it, or it is traced.
+        TypeError: A derivative is to reach it, or it is traced.
     """
-    if getattr(array, "requires_grad", False):
-        raise errors.learnable(where)
+    _check_constant(array, where)
     # An array that is on no device is traced by JAX. Under `grad` it has a value, but to read it would lose the gradient.
     if not isinstance(array, (np.ndarray, np.generic)) and not hasattr(array, "device"):
         raise errors.number_traced(where, array)
@@ -92,13 +95,19 @@ def constant_vector(weights: Any, terms: int) -> Any:
     """A vector of weights on the device as it is; its values are not read (spec E8).
 
     Raises:
-        TypeError: a gradient is to reach it.
+        TypeError: a derivative is to reach it.
         ValueError: there are no terms, or not as many weights as terms.
     """
     _check_length(weights, terms)
-    if getattr(weights, "requires_grad", False):
-        raise errors.learnable("weights")
+    _check_constant(weights, "weights")
     return weights
+
+
+def _check_constant(array: Any, where: str) -> None:
+    if getattr(array, "requires_grad", False):
+        raise errors.learnable(where)
+    for check in derivative_checks:
+        check(array, where)
 
 
 def _check_length(weights: Any, terms: int) -> None:

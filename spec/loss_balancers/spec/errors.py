@@ -68,10 +68,8 @@ def _of_text(received: Any) -> str:
     return f"Pass `float({str(received)!r})`, a number and not text. YAML reads 1e-3 as text and 1.0e-3 as a number."
 
 
-def learnable(where: str) -> TypeError:
-    return TypeError(
-        f"`{where}` must be constant: no gradient reaches it. Received a tensor that requires grad. Pass `tensor.detach()`."
-    )
+def learnable(where: str, what: str = "requires grad") -> TypeError:
+    return TypeError(f"`{where}` must be constant: no gradient reaches it. Received a tensor that {what}. Pass `tensor.detach()`.")
 
 
 def number_on_a_device(where: str, device: str) -> TypeError:
@@ -381,6 +379,10 @@ def state_values(name: str, received: Any) -> ValueError:
 
 def not_a_state_file(file: str, reason: str) -> ValueError:
     return ValueError(f"{file} is not a state of a loss balancer: {reason}. Read a file that `save_state` wrote.")
+
+
+def state_without_values(received: str, what: str) -> RuntimeError:
+    return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, and has none. {what}")
 
 
 def state_too_large(file: str, size: int, most: int) -> ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,12 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
 
     Raises:
         ImportError: safetensors is not installed.
-        OSError: The file cannot be written, or its folder takes no new file.
+        OSError: The file cannot be written, its folder takes no new file, or the path is that of a folder.
         TypeError: ``exported`` is no exported state.
         ValueError: Its settings are too large for such a file.
     """
     safetensors = _safetensors()
     check_parts(exported)
-    path = Path(file)
     try:
         description = {part: json.dumps(exported[part]) for part in DESCRIPTION}
         # As C has them: safetensors writes the memory of an array, whatever its strides.
@@ -45,8 +43,8 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
         raise errors.not_a_state(f"one that no file can hold ({error})") from error
     size = sum(map(len, description.values()))
     if size > _LARGEST_HEADER:
-        raise errors.state_too_large(str(path), size, _LARGEST_HEADER)
-    write_whole(path, content)
+        raise errors.state_too_large(os.fspath(file), size, _LARGEST_HEADER)
+    write_whole(file, content)
 
 
 def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -61,8 +59,8 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: It is another file, or a part of one.
     """
     safetensors = _safetensors()
-    path = Path(file)
-    with path.open("rb"):
+    path = os.fspath(file)
+    with open(path, "rb"):
         pass  # what cannot be opened is an OSError in Python's words
     try:
         with safetensors.safe_open(path, framework="np") as opened:
@@ -71,16 +69,16 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
             # The tensors of another file are left alone: they may be huge, or of formats that NumPy lacks.
             arrays = {name: opened.get_tensor(name) for name in (opened.keys() if described else ())}
     except Exception as error:  # safetensors raises whatever NumPy makes of a format, a shape or a size that it lacks
-        raise errors.not_a_state_file(str(path), str(error)) from error
+        raise errors.not_a_state_file(path, str(error)) from error
     if not described:
-        raise errors.not_a_state_file(str(path), f"its metadata lacks one of {list(DESCRIPTION)}")
+        raise errors.not_a_state_file(path, f"its metadata lacks one of {list(DESCRIPTION)}")
     for name, array in arrays.items():
         if array.dtype.isbuiltin != 1:  # bfloat16 where JAX is loaded: what is read must not depend on that
-            raise errors.not_a_state_file(str(path), f"its entry {name!r} is of {array.dtype}, which NumPy itself lacks")
+            raise errors.not_a_state_file(path, f"its entry {name!r} is of {array.dtype}, which NumPy itself lacks")
     try:
         description = {part: json.loads(metadata[part]) for part in DESCRIPTION}
     except (ValueError, RecursionError) as error:
-        raise errors.not_a_state_file(str(path), str(error)) from error
+        raise errors.not_a_state_file(path, str(error)) from error
     return {**description, "state": arrays}
 
 

@@ -8,7 +8,6 @@ import re
 import secrets
 import stat
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from loss_balancers.spec import errors
@@ -43,9 +42,10 @@ def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
         data: All of the content.
 
     Raises:
-        OSError: The file cannot be written, or its folder takes no new file. Then what was there before is still there.
+        OSError: The file cannot be written, its folder takes no new file, or the path is that of a folder. Then what was there
+            before is still there.
     """
-    path = Path(file)
+    path = os.fspath(file)
     target = _followed(path)
     if _is_replaced(target):
         _replace(path, target, data)
@@ -60,9 +60,9 @@ def is_replaced(file: str | os.PathLike[str]) -> bool:
     """Whether `write_whole` puts another file in the place of this one. If not, it writes into what is there.
 
     Raises:
-        OSError: The path leads nowhere.
+        OSError: The path leads nowhere, or is that of a folder.
     """
-    return _is_replaced(_followed(Path(file)))
+    return _is_replaced(_followed(os.fspath(file)))
 
 
 def _is_replaced(target: _Target) -> bool:
@@ -71,11 +71,13 @@ def _is_replaced(target: _Target) -> bool:
     return target.status is None or stat.S_ISREG(target.status.st_mode)
 
 
-def _followed(path: Path) -> _Target:
+def _followed(path: str) -> _Target:
     """The end of a path's links. A descriptor is such an end: the file behind it is its owner's to write."""
-    here = str(path)
+    here = path
     for _ in range(_MOST_LINKS):
         folder, name = os.path.split(here)
+        if name in ("", os.curdir, os.pardir):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)  # as from `open`
         folder = os.path.realpath(folder)
         here = os.path.join(folder, name)
         if _DESCRIPTORS.fullmatch(folder) or not os.path.islink(here):
@@ -84,7 +86,7 @@ def _followed(path: Path) -> _Target:
             except FileNotFoundError:
                 return _Target(folder, name, None)
         here = os.path.join(folder, os.readlink(here))
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
 def _own_descriptor(target: _Target) -> int | None:
@@ -94,14 +96,14 @@ def _own_descriptor(target: _Target) -> int | None:
     return int(target.name) if own and target.name.isdecimal() else None
 
 
-def _replace(path: Path, target: _Target, data: bytes) -> None:
+def _replace(path: str, target: _Target, data: bytes) -> None:
     beside = os.path.join(target.folder, f".loss-balancers-{secrets.token_hex(16)}.partial")
     # A new file gets what the umask leaves of 0666, as from `open`. Else nobody may read it until it has the old one's mode.
     mode = 0o666 if target.status is None else 0o600
     try:
         stream = open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115  closed below
     except OSError as error:
-        raise errors.no_file_beside(str(path), target.folder, error) from error
+        raise errors.no_file_beside(path, target.folder, error) from error
     try:
         with stream:
             stream.write(data)

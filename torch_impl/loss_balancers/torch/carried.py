@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from loss_balancers import spec
@@ -29,6 +30,18 @@ class CarriesState(nn.Module):
         for entry in entries:
             self.register_buffer(entry.name, torch.zeros(entry.shape, dtype=self._dtypes[entry.name]))
         self.register_buffer("_table", torch.tensor(self._settings.table), persistent=False)
+        self._make_lasting()
+
+    def _make_lasting(self) -> None:
+        """Replaces what came into being in inference mode: it could not be written in training later."""
+        for name, x in self._buffers.items():
+            if x is not None and x.is_inference():
+                with torch.inference_mode(False):
+                    self._buffers[name] = x.clone()
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether this buffer is the same on all ranks: committed state, unless each rank has its own."""
+        return name not in ("pending", "_table") and self._process_group is not False
 
     def _state(self) -> dict[str, Tensor]:
         """The state by name.
@@ -55,16 +68,19 @@ class CarriesState(nn.Module):
     def _bring_table(self) -> None:
         """Makes the table anew where state is: FSDP2 moves a buffer, and accelerate loads those that are saved, without a word."""
         self._table = torch.tensor(self._settings.table, device=self.pending.device)
+        if not is_dynamo_compiling():
+            self._make_lasting()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: no reference to a wrapper, which the copy is not in."""
-        return {**self.__dict__, "_wrappers": (), "_looks": 0}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._make_lasting()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of everything but the process group, which cannot be copied."""
         memo[id(self._process_group)] = self._process_group
         memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__dict__.update(deepcopy(self.__getstate__(), memo))
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        copied._make_lasting()
         return copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -84,6 +100,7 @@ class CarriesState(nn.Module):
         super()._apply(moved, recurse=False)
         if on_meta and not self._table.is_meta:
             self._bring_table()  # on "meta" it had no values to move
+        self._make_lasting()
         return self
 
     def _load_from_state_dict(
@@ -97,10 +114,13 @@ class CarriesState(nn.Module):
         error_msgs: list[str],
     ) -> None:
         wrong = []
+        in_place = not local_metadata.get("assign_to_params_buffers", False)
         for entry in self._settings.state:
             value: Any = state_dict.get(prefix + entry.name)
             if type(value) not in (Tensor, Parameter) or value.is_meta:
                 continue
+            if in_place and getattr(self, entry.name).is_meta:
+                wrong.append(f"{prefix}{entry.name}: {on_meta()}")
             if entry.name == "pending" and entry.named and value.shape == (entry.named + 2,):  # of before there were counts
                 state_dict[prefix + entry.name] = value = torch.cat([value[:-2], value[-2:-1].expand(entry.named), value[-2:]])
             if value.shape == entry.shape:
@@ -114,3 +134,11 @@ class CarriesState(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         for name, dtype in self._dtypes.items():  # ``assign=True`` takes any dtype
             setattr(self, name, getattr(self, name).to(dtype))
+        self._make_lasting()
+        self._checked_pending()  # and an assigned state may be on another device
+
+
+def on_meta() -> RuntimeError:
+    """The error where state is to be written on the device "meta", which would leave nothing of it, without a word."""
+    what = "Call `to_empty(device=...)` on the model first, or pass `assign=True` to `load_state_dict`."
+    return spec.errors.state_without_values('on the device "meta"', what)

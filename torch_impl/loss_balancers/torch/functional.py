@@ -40,7 +40,8 @@ def weighted_sum(
     Args:
         terms: At least one tensor, all of one shape and on one device.
         weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
-            values are not checked. Constants either way: no gradient reaches them, so a vector that requires grad is refused.
+            values are not checked. Constants either way: no gradient reaches them, so what requires grad or has a tangent is
+            refused.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:
@@ -53,8 +54,8 @@ def weighted_sum(
         The sum. Its gradient to a term is ``keep(RN(w_i * g))`` in the term's dtype, to any order, forward and reverse.
 
     Raises:
-        TypeError: A term is no floating-point tensor, a weight no real number, ``dtype`` not supported, or a weight requires grad:
-            detach it.
+        TypeError: A term is no floating-point tensor, a weight no real number, ``dtype`` not supported, or a weight requires grad
+            or has a tangent: detach it.
         ValueError: No terms, not as many weights, a weight that is not finite, shapes or devices that differ.
 
     Example:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.nn.functional import pad
 
 
 def recomputing() -> bool:
@@ -18,6 +19,15 @@ def recomputing() -> bool:
 def unless_recomputing(new: Tensor, old: Tensor) -> Tensor:
     """``new``, but ``old`` where a graph runs within a backward."""
     return torch.where(torch.ops.loss_balancers.recomputing(new.device), old, new) if is_dynamo_compiling() else new
+
+
+def saved_for_backward(vector: Tensor) -> Tensor:
+    """``vector``, which the backward of a graph must take as it was in the forward.
+
+    To save memory a compiled backward computes again whatever is cheap, also from state that the graph has overwritten since, and
+    then silently from the wrong state (PyTorch's pull request 197039). It never computes a padding again, which costs nothing.
+    """
+    return pad(vector, (0, 1))[:-1] if is_dynamo_compiling() else vector
 
 
 def _on_device(device: torch.device) -> Tensor:

@@ -16,20 +16,13 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down
-from loss_balancers.torch.carried import CarriesState
+from loss_balancers.torch.carried import CarriesState, on_meta
 from loss_balancers.torch.functional import balance
 from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
-from loss_balancers.torch.recomputation import recomputing, unless_recomputing
+from loss_balancers.torch.recomputation import recomputing, saved_for_backward, unless_recomputing
 from loss_balancers.torch.rounding import compiling
 from loss_balancers.torch.transforms import under_torch_func
-from loss_balancers.torch.wrapped import (
-    Wrappers,
-    check_not_joining,
-    distributed,
-    keep_from_broadcast,
-    keep_from_broadcast_while_tracing,
-    wrapped_anew,
-)
+from loss_balancers.torch.wrapped import check_not_joining
 
 #: After how many training forwards without a `step()` a balancer warns.
 _PATIENCE = 100
@@ -76,8 +69,6 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     #: Whether losses must be scalars: where their values make weights.
     _scalars: ClassVar[bool] = False
 
-    _wrappers: Wrappers
-
     steps: Tensor
     skipped: Tensor
     pending: Tensor
@@ -90,7 +81,6 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         self._auto_step = auto_step
         self._process_group = process_group
         self._forwards = 0
-        self._looks, self._wrappers = 0, ()
         self._register(settings.state)
 
     @property
@@ -183,10 +173,13 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         Raises:
             TypeError: ``exported`` is no mapping.
             ValueError: It is of another balancer, of other settings or other losses. Then nothing has changed.
+            RuntimeError: This balancer is on the device "meta".
         """
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         state = self._state()
+        if self.pending.is_meta:
+            raise on_meta()
         copy_all(list(state.values()), [torch.from_numpy(arrays[name]) for name in state])
 
     def extra_repr(self) -> str:
@@ -199,7 +192,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
     def _aggregate(self, inputs: Inputs) -> Tensor:
         """The aggregate: the sum of the losses by their factors."""
-        factors = self._factors(inputs)
+        factors = saved_for_backward(self._factors(inputs))  # a graph may overwrite the state that they are made of
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
     def _committed(self, mean: Tensor, present: Tensor) -> State:
@@ -237,13 +230,8 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
             return
         if under_torch_func():
             raise spec.errors.under_a_transform()
-        if is_dynamo_compiling():
-            keep_from_broadcast_while_tracing(CarriesState)
-        else:
-            if distributed() and (self._looks == 0 or wrapped_anew(self._wrappers)):
-                self._looks, self._wrappers = 1, keep_from_broadcast(CarriesState)
-            if self._auto_step is None:
-                self._warn_if_never_stepped(stacklevel + 1)
+        if self._auto_step is None and not is_dynamo_compiling():
+            self._warn_if_never_stepped(stacklevel + 1)
         pending = self.pending
         if self._auto_step is not None:
             due = pending[-2:].sum() >= self._auto_step
@@ -264,12 +252,8 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         group = self._process_group
         if isinstance(group, int) or not (dist.is_available() and dist.is_initialized()):  # False, or an outsider's group
             return pending
-        if is_dynamo_compiling():
-            keep_from_broadcast_while_tracing(CarriesState)
-        else:
-            if self._looks < 2 and distributed():  # once more: the model may have been wrapped after the first forward
-                self._looks, self._wrappers = 2, keep_from_broadcast(CarriesState)
-            check_not_joining(self._wrappers)
+        if not is_dynamo_compiling():
+            check_not_joining(self)
         pending = pending.clone()
         dist.all_reduce(pending, group=group)
         return pending

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from loss_balancers.spec import errors
+from loss_balancers.spec import checks, errors
 from loss_balancers.torch.host import traced_as_constant
 
 
@@ -45,6 +46,42 @@ def transformable(function: type[Function]) -> Callable[..., Any]:
         return function.apply(*inputs)
 
     return apply
+
+
+class _Constant(Function):
+    """The identity of what no derivative may reach, at whatever level of nested transforms it would come from."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, where: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.where = inputs[1]
+        if ctx.needs_input_grad[0]:
+            raise errors.learnable(ctx.where)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+        raise errors.learnable(ctx.where, "has a tangent")
+
+
+_constant = transformable(_Constant)
+
+
+def refuse_derivatives(x: Any, where: str) -> None:
+    """Raises if a transform of `torch.func` or forward mode differentiates by ``x``: an array does not say so itself.
+
+    Raises:
+        TypeError: One does.
+    """
+    if transformed() and isinstance(x, Tensor) and x.is_floating_point():
+        _constant(x, where)
+
+
+checks.derivative_checks.append(refuse_derivatives)
 
 
 def refuse_dual_level_outside() -> None:

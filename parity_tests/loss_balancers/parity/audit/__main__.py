@@ -18,6 +18,7 @@ from loss_balancers.parity.audit.comparison import Finding
 from loss_balancers.parity.audit.page import page
 from loss_balancers.parity.audit.planted import planted_cases
 from loss_balancers.parity.audit.run import Verdict, audit
+from loss_balancers.parity.audit.state_cases import state_cases
 from loss_balancers.parity.audit.targets import TARGETS, UnavailableError
 from loss_balancers.parity.files import write_json, write_text
 
@@ -33,7 +34,7 @@ CELLS = {
     "missed": "[red]MISSED",
 }
 #: The width of a column: the longest cell and its frame.
-COLUMN = 18
+COLUMN = 20
 Matrix = dict[str, dict[str, Verdict]]
 
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for option, file in (("--json", given.json), ("--markdown", given.markdown)):
         if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"{option}: the folder {file.absolute().parent} does not exist. Create it first.")
-    cases = [*all_cases(), *planted_cases()]
+    cases = every_case()
     try:
         matrix, versions = _audited(list(dict.fromkeys(given.target)), cases)
     except UnavailableError as error:
@@ -72,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"loss-balancers: a file cannot be written: {error}.", file=sys.stderr)
         return USAGE_ERROR
     return 0 if all(verdict.passed for row in matrix.values() for verdict in row.values()) else FINDINGS
+
+
+def every_case() -> list[Case]:
+    """All cases of all targets, planted faults last."""
+    cases = [*all_cases(), *(each.case for each in state_cases()), *planted_cases()]
+    return sorted(cases, key=lambda case: bool(case.planted))
 
 
 def _audited(names: Sequence[str], cases: Sequence[Case]) -> tuple[Matrix, dict[str, dict[str, str]]]:
@@ -109,7 +116,8 @@ def _print(matrix: Matrix, cases: Sequence[Case]) -> None:
         some = names[start : start + beside]
         table = _table({name: matrix[name] for name in some}, cases)
         (console if console.is_terminal else Console(width=widest + 4 + COLUMN * beside)).print(table)
-    console.print("In brackets: the multiplications and additions that the spec prescribes, then the quotients.", style="dim")
+    counts = "In brackets: the multiplications and additions that the spec prescribes, then the quotients."
+    console.print(f"{counts} Without: no race and no overwritten state, and nothing of the arithmetic.", style="dim")
     for name, row in matrix.items():
         for case, verdict in ((case, row[case.name]) for case in cases if case.name in row):
             if verdict.reason:
@@ -138,8 +146,9 @@ def _table(matrix: Matrix, cases: Sequence[Case]) -> Table:
 
 
 def _counts(verdict: Verdict) -> str:
-    quotients = f", {verdict.quotients}" if verdict.quotients else ""
-    return f" ({verdict.operations}{quotients})" if verdict.passed else ""
+    if not verdict.passed or not (verdict.operations or verdict.quotients):
+        return ""
+    return f" ({verdict.operations}{f', {verdict.quotients}' if verdict.quotients else ''})"
 
 
 def _as_json(matrix: Matrix, versions: dict[str, dict[str, str]], cases: Sequence[Case]) -> dict[str, Any]:

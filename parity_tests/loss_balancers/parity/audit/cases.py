@@ -38,7 +38,7 @@ class Case:
         arguments: How many float32 scalars it takes first.
         results: How many it returns.
         expected: The DAG that the spec prescribes.
-        function: Builds the JAX function.
+        function: Builds the JAX function; None if there is none, since only PyTorch has the case.
         vectors: The lengths of the float32 vectors that it takes then.
         draws: Inputs on which steps are executed (`established`), one array for each scalar and each element.
         planted: The kinds of finding of which one must be made; empty if the case must be as specified.
@@ -48,7 +48,7 @@ class Case:
     arguments: int
     results: int
     expected: Callable[[Dag], list[Node]]
-    function: Callable[[], Callable[..., Any]]
+    function: Callable[[], Callable[..., Any]] | None
     vectors: tuple[int, ...] = ()
     draws: Callable[[], list[Words]] = list
     planted: tuple[str, ...] = ()

@@ -13,7 +13,9 @@ GPU was present. [The audit](../audit.md) says what this establishes, and what i
 
 Obtained on {date}, on {host}, with loss-balancers {library}, by `make audit-evidence`, which wrote this page. In brackets: how
 many multiplications and additions the spec prescribes for the results, then how many quotients; the flushes (`keep`) are compared
-too. A planted fault must be *found*. K is the number of KD losses; the student's comes on top. – was not compiled.
+too. No brackets: only that no launch has a race, and that nothing is computed from state after it was overwritten; this holds of
+the other cases on `cuda-torch` too. A planted fault must be *found*. K is the number of KD losses; the student's comes on top.
+– was not compiled.
 """
 FAULTS = """\
 ## What shows the planted faults
@@ -52,6 +54,8 @@ def _cell(verdict: Mapping[str, Any] | None) -> str:
         return "–"
     if verdict["status"] not in {"as specified", "found"}:
         return f"**{verdict['status']}**"
+    if not (verdict["operations"] or verdict["quotients"]):
+        return verdict["status"]
     quotients = f", {verdict['quotients']}" if verdict["quotients"] else ""
     return f"{verdict['status']} ({verdict['operations']}{quotients})"
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from loss_balancers.parity.audit import cpu, ptx, torch_cuda, tpu
+from loss_balancers.parity.audit import cpu, ptx, races, torch_cuda, tpu
 from loss_balancers.parity.audit.cases import Case
 from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OTHER_OPERATION, Finding
 from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError
@@ -43,7 +43,7 @@ class Target:
         read: Reads a dump.
         environment: Variables for the compiling process; ``{dump}`` is the folder for dumps. To ``XLA_FLAGS`` it adds.
         worker: The module that is the compiling process.
-        only: The names of the cases that it can compile; None for all.
+        only: The names of the cases that it can compile; None for all that have a JAX function.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Target:
     def cases(self, cases: Sequence[Case]) -> list[Case]:
         """Those of the cases that it can compile."""
         names = None if self.only is None else self.only()
-        return [case for case in cases if names is None or case.name in names]
+        return [case for case in cases if (case.function is not None if names is None else case.name in names)]
 
     def compile(self, cases: Sequence[Case], folder: Path) -> dict[str, str]:
         """Compiles all cases in a process of its own, dumps in ``folder``; returns the versions of what compiled them.
@@ -211,7 +211,11 @@ def _torch(major: int, device: str, cores: int, optin: int) -> Target:
     }
 
     def read(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
-        return torch_cuda.read_case(folder, case.arguments - case.name.endswith(" gradient"), f"sm_{major}0", dag)
+        found = races.read_races(folder)
+        if case.function is None:
+            return [], found
+        results, more = torch_cuda.read_case(folder, case.arguments - case.name.endswith(" gradient"), f"sm_{major}0", dag)
+        return results, [*found, *more]
 
     return Target(
         f"cuda-torch:sm_{major}0",

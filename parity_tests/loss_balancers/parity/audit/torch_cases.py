@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from loss_balancers import spec
 from loss_balancers.parity.audit.cases import RATIO_NAMES, RATIOS, Case, all_cases, static_settings
 from loss_balancers.parity.audit.planted import no_barrier, planted_cases, tree_sum
+from loss_balancers.parity.audit.state_cases import state_cases
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,17 @@ class TorchCase:
         case: The case of which it is the twin: its name, its DAG, its draws.
         function: Builds the forward, of as many scalars as there are ``losses``.
         losses: How many it takes.
-        gradient: Whether its gradient is the case.
+        gradient: Whether its gradient is the case, or a part of it.
+        writes: Whether it overwrites state: a case of `state_cases`.
+        fault: Plants its fault while it is compiled.
     """
 
     case: Case
     function: Callable[[], Callable[..., Any]]
     losses: int
     gradient: bool
+    writes: bool = False
+    fault: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def slug(self) -> str:
@@ -33,7 +39,7 @@ class TorchCase:
 
 
 def torch_cases() -> list[TorchCase]:
-    """Every case that has a twin here."""
+    """Every case that has a twin here, then those that PyTorch alone has."""
     forwards = {
         **{name: lambda names=names, given=given: _static(given, names) for name, (given, names) in static_settings().items()},
         "div": _div,
@@ -49,7 +55,7 @@ def torch_cases() -> list[TorchCase]:
         name = case.name.removesuffix(" gradient").removesuffix(" forward")
         if name in forwards:
             cases.append(TorchCase(case, forwards[name], case.arguments - gradient, gradient))
-    return cases
+    return [*cases, *(TorchCase(*each[:3], each.losses > 0, True, each.fault) for each in state_cases())]
 
 
 def _static(settings: spec.StaticLossBalancerSettings, names: tuple[str, ...]) -> Callable[..., Any]:

@@ -1,19 +1,18 @@
 """The process that compiles PyTorch balancers for a GPU that is not there: Inductor writes Triton, that PTX and machine code.
 
-Nobody provides for this, so it goes by the inside of both: a device that is described and not asked, and graphs that are made by
-hand what `torch.compile` makes of them. The versions are pinned; where they move, cases are "not established".
+Nobody provides for this, so it goes by the inside of both: a device that is described and not asked, and graphs that are traced
+without it (`torch_graphs`). The versions are pinned; where they move, cases are "not established".
 """
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ def main() -> None:
     import torch
 
     from loss_balancers.parity.audit.torch_cases import torch_cases
+    from loss_balancers.parity.audit.torch_graphs import captured, ends, writing
     from loss_balancers.torch import portable
 
     warnings.simplefilter("ignore")
@@ -39,11 +39,15 @@ def main() -> None:
         torch.compiler.reset()
         portable._divides = lambda a: False  # as it is when compiled for a GPU
         plans = []
-        for number, (graph, inputs, mode) in enumerate(_captured(case.function(), case.losses, case.gradient)):
-            code = _generated(graph, inputs, mode)
+        with case.fault():
+            graphs = (writing if case.writes else captured)(case.function(), case.losses, case.gradient)
+        for number, (graph, code) in enumerate(graphs):
             for name, source in KERNEL.findall(code):
-                _compile(name, source, options["major"], folder / f"{number}_{name}")
-            plans.append({"code": code[code.index("    def call(") : code.index("\nrunner = ")], **_ends(graph)})
+                stem = folder / f"{number}_{name}"
+                stem.with_suffix(".py").write_text(source.replace("triton_helpers.set_driver_to_gpu()", ""), "utf-8")
+                if not case.writes:
+                    _compile(name, options["major"], stem)
+            plans.append({"code": code[code.index("    def call(") : code.index("\nrunner = ")], **ends(graph)})
         (folder / "plan.json").write_text(json.dumps(plans), "utf-8")
     print(json.dumps({"device": options["device"]}))
 
@@ -76,92 +80,8 @@ def _describe(options: dict[str, Any]) -> None:
     )
 
 
-def _captured(function: Callable[..., Any], arguments: int, gradient: bool) -> list[tuple[Any, Sequence[Any], Any]]:
-    """The graphs that `torch.compile` makes of a function on a GPU: of the forward, and for a gradient of the backward.
-
-    Traced on fake tensors of that device, as far as PyTorch can where it is built without CUDA: it cannot differentiate them, nor
-    index. Else traced on the CPU, `div` as it is on a GPU, and moved there.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    if gradient:
-        compiled, graphs = _compiled(function, moved=True)
-        compiled(*(torch.ones((), requires_grad=True) for _ in range(arguments))).backward()
-        return graphs
-    compiled, graphs = _compiled(function, moved=False)
-    try:
-        with FakeTensorMode(), torch.no_grad():
-            compiled(*(torch.empty((), device="cuda") for _ in range(arguments)))
-    except RuntimeError as error:
-        if "not linked with support for cuda" not in str(error):
-            raise
-        torch.compiler.reset()
-        compiled, graphs = _compiled(function, moved=True)
-        compiled(*(torch.ones(()) for _ in range(arguments)))
-    return graphs
-
-
-def _compiled(function: Callable[..., Any], moved: bool) -> tuple[Callable[..., Any], list[tuple[Any, Sequence[Any], Any]]]:
-    """The function with a compiler that keeps the graphs, and those."""
-    import torch
-    from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch._aot_autograd.utils import make_boxed_func
-    from torch._guards import detect_fake_mode
-    from torch._inductor.decomposition import select_decomp_table
-
-    graphs: list[tuple[Any, Sequence[Any], Any]] = []
-
-    def captured(graph: Any, inputs: Sequence[Any]) -> Any:
-        mode = detect_fake_mode(inputs)
-        graphs.append((*(_moved(graph, inputs, mode) if moved else (graph, inputs)), mode))
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=captured, bw_compiler=captured, decompositions=select_decomp_table())
-    return torch.compile(function, backend=backend, fullgraph=True), graphs
-
-
-def _moved(graph: Any, inputs: Sequence[Any], mode: Any) -> tuple[Any, Sequence[Any]]:
-    """A copy of the graph and its inputs, with every value on the GPU."""
-    import torch
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-
-    cuda, copied = torch.device("cuda", 0), copy.deepcopy(graph)
-    for node in copied.graph.nodes:
-        if node.kwargs.get("device") is not None:
-            node.kwargs = {**node.kwargs, "device": cuda}
-    with mode:
-        moved = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=cuda) for x in inputs]
-    copied.recompile()
-    FakeTensorProp(copied, mode).propagate_dont_convert_inputs(*moved)
-    return copied, moved
-
-
-def _generated(graph: Any, inputs: Sequence[Any], mode: Any) -> str:
-    """The Python that Inductor makes of a graph: its kernels, and the calls of them."""
-    from torch._inductor.debug import DebugContext
-    from torch._inductor.graph import GraphLowering
-    from torch._inductor.virtualized import V
-
-    with V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
-        lowering = GraphLowering(graph, shape_env=mode.shape_env, cpp_wrapper=False, aot_mode=False)
-        with V.set_graph_handler(lowering):
-            lowering.run(*inputs)
-            return lowering.codegen()[0].value
-
-
-def _ends(graph: Any) -> dict[str, list[str | None]]:
-    """The names of a graph's inputs and results."""
-    nodes = list(graph.graph.nodes)
-    (results,) = nodes[-1].args
-    return {
-        "inputs": [node.name for node in nodes if node.op == "placeholder"],
-        "results": [None if result is None else result.name for result in results],
-    }
-
-
-def _compile(name: str, source: str, major: int, stem: Path) -> None:
-    """Leaves the PTX of a kernel and its machine code, as text."""
+def _compile(name: str, major: int, stem: Path) -> None:
+    """Leaves the PTX of a kernel, whose source is there, and its machine code, as text."""
     import torch._inductor.runtime.triton_heuristics as heuristics
     import triton  # pyright: ignore[reportMissingImports]
     from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
@@ -173,9 +93,7 @@ def _compile(name: str, source: str, major: int, stem: Path) -> None:
         found.update(options)
         return lambda kernel: found.setdefault("kernel", kernel)
 
-    file = stem.with_suffix(".py")
-    file.write_text(source.replace("triton_helpers.set_driver_to_gpu()", ""), "utf-8")
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, stem.with_suffix(".py"))
     assert spec is not None
     assert spec.loader is not None
     decorator, heuristics.pointwise = heuristics.pointwise, seen

@@ -22,6 +22,7 @@ def main() -> None:
     cases = {case.slug: case for case in (*all_cases(), *planted_cases())}
     for slug in request["cases"]:
         case = cases[slug]
+        assert case.function is not None  # the target takes no others
         function = case.function()
 
         def compiled(*arguments: Any, function: Any = function) -> Any:

@@ -1,0 +1,92 @@
+"""DistributedDataParallel leaves each rank what its balancer has observed, and `step()` is refused within `join()`."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+TESTS = Path(__file__).parent
+program = SimpleNamespace(**runpy.run_path(str(TESTS / "ranks_program.py")))
+EXPECTED = program.split(1, 1)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two ranks saw."""
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, "-W", "ignore", str(TESTS / "ddp_program.py"), str(folder)]
+    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("mode", ["folds", "folds, compiled step"])
+def test_models_that_share_compiled_code(ranks, mode):
+    """No Python of the library runs for the second model and the third, and nothing is compiled anew for them."""
+    for seen in ranks:
+        assert seen[mode]["states"] == [EXPECTED] * 3
+        assert len(set(seen[mode]["graphs"])) == 1
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "wrapped again beside",
+        "put in later",
+        "put in later, within a part",
+        "wrapped after an observation",
+        "deepcopy",
+        "pickle",
+    ],
+)
+def test_each_rank_keeps_what_it_observed(ranks, case):
+    for seen in ranks:
+        assert seen[case] == EXPECTED
+
+
+def test_committed_state_goes_to_all_ranks_when_the_model_is_wrapped(ranks):
+    """As DDP does with all of a model, since rank 0 may be the one that has loaded it; but not what each rank has for itself."""
+    assert [seen["loaded"] for seen in ranks] == [3, 3]
+    assert [seen["loaded, each its own"] for seen in ranks] == [3, 4]
+
+
+def test_nothing_of_a_balancer_is_sent_at_a_forward(ranks):
+    for seen in ranks:
+        assert seen["sent"] == [["mine", "ours"]] * 2 + [["ours"]] * 2
+
+
+def test_step_is_refused_within_join_and_not_after_it(ranks):
+    for seen in (seen["joined"] for seen in ranks):
+        for i in range(2):
+            for where in ("within", "of no wrapper"):
+                assert "must not be called within `join()`" in seen[f"{where}, {i}"]
+            assert seen[f"of another wrapper, {i}"] == seen[f"after, {i}"] == "nothing"
+        assert seen["after an error"] == seen["another afterwards"] == "nothing"
+        assert seen["state"] == EXPECTED
+
+
+IMPORTED_LATE = """
+import sys, torch
+from torch import distributed as dist, nn
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+wrapper = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
+from loss_balancers.torch import EMANormalizedLossBalancer
+wrapper.module.balancer = EMANormalizedLossBalancer(("student_loss", "MSE_0"))
+for _ in range(2):
+    wrapper._assign_modules_buffers()
+    assert wrapper.modules_buffers == [], wrapper.named_module_buffers
+dist.destroy_process_group()
+"""
+
+
+def test_a_wrapper_from_before_the_import(tmp_path):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTED_LATE, str(tmp_path)], check=True, timeout=600)
