@@ -28,12 +28,13 @@ END = """
 What older versions lack, whatever the function or the module:
 
 - **Flax 0.10**: `jax.jit` and `jax.grad` take no module as an argument; `nnx.jit` and `nnx.grad` do. In a Linen model a balancer
-  has [the call alone](../linen.md). Before Flax 0.12.4 NNX has neither tree mode nor `nnx.view`.
+  has [the call alone](../linen.md). NNX has a tree mode since Flax 0.12.4, and its `nnx.view` knows
+  balancers since 0.12.5.
 - **PyTorch 2.8 to 2.11**, in compiled functions: no `jacfwd` and no `hessian` by several arguments at once. Stack the losses and
   differentiate by the one tensor.
 - **PyTorch 2.8 and 2.9**, in compiled functions: no `torch.autograd.grad`.
 - **PyTorch 2.8**, in compiled functions: of an error Dynamo tells the class and the line, without the words. Run the function
-  uncompiled to read them.
+  uncompiled to read them. `torch.compiler.set_stance("eager_then_compile")` after `torch.compiler.reset()` ends the process.
 
 A cell says how many results had the bits of the exact reference, of how many. In the unit tests the warnings of the frameworks
 are ignored, since each version has its own; `make test` takes none.

@@ -19,12 +19,13 @@ EXAMPLES = {name: settings for name, settings in registry.examples().items() if 
 BALANCERS = {name: partial(registry.make, settings, loss_balancers.jax) for name, settings in EXAMPLES.items()}
 OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observes(settings))
 
+VIEWS = hasattr(nnx, "view") and "graph" in inspect.signature(nnx.view).parameters
 LINEN_METHODS = "nnx_method" in inspect.signature(nnx.bridge.ToLinen.__call__).parameters
 #: What some tests need of Flax, by their mark: whether this version has it, the first that has, and what it is.
 NEEDS = {
     "needs_pytrees": (MODULES_ARE_PYTREES, "0.11", "modules are pytrees"),
     "needs_tree_mode": (TREE_MODE, "0.12.4", "transforms of NNX have a tree mode"),
-    "needs_views": (hasattr(nnx, "view"), "0.12.4", "`nnx.view` is there"),
+    "needs_views": (VIEWS, "0.12.5", "`nnx.view` passes by what a module does not take"),
     "needs_linen_methods": (LINEN_METHODS, "0.11", "`ToLinen` has methods other than the call"),
 }
 

@@ -38,17 +38,17 @@ SWITCHES = {
 #: Those that Flax has not always had, and whether this version has.
 LATER = {
     "set_attributes-tree": "graph" in inspect.signature(nnx.Module.set_attributes).parameters,
-    "view": hasattr(nnx, "view"),
-    "view-tree": hasattr(nnx, "view") and "graph" in inspect.signature(nnx.view).parameters,
     "with_attributes": hasattr(nnx, "with_attributes"),
 }
-each_switch = pytest.mark.parametrize(
-    "switch",
-    [
-        pytest.param(name, marks=pytest.mark.skipif(not LATER.get(name, True), reason=f"this version of Flax has no {name}"))
-        for name in SWITCHES
-    ],
-)
+
+
+def marks_of(switch):
+    if switch.startswith("view"):
+        return pytest.mark.needs_views
+    return pytest.mark.skipif(not LATER.get(switch, True), reason=f"this version of Flax has no {switch}")
+
+
+each_switch = pytest.mark.parametrize("switch", [pytest.param(switch, marks=marks_of(switch)) for switch in SWITCHES])
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["alone", "with-batch-norm"])

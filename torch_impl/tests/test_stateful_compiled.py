@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import schedules
+from loss_balancers.spec.versions import release
 from loss_balancers.torch import (
     EMANormalizedLossBalancer,
     LogitsAndIntermediatesLossBalancer,
@@ -27,6 +28,9 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on C
 #: Whether `torch.autograd.grad` can be compiled: newer than PyTorch 2.9.
 needs_autograd_in_a_graph = pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="Dynamo of this version does not trace `torch.autograd.grad`"
+)
+crashes_in_the_oldest = pytest.mark.skipif(
+    release(torch.__version__) < (2, 9), reason="PyTorch 2.8 crashes in this stance after a reset of Dynamo, whatever the module"
 )
 KINDS = ["scheduled", "weighted-sum", "ema", "ema-lagged", "logits"]
 
@@ -145,7 +149,9 @@ def test_a_training_step(make, backend, assert_same_state):
 
 # Dynamo begins in the middle of an eager call there, and asks losses that are results for their `.grad`.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
-@pytest.mark.parametrize("stance", ["eager_then_compile", "force_eager", "eager_on_recompile"])
+@pytest.mark.parametrize(
+    "stance", [pytest.param("eager_then_compile", marks=crashes_in_the_oldest), "force_eager", "eager_on_recompile"]
+)
 def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert_same_state):
     """Some calls run as compiled code and others as Python, on the same state; float64 losses would compile anew."""
     mixed, eager = make(), make()
