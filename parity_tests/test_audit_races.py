@@ -8,6 +8,7 @@ import pytest
 
 from loss_balancers.parity.audit import NotEstablishedError
 from loss_balancers.parity.audit.__main__ import every_case
+from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD
 from loss_balancers.parity.audit.races import OVERWRITTEN, RACE, races, read_races
 from loss_balancers.parity.audit.state_cases import state_cases
 from loss_balancers.parity.audit.targets import TARGETS
@@ -279,7 +280,7 @@ def test_every_balancer_with_state_has_its_cases_on_the_targets_of_pytorch_alone
         first, _, more = balancer.partition(" ")
         begin = f"{first}LossBalancer {more} ".replace("  ", " ")
         assert {f"{begin}training", f"{begin}training, auto_step", f"{begin}step()"} <= set(names)
-    assert {each.case.planted for each in state_cases() if each.case.planted} == {(RACE,), (OVERWRITTEN,)}
+    assert {each.case.planted for each in state_cases() if each.case.planted} == {(RACE,), (OVERWRITTEN,), (FUSED_MULTIPLY_ADD,)}
     assert set(names) <= {each.case.name for each in torch_cases()}
     cases = every_case()
     assert len({case.slug for case in cases}) == len(cases)

@@ -13,14 +13,15 @@ from loss_balancers.spec import Schedule
 from loss_balancers.torch.host import number
 from loss_balancers.torch.observing import Inputs, State, look_up
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import finite, keep
+from loss_balancers.torch.rounding import FLOAT, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
 def averaged(state: State, losses: Tensor, present: Tensor | None, beta: float) -> State:
     """The running sums after ``losses``, of those that are present; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * beta) + losses.abs()
-    fix = keep(state["fix"] * beta) + 1.0
+    # Not `+ 1.0`: LLVM moves a constant into the select of `keep`, and a GPU adds the product that is left without rounding it.
+    fix = keep(state["fix"] * beta) + finite(losses).to(FLOAT)
     taken = finite(total).all()
     if present is not None:
         taken = taken & present

@@ -25,7 +25,8 @@ def saved_for_backward(vector: Tensor) -> Tensor:
     """``vector``, which the backward of a graph must take as it was in the forward.
 
     To save memory a compiled backward computes again whatever is cheap, also from state that the graph has overwritten since, and
-    then silently from the wrong state (PyTorch's pull request 197039). It never computes a padding again, which costs nothing.
+    then silently from the wrong state (PyTorch's pull request 197039). By its defaults it never computes a padding again, which
+    costs nothing. Checkpointing within the graph, and settings that ask for more recomputation, do (docs/state.md).
     """
     return pad(vector, (0, 1))[:-1] if is_dynamo_compiling() else vector
 

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from loss_balancers import spec
 from loss_balancers.parity.audit.cases import EMA, Case
+from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD
 from loss_balancers.parity.audit.races import OVERWRITTEN, RACE
 from loss_balancers.spec import schedules
 
@@ -40,10 +41,12 @@ def state_cases() -> list[StateCase]:
         ]
     ema, _ = _balancers()[EMA.balancer]
     scheduled, losses = _balancers()["ScheduledLossBalancer"]
+    beside = _case("planted: a constant beside keep", lambda: ema(None).step, 0, (FUSED_MULTIPLY_ADD,))
     again = _case("planted: weights computed again", lambda: _training(scheduled(2), losses), len(losses), (OVERWRITTEN,))
     return [
         *cases,
         _case("planted: fused write of state", lambda: ema(None).step, 0, (RACE,))._replace(fault=_fused_write),
+        beside._replace(fault=_constant_beside_keep),
         again._replace(fault=_computed_again),
     ]
 
@@ -96,6 +99,22 @@ def _fused_write() -> AbstractContextManager[Any]:
     from loss_balancers.torch import stateful
 
     return patch.object(stateful, "copy_all", torch._foreach_copy_)  # type: ignore[reportPrivateImportUsage]
+
+
+def _constant_beside_keep() -> AbstractContextManager[Any]:
+    """A constant added to what is kept: LLVM moves it into the select that `keep` is, and the product is added without rounding."""
+    import torch
+
+    from loss_balancers.torch import ema_normalized
+    from loss_balancers.torch.rounding import keep
+
+    def averaged(state: Any, losses: Any, present: Any, beta: float) -> Any:
+        return {
+            "total": keep(state["total"] * beta) + losses.abs(),
+            "fix": torch.where(present, keep(state["fix"] * beta) + 1.0, 0.0),
+        }
+
+    return patch.object(ema_normalized, "averaged", averaged)
 
 
 def _computed_again() -> AbstractContextManager[Any]:

@@ -212,8 +212,8 @@ def _torch(major: int, device: str, cores: int, optin: int) -> Target:
 
     def read(case: Case, folder: Path, dag: Dag) -> tuple[list[Node], list[Finding]]:
         found = races.read_races(folder)
-        if case.function is None:
-            return [], found
+        if case.function is None:  # its arithmetic is not read; but a race, or whatever is fused, is a finding
+            return [], found or torch_cuda.fused(folder)
         results, more = torch_cuda.read_case(folder, case.arguments - case.name.endswith(" gradient"), f"sm_{major}0", dag)
         return results, [*found, *more]
 

@@ -152,17 +152,41 @@ def _machine_code(file: Path) -> list[Finding]:
     """What in a kernel's machine code is fused; it must round as often as the PTX."""
     kinds = re.findall(r"^\s+(mul|add|sub|div|rcp)(?:\.\w+)*\.f32(x2)?\s", file.read_text("utf-8"), re.MULTILINE)
     emitted = Counter("".join(kind) for kind in kinds)
-    lines = INSTRUCTION.findall(file.with_suffix(".sass").read_text("utf-8"))
-    if not lines:
-        raise NotEstablishedError("the disassembly shows no instructions")
+    lines = _instructions(file)
     found = Counter(operation for _, operation, _ in lines)
     odd = [full for full, operation, _ in lines if operation in PRODUCTS + SUMS and re.search(r"\.R[MPZ]|\.SAT", full)]
     if odd:
         raise NotEstablishedError(f"machine code that does not round to nearest: {odd[0]}")
-    fused = [f"{full}{rest}".strip() for full, operation, rest in lines if operation in FUSED]
+    fused = _fused(lines)
     for kind in ("", "x2"):
         wanted = (emitted[f"mul{kind}"], emitted[f"add{kind}"] + emitted[f"sub{kind}"])
         held = tuple(found[operations[bool(kind)]] for operations in (PRODUCTS, SUMS))
         if held != wanted and not (fused or emitted["div"] or emitted["rcp"]):
             raise NotEstablishedError(f"the PTX has {wanted} products and sums ({kind or 'single'}), the machine code {held}")
-    return [Finding(FUSED_MULTIPLY_ADD, "no such instruction", "machine code", line) for line in fused]
+    return _findings(fused)
+
+
+def fused(folder: Path) -> list[Finding]:
+    """What is fused in the machine code of the kernels of a case whose arithmetic is not read.
+
+    Raises:
+        NotEstablishedError: The machine code of a kernel is missing.
+    """
+    return [finding for file in sorted(folder.glob("*.py")) for finding in _findings(_fused(_instructions(file)))]
+
+
+def _instructions(file: Path) -> list[tuple[str, str, str]]:
+    """The lines of the machine code of a kernel: each with its mnemonic, the operation in that, and the rest."""
+    code = file.with_suffix(".sass")
+    lines = INSTRUCTION.findall(code.read_text("utf-8")) if code.exists() else []
+    if not lines:
+        raise NotEstablishedError("the disassembly shows no instructions")
+    return lines
+
+
+def _fused(lines: list[tuple[str, str, str]]) -> list[str]:
+    return [f"{full}{rest}".strip() for full, operation, rest in lines if operation in FUSED]
+
+
+def _findings(lines: list[str]) -> list[Finding]:
+    return [Finding(FUSED_MULTIPLY_ADD, "no such instruction", "machine code", line) for line in lines]
