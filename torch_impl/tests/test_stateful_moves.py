@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -104,7 +105,9 @@ def loaded(balancer, other, **options):
 def used(balancer, draw):
     balancer(draw())
     balancer.step()
-    balancer.load_state(balancer.export_state() | {"state": {name: 0 * x for name, x in balancer.export_state()["state"].items()}})
+    balancer.load_state(
+        balancer.export_state() | {"state": {name: np.zeros_like(x) for name, x in balancer.export_state()["state"].items()}}
+    )
     return balancer
 
 
