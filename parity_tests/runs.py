@@ -12,21 +12,13 @@ from flax import nnx
 
 import loss_balancers.jax
 import loss_balancers.torch
-from loss_balancers import spec
-from loss_balancers.spec import schedules
-from loss_balancers.spec.reference import arguments
+from loss_balancers.spec import registry
+from loss_balancers.spec.keys import EXAMPLE_NAMES
 
-NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
-RAMP = schedules.warmup_cosine(0.5, 7, 0.125, 20)
+NAMES = EXAMPLE_NAMES
 
-#: One of every balancer that changes over time, and more where a setting changes what the state means.
-BALANCERS: dict[str, Any] = {
-    "scheduled": spec.ScheduledLossBalancerSettings([RAMP, schedules.linear(0.5, 0.0, 25)], NAMES),
-    "weighted-sum": spec.WeightedSumLossBalancerSettings({"MSELoss_0": RAMP, "KLDivLoss_1": 3.0}, 0.7),
-    "logits": spec.LogitsAndIntermediatesLossBalancerSettings(RAMP, False, "KLDivLoss_1"),
-    "ema": spec.EMANormalizedLossBalancerSettings(NAMES, {"MSELoss_0": RAMP}, 0.9, 1e-8, "student_loss"),
-    "ema-lagged": spec.EMANormalizedLossBalancerSettings(NAMES, None, 0.99, 1e-8, "one", True),
-}  # fmt: skip
+#: The examples of every balancer that changes over time.
+BALANCERS = {name: settings for name, settings in registry.examples().items() if settings.state}
 
 FRAMEWORKS = ("torch", "jax")
 
@@ -47,7 +39,7 @@ def drawn(steps: int, names: tuple[str, ...] = NAMES, seed: int = 0) -> list[dic
 def make(framework: str, settings: Any) -> Any:
     """The balancer of these settings in a framework."""
     module = {"torch": loss_balancers.torch, "jax": loss_balancers.jax}[framework]
-    return getattr(module, settings.balancer)(**arguments(settings))
+    return registry.make(settings, module)
 
 
 def forward(balancer: Any, losses: Losses) -> Outcome:

@@ -172,7 +172,7 @@ def outcome(framework: str, settings: Any, values: dict[str, float], count: Any,
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("absent", ["student_loss", "MSELoss_0", "KLDivLoss_1"])
+@pytest.mark.parametrize("absent", ["student_loss", "LogitsKL_0", "MSE_1"])
 @pytest.mark.parametrize("name", BALANCERS)
 def test_an_absent_loss_may_be_anything(name: str, absent: str, compiled: bool) -> None:
     """NaN, infinity or zero: the same aggregate, a gradient of +0, and the same state, which is that of the exact reference."""
@@ -185,7 +185,7 @@ def test_an_absent_loss_may_be_anything(name: str, absent: str, compiled: bool) 
         for value in (math.nan, math.inf, 0.0, -3.0)
     ]
     assert all(other == found[0] for other in found)
-    order = settings.names or ("MSELoss_0", "KLDivLoss_1", "student_loss")
+    order = settings.names or ("LogitsKL_0", "MSE_1", "student_loss")
     step = Step({each: ("f32", x) for each, x in values.items()}, 1.0, Amounts(tuple(count[each] for each in order), False))
     answers = list(run(settings, [step] * 2))
     for index, answer in enumerate(answers):
@@ -221,7 +221,7 @@ def test_a_count_on_the_device_that_is_none_leaves_the_call_out(name: str, frame
     assert not state.get("total", np.zeros(1)).any()
 
 
-STATIC = {"shared": 0.25, "sequence": [0.5, 0.125], "mapping": {"MSELoss_0": 0.5, "KLDivLoss_1": 0.25}}
+STATIC = {"shared": 0.25, "sequence": [0.5, 0.125], "mapping": {"LogitsKL_0": 0.5, "MSE_1": 0.25}}
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -232,7 +232,7 @@ def test_an_absent_loss_in_a_balancer_without_state(weight: str, absent: str, co
     settings = StaticLossBalancerSettings(STATIC[weight])
     values = {each: math.nan if each == absent else 1.5 + i for i, each in enumerate(NAMES)}
     count = {each: 0.0 if each == absent else 7.0 for each in NAMES}
-    given = Amounts(tuple(count[each] for each in ("MSELoss_0", "KLDivLoss_1", "student_loss")), False)
+    given = Amounts(tuple(count[each] for each in ("LogitsKL_0", "MSE_1", "student_loss")), False)
     (answer,) = run(settings, [Step({each: ("f32", x) for each, x in values.items()}, 1.0, given)])
     assert math.isfinite(answer.aggregate)
     for framework in FRAMEWORKS:
@@ -263,10 +263,10 @@ def test_an_absent_loss_in_a_balancer_without_state(weight: str, absent: str, co
 def test_breakdown_of_an_absent_loss_is_zero(name: str) -> None:
     for framework in FRAMEWORKS:
         balancer = make(framework, BALANCERS[name])
-        losses = {each: array(framework, math.nan if each == "MSELoss_0" else 2.0) for each in NAMES}
-        parts = balancer.breakdown(losses, count={**dict.fromkeys(NAMES, 1), "MSELoss_0": 0})
+        losses = {each: array(framework, math.nan if each == "LogitsKL_0" else 2.0) for each in NAMES}
+        parts = balancer.breakdown(losses, count={**dict.fromkeys(NAMES, 1), "LogitsKL_0": 0})
         for part in ("raw", "weight", "weighted"):
-            assert_same_bits(parts[f"MSELoss_0/{part}"], np.float32(0.0))
+            assert_same_bits(parts[f"LogitsKL_0/{part}"], np.float32(0.0))
         assert math.isfinite(parts["total"])
 
 
@@ -332,20 +332,20 @@ WRONG: dict[str, tuple[Wrong, type[Exception], str]] = {
         TypeError,
         "`share` must be a real number or a scalar array",
     ),
-    "none-in-mapping": (lambda b, x, a: b(x, count={**ONES, "MSELoss_0": None}), TypeError, "`count['MSELoss_0']` must be"),
+    "none-in-mapping": (lambda b, x, a: b(x, count={**ONES, "LogitsKL_0": None}), TypeError, "`count['LogitsKL_0']` must be"),
     "negative": (lambda b, x, a: b(x, count=-1), ValueError, "`count` must be finite and at least 0. Received -1"),
     "nan": (lambda b, x, a: b(x, share=math.nan), ValueError, "`share` must be finite and at least 0. Received nan"),
-    "inf": (lambda b, x, a: b(x, count={**ONES, "MSELoss_0": math.inf}), ValueError, "`count['MSELoss_0']` must be finite"),
+    "inf": (lambda b, x, a: b(x, count={**ONES, "LogitsKL_0": math.inf}), ValueError, "`count['LogitsKL_0']` must be finite"),
     "huge": (lambda b, x, a: b(x, count=10**400), ValueError, "`count` must be finite and at least 0. Received "),
     "beyond-float32": (lambda b, x, a: b(x, count=1e39), ValueError, "`count` must be finite and at least 0. Received 1e+39"),
-    "name-missing": (lambda b, x, a: b(x, count={"MSELoss_0": 1}), ValueError, "the losses exactly. It names ['MSELoss_0']"),
+    "name-missing": (lambda b, x, a: b(x, count={"LogitsKL_0": 1}), ValueError, "the losses exactly. It names ['LogitsKL_0']"),
     "name-unknown": (lambda b, x, a: b(x, share={**ONES, "A": 1}), ValueError, "`share` must name the losses exactly"),
     "loss-missing": (
-        lambda b, x, a: b({"MSELoss_0": x["MSELoss_0"]}),
+        lambda b, x, a: b({"LogitsKL_0": x["LogitsKL_0"]}),
         ValueError,
         "pass any value and `count={...}` with 0 for it",
     ),
-    "loss-none": (lambda b, x, a: b({**x, "MSELoss_0": None}), TypeError, "pass any value and `count={...}` with 0 for it"),
+    "loss-none": (lambda b, x, a: b({**x, "LogitsKL_0": None}), TypeError, "pass any value and `count={...}` with 0 for it"),
     "observe": (lambda b, x, a: b.observe(x, count=-1), ValueError, "`count` must be finite and at least 0"),
     "weights": (lambda b, x, a: b.weights(x, share=-1), ValueError, "`share` must be finite and at least 0"),
     "breakdown": (lambda b, x, a: b.breakdown(x, count=1, share=1), TypeError, "not both"),

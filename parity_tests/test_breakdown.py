@@ -10,22 +10,18 @@ import loss_balancers.torch
 from loss_balancers.parity import assert_same_bits
 from loss_balancers.parity.bits import as_numpy
 from loss_balancers.parity.jax_versions import enable_x64
+from loss_balancers.spec import registry
+from loss_balancers.spec.keys import EXAMPLE_NAMES
 
-NAMES = ("student_loss", "KL_1", "LogitsKLLoss_0")
-VALUES = dict(zip(NAMES, (1.7, 0.3, 2.9), strict=True))
-BALANCERS = {
-    "static-number": ("StaticLossBalancer", (0.3,)),
-    "static-sequence": ("StaticLossBalancer", ([0.15, 0.3],)),
-    "scheduled": ("ScheduledLossBalancer", ([0.15, 0.3], NAMES)),
-    "weighted-sum": ("WeightedSumLossBalancer", ({"KL_1": 0.7, "LogitsKLLoss_0": 1.3}, 0.4)),
-    "ema": ("EMANormalizedLossBalancer", (NAMES,)),
-    "logits": ("LogitsAndIntermediatesLossBalancer", ()),
-}
+NAMES = EXAMPLE_NAMES
+VALUES = dict(zip(NAMES, (2.9, 0.3, 1.7), strict=True))
+BALANCERS = registry.examples()
+#: Whose KD losses are added before their weight is applied, and those of ratios.
+ADD_FIRST = ("static", "scheduled", "logits", "logits-reference")
 
 
 def breakdowns(kind: str, dtypes: dict[str, str]):
-    name, arguments = BALANCERS[kind]
-    of_torch, of_jax = (getattr(part, name)(*arguments) for part in (loss_balancers.torch, loss_balancers.jax))
+    of_torch, of_jax = (registry.make(BALANCERS[kind], part) for part in (loss_balancers.torch, loss_balancers.jax))
     losses = {n: np.asarray(value, jnp.dtype(dtypes[n])) for n, value in VALUES.items()}
     given = {n: torch.tensor(float(x), dtype=getattr(torch, dtypes[n])) for n, x in losses.items()}
     return of_torch.breakdown(given), of_jax.breakdown({n: jnp.asarray(x) for n, x in losses.items()}), of_torch.weights(given)
@@ -50,7 +46,7 @@ def test_twins_agree(kind: str, dtypes: tuple[str, ...]) -> None:
             assert shown == shown.dtype.type(float(weight))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BALANCERS if kind not in ("static-number", "logits")])  # others add first
+@pytest.mark.parametrize("kind", [kind for kind in BALANCERS if kind not in ADD_FIRST])
 def test_the_parts_add_up_in_order(kind: str) -> None:
     parts, _, weights = breakdowns(kind, dict.fromkeys(NAMES, "float32"))
     total = torch.zeros(())

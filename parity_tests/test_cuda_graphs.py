@@ -2,32 +2,21 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from captured import Losses, Recorded, as_cuda_graph, differing, on_tape, same, state_of, training_step
 
-from loss_balancers.spec import schedules
-from loss_balancers.torch import (
-    EMANormalizedLossBalancer,
-    LogitsAndIntermediatesLossBalancer,
-    ScheduledLossBalancer,
-    StaticLossBalancer,
-    WeightedSumLossBalancer,
-)
+import loss_balancers.torch
+from loss_balancers.spec import registry
+from loss_balancers.spec.keys import EXAMPLE_NAMES
 
-NAMES = ("LogitsKL_0", "MSE_1", "student_loss")
-RAMP = schedules.linear(0.0, 1.0, 7)
+NAMES = EXAMPLE_NAMES
 BALANCERS: dict[str, Callable[[], Any]] = {
-    "static": lambda: StaticLossBalancer([0.3, 0.2]),
-    "static-shared": lambda: StaticLossBalancer(0.7),
-    "scheduled": lambda: ScheduledLossBalancer(RAMP, names=NAMES),
-    "weighted-sum": lambda: WeightedSumLossBalancer({"LogitsKL_0": RAMP, "MSE_1": 3.0}, 0.5),
-    "ema": lambda: EMANormalizedLossBalancer(NAMES, {"MSE_1": RAMP}, beta=0.5),
-    "ema-lagged": lambda: EMANormalizedLossBalancer(NAMES, target="student_loss", lagged=True),
-    "ema-auto-step": lambda: EMANormalizedLossBalancer(NAMES, beta=0.5, auto_step=2),
-    "logits": lambda: LogitsAndIntermediatesLossBalancer(RAMP),
+    **{name: partial(registry.make, settings, loss_balancers.torch) for name, settings in registry.examples().items()},
+    "ema-auto-step": lambda: loss_balancers.torch.EMANormalizedLossBalancer(NAMES, beta=0.5, auto_step=2),
 }
 STATEFUL = [name for name in BALANCERS if not name.startswith("static")]
 HAS_CUDA = torch.cuda.is_available()

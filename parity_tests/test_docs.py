@@ -11,6 +11,7 @@ import pytest
 import typer
 from certificates import doctored, few_vectors, torch_certificate
 from evidence import BLOCK, CERTIFICATE, README, matrix_block
+from hypothesis import HealthCheck, settings
 
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.lanes import known_lanes
@@ -52,7 +53,14 @@ def test_code_block_runs(block: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_docstring_examples_run(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(module))
+    # A machine that is loaded is slow to draw, which Hypothesis would call a failure.
+    before = settings.get_current_profile_name()
+    settings.register_profile("documents", deadline=None, suppress_health_check=list(HealthCheck))
+    settings.load_profile("documents")
+    try:
+        result = doctest.testmod(importlib.import_module(module))
+    finally:
+        settings.load_profile(before)
     assert result.failed == 0
     assert result.attempted > 0
 

@@ -16,7 +16,7 @@ import typer
 
 import loss_balancers.jax
 from loss_balancers.spec import schedules
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec.registry import SETTINGS
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "distill_digits.py"
 

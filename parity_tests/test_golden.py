@@ -6,7 +6,7 @@ from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
 from loss_balancers.parity.run import run_lane
 from loss_balancers.parity.vectors import installed_vectors
 from loss_balancers.spec import load_golden
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec.registry import SETTINGS
 
 GROUPS = [group for vectors in installed_vectors().values() for group in vectors.groups]
 STATIC = load_golden()

@@ -9,9 +9,8 @@ import pytest
 import torch
 from runs import BALANCERS, as_bytes, drawn, make
 
-from loss_balancers import spec
-from loss_balancers.spec import schedules
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec import registry, schedules
+from loss_balancers.spec.registry import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 CODE = [file for part in ("spec", "torch_impl", "jax_impl", "parity_tests") for file in sorted((ROOT / part).rglob("*.py"))]
@@ -55,7 +54,7 @@ def _rows() -> dict[str, list[str]]:
 
 
 def test_the_table_has_every_balancer_and_its_state() -> None:
-    examples = {"StaticLossBalancer": spec.StaticLossBalancerSettings(), **{s.balancer: s for s in BALANCERS.values()}}
+    examples = {settings.balancer: settings for settings in registry.examples().values()}
     assert list(_rows()) == list(SETTINGS)
     for name, (_, _, state, _) in _rows().items():
         own = [f"`{entry.name}`" for entry in examples[name].state if entry.name not in ("steps", "skipped", "pending")]

@@ -130,28 +130,28 @@ def test_renamed_losses_go_on_as_they_were(source: str, target: str) -> None:
     """The KD losses change names and places, one is dropped, one is new: what stays has the weights it would have had."""
     old = spec.EMANormalizedLossBalancerSettings(NAMES, beta=0.9)
     new = spec.EMANormalizedLossBalancerSettings(("student_loss", "KLDivLoss_0", "CosineLoss_5"), beta=0.9)
-    renamed = {"KLDivLoss_0": "KLDivLoss_1", "CosineLoss_5": None}
+    renamed = {"KLDivLoss_0": "MSE_1", "CosineLoss_5": None}
     before, after = make(source, old), make(target, new)
     for row in drawn(8):
         forward(before, row)
         step(before)
     after.load_state(before.export_state(), renamed=renamed)
     held, taken = before.export_state()["state"], after.export_state()["state"]
-    # Canonical order: MSELoss_0, KLDivLoss_1, student_loss; now KLDivLoss_0, CosineLoss_5, student_loss.
+    # Canonical order: LogitsKL_0, MSE_1, student_loss; now KLDivLoss_0, CosineLoss_5, student_loss.
     for name in ("total", "fix"):
         assert taken[name].tolist() == [held[name][1], 0.0, held[name][2]]
     (row,) = drawn(1, seed=9)
-    renamed_row = {"student_loss": row["student_loss"], "KLDivLoss_0": row["KLDivLoss_1"], "CosineLoss_5": row["MSELoss_0"]}
+    renamed_row = {"student_loss": row["student_loss"], "KLDivLoss_0": row["MSE_1"], "CosineLoss_5": row["LogitsKL_0"]}
     ours, theirs = forward(before, row), forward(after, renamed_row)
     assert theirs["student_loss"] == ours["student_loss"]
-    assert theirs["KLDivLoss_0"] == ours["KLDivLoss_1"]
-    assert theirs["CosineLoss_5"] != ours["MSELoss_0"]  # which has no past
+    assert theirs["KLDivLoss_0"] == ours["MSE_1"]
+    assert theirs["CosineLoss_5"] != ours["LogitsKL_0"]  # which has no past
 
 
 def test_pending_observations_move_with_their_names() -> None:
     old = spec.EMANormalizedLossBalancerSettings(NAMES)
     new = spec.EMANormalizedLossBalancerSettings(("student_loss", "KLDivLoss_0", "MSELoss_1"))
-    renamed = {"KLDivLoss_0": "KLDivLoss_1", "MSELoss_1": "MSELoss_0"}
+    renamed = {"KLDivLoss_0": "MSE_1", "MSELoss_1": "LogitsKL_0"}
     before, after = make("torch", old), make("jax", new)
     (row,) = drawn(1)
     forward(before, row)
@@ -172,13 +172,13 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], Any, type[Exception], 
     "none": (lambda exported: None, None, TypeError, "A state must be a mapping"),
     "missing": (lambda exported: {**exported, "names": NAMES[:2]}, None, ValueError, "must be of the same losses"),
     "of-another": (lambda exported: make("torch", BALANCERS["logits"]).export_state(), None, ValueError, "another balancer"),
-    "of-other-settings": (lambda exported: make("jax", BALANCERS["ema-lagged"]).export_state(), None, ValueError, "'beta': 0.9, 'target': 'student_loss'"),
+    "of-other-settings": (lambda exported: make("jax", BALANCERS["ema-lagged"]).export_state(), None, ValueError, "'beta': 0.5, 'target': 'one'"),
     "tensor": (_other("total", torch.ones(3)), None, ValueError, "Received one of type Tensor"),
     "last-entry": (_other("fix", np.array([1, 2, np.nan], np.float32)), None, ValueError, "must hold finite numbers"),
     "float64": (_other("fix", np.ones(3)), None, ValueError, "Received float64 of shape (3,)"),
     "0-d": (_other("total", np.float32(1)), None, ValueError, "Received float32 of shape ()"),
     "unknown-name": (lambda exported: exported, {"A": None}, ValueError, "must have names of this balancer as keys"),
-    "absent-name": (lambda exported: exported, {"MSELoss_0": "A"}, ValueError, "must be of the same losses"),
+    "absent-name": (lambda exported: exported, {"LogitsKL_0": "A"}, ValueError, "must be of the same losses"),
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from runs import BALANCERS, as_bytes, drawn, make, state_of, step
 
 import loss_balancers.jax
 import loss_balancers.torch
-from loss_balancers.spec.reference import SETTINGS, run
+from loss_balancers.spec.reference import run
+from loss_balancers.spec.registry import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 CLASSES = [name for name in loss_balancers.torch.__all__ if name.endswith("LossBalancer")]

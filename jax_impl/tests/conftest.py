@@ -1,33 +1,23 @@
 """What the tests share: one balancer of every kind, losses, state as values to compare, and marks of what older versions lack."""
 
 import inspect
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from loss_balancers.jax import (
-    EMANormalizedLossBalancer,
-    LogitsAndIntermediatesLossBalancer,
-    ScheduledLossBalancer,
-    WeightedSumLossBalancer,
-)
+import loss_balancers.jax
 from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES, TREE_MODE
-from loss_balancers.spec import schedules
+from loss_balancers.spec import registry
+from loss_balancers.spec.keys import EXAMPLE_NAMES
 
-NAMES = ("LogitsKL_0", "MSE_1", "student_loss")
-RAMP = schedules.linear(0.0, 1.0, 10)
-
+NAMES = EXAMPLE_NAMES
+EXAMPLES = {name: settings for name, settings in registry.examples().items() if settings.state}
 #: By id; each takes `auto_step` and `axis_name`.
-BALANCERS = {
-    "scheduled": lambda **options: ScheduledLossBalancer(RAMP, names=NAMES, **options),
-    "weighted-sum": lambda **options: WeightedSumLossBalancer({"LogitsKL_0": RAMP, "MSE_1": 3.0}, 0.5, **options),
-    "ema": lambda **options: EMANormalizedLossBalancer(NAMES, {"MSE_1": RAMP}, beta=0.5, **options),
-    "ema-lagged": lambda **options: EMANormalizedLossBalancer(NAMES, target="student_loss", lagged=True, **options),
-    "logits": lambda **options: LogitsAndIntermediatesLossBalancer(RAMP, **options),
-}
-OBSERVING = ("ema", "ema-lagged")
+BALANCERS = {name: partial(registry.make, settings, loss_balancers.jax) for name, settings in EXAMPLES.items()}
+OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observes(settings))
 
 VIEWS = hasattr(nnx, "view") and "graph" in inspect.signature(nnx.view).parameters
 LINEN_METHODS = "nnx_method" in inspect.signature(nnx.bridge.ToLinen.__call__).parameters

@@ -21,7 +21,7 @@ from loss_balancers.spec import (
 from loss_balancers.spec.golden import golden_text, stems
 from loss_balancers.spec.golden.files import FILES
 from loss_balancers.spec.golden.static import static_vectors
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec.registry import SETTINGS
 
 GROUPS = load_golden()
 VECTORS = [(group, vector) for group in GROUPS for vector in group.vectors]

@@ -1,31 +1,21 @@
 """What the tests share: one balancer of every kind, losses, state as values to compare, and what Dynamo says of an error."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 
-from loss_balancers.spec import schedules
+import loss_balancers.torch
+from loss_balancers.spec import registry
+from loss_balancers.spec.keys import EXAMPLE_NAMES
 from loss_balancers.spec.versions import release
-from loss_balancers.torch import (
-    EMANormalizedLossBalancer,
-    LogitsAndIntermediatesLossBalancer,
-    ScheduledLossBalancer,
-    WeightedSumLossBalancer,
-)
 
-NAMES = ("LogitsKL_0", "MSE_1", "student_loss")
-RAMP = schedules.linear(0.0, 1.0, 10)
-
+NAMES = EXAMPLE_NAMES
+EXAMPLES = {name: settings for name, settings in registry.examples().items() if settings.state}
 #: By id; each takes `auto_step` and `process_group`.
-BALANCERS = {
-    "scheduled": lambda **options: ScheduledLossBalancer(RAMP, names=NAMES, **options),
-    "weighted-sum": lambda **options: WeightedSumLossBalancer({"LogitsKL_0": RAMP, "MSE_1": 3.0}, 0.5, **options),
-    "ema": lambda **options: EMANormalizedLossBalancer(NAMES, {"MSE_1": RAMP}, beta=0.5, **options),
-    "ema-lagged": lambda **options: EMANormalizedLossBalancer(NAMES, target="student_loss", lagged=True, **options),
-    "logits": lambda **options: LogitsAndIntermediatesLossBalancer(RAMP, **options),
-}
-OBSERVING = ("ema", "ema-lagged")
+BALANCERS = {name: partial(registry.make, settings, loss_balancers.torch) for name, settings in EXAMPLES.items()}
+OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observes(settings))
 
 
 @pytest.fixture(params=BALANCERS)

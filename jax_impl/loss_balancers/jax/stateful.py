@@ -240,7 +240,8 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """Commits, with ``due`` where that is true: the decision stays on the device."""
         variables, state = self._state(), self._values()
         pending = self._over_ranks(state["pending"])
-        new = self._committed(*pending_mean(pending)) | advanced(state, pending)
+        own = self._committed(*pending_mean(pending)) if len(pending) > 2 else {}
+        new = own | advanced(state, pending)
         if due is not None:
             new = {name: jnp.where(due, value, state[name]) for name, value in new.items()}
         # All that takes time is done: an interrupt between these assignments would leave a part of the commit, and is unlikely.

@@ -17,7 +17,7 @@ from loss_balancers.parity.jax_versions import merged_copy
 from loss_balancers.parity.lanes import Result
 from loss_balancers.parity.vectors import balancer_of, state_bits
 from loss_balancers.spec import FORMATS, Group
-from loss_balancers.spec.reference import SETTINGS
+from loss_balancers.spec.registry import SETTINGS
 
 Losses = dict[str, Array]
 #: ``count`` or ``share``, by name of the loss, or neither.

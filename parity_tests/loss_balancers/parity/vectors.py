@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from loss_balancers.parity.bits import FORMAT_OF_DTYPE, array_bits, from_bits, to_bits
 from loss_balancers.parity.lanes import Bits, Result
 from loss_balancers.spec import Group, canonical_order, golden, golden_hash, load_golden
-from loss_balancers.spec.reference import SETTINGS, arguments
+from loss_balancers.spec.registry import SETTINGS, make
 
 #: Hex digits of a digest: 64 bits tell results apart; nobody is kept from forging by them.
 DIGEST_DIGITS = 16
@@ -63,8 +63,7 @@ def shape(group: Group) -> tuple[int, int]:
 
 def balancer_of(group: Group, framework: Any) -> Any:
     """A new balancer of a group's settings: ``framework`` is `loss_balancers.torch` or `loss_balancers.jax`."""
-    settings = SETTINGS[group.balancer].from_json(group.settings)
-    return getattr(framework, group.balancer)(**arguments(settings))
+    return make(SETTINGS[group.balancer].from_json(group.settings), framework)
 
 
 def state_bits(state: Mapping[str, Any]) -> dict[str, Bits]:

@@ -15,8 +15,9 @@ from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import real_number
 from loss_balancers.spec.formats import flush, round_weight
+from loss_balancers.spec.keys import EXAMPLE_NAMES, STUDENT_LOSS_KEY
 from loss_balancers.spec.scheduled import checked_names
-from loss_balancers.spec.schedules import as_schedule
+from loss_balancers.spec.schedules import as_schedule, linear
 from loss_balancers.spec.settings import named_schedules
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.tables import Table
@@ -120,6 +121,14 @@ class EMANormalizedLossBalancerSettings(ByFactors):
             ratio = arithmetic.div(unit, arithmetic.add(mean, self.offset, "f32"), "f32") if known else 1.0
             factors.append(arithmetic.rmul(weight, ratio, "f32"))
         return factors
+
+    @classmethod
+    def examples(cls) -> dict[str, EMANormalizedLossBalancerSettings]:
+        """By the losses of the call, and by those before it, in the units of one loss."""
+        return {
+            "ema": cls(EXAMPLE_NAMES, {"MSE_1": linear(0.0, 1.0, 10)}, beta=0.5),
+            "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True),
+        }
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -8,6 +8,9 @@ from typing import Any
 from loss_balancers.spec import errors
 from loss_balancers.spec.errors import STUDENT_LOSS_KEY as STUDENT_LOSS_KEY
 
+#: The losses of every example (`Settings.examples`), in canonical order.
+EXAMPLE_NAMES = ("LogitsKL_0", "MSE_1", STUDENT_LOSS_KEY)
+
 
 def kd_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the distillation (KD) losses in canonical order (spec K2).

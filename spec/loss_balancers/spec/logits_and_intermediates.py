@@ -14,7 +14,7 @@ from loss_balancers.spec import arithmetic, errors, tables
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.formats import compute_format, result_format, round_weight
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, kd_names
-from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.schedules import Schedule, as_schedule, linear
 from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.tables import Table
@@ -156,6 +156,11 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
             to_total = arithmetic.div(to_mean, _number(roles, call), compute)
             (gradients[i],) = arithmetic.weighted_sum_gradient(to_total, (formats[i],), (1.0,), compute)
         return aggregate, [g if there else 0.0 for g, there in zip(gradients, call.present, strict=True)]
+
+    @classmethod
+    def examples(cls) -> dict[str, LogitsAndIntermediatesLossBalancerSettings]:
+        """With a scale that changes, and with another loss as the reference."""
+        return {"logits": cls(linear(0.0, 1.0, 10)), "logits-reference": cls(0.3, False, "MSE_1")}
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

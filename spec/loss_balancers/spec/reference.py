@@ -1,34 +1,17 @@
 """The exact reference of a training run: every balancer, step after step, in fractions.
 
 Each settings class has ``exact_weights`` and ``exact_aggregate``; if its balancer keeps state, ``weight_format``; if that is more
-than counters, ``exact_committed`` too. The table of settings classes here is what all others derive from.
+than counters, ``exact_committed`` too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from loss_balancers.spec.amounts import Amounts
 from loss_balancers.spec.call import Call, Losses
-from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
-from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
-from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.state import ReferenceState, advance, initial_state, observe, pending_mean
-from loss_balancers.spec.static import StaticLossBalancerSettings
-
-#: Every balancer by its class's name: the settings that it has.
-SETTINGS: dict[str, Any] = {
-    settings.balancer: settings
-    for settings in (
-        StaticLossBalancerSettings,
-        ScheduledLossBalancerSettings,
-        WeightedSumLossBalancerSettings,
-        EMANormalizedLossBalancerSettings,
-        LogitsAndIntermediatesLossBalancerSettings,
-    )
-}
 
 
 class Step(NamedTuple):
@@ -74,13 +57,3 @@ def committed(settings: Any, state: ReferenceState) -> ReferenceState:
     mean, present = pending_mean(state["pending"])
     own = settings.exact_committed(state, mean, present) if any(present) else {}
     return advance({**state, **own})
-
-
-def arguments(settings: Any) -> dict[str, Any]:
-    """The arguments by which either twin's class makes a balancer of these settings."""
-    return {field.name: _as_given(getattr(settings, field.name)) for field in fields(settings) if field.init}
-
-
-def _as_given(held: Any) -> Any:
-    """A mapping is held as pairs."""
-    return dict(held) if isinstance(held, tuple) and held and isinstance(held[0], tuple) else held

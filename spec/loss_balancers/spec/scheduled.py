@@ -13,8 +13,8 @@ from loss_balancers.spec import errors, tables
 from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import elements
-from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
-from loss_balancers.spec.schedules import Schedule, as_schedule
+from loss_balancers.spec.keys import EXAMPLE_NAMES, STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
+from loss_balancers.spec.schedules import Schedule, as_schedule, linear, warmup_cosine
 from loss_balancers.spec.settings import named_schedules
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.static import SUM_TOLERANCE
@@ -116,6 +116,12 @@ class ScheduledLossBalancerSettings(ByFactors):
         del call
         return tables.at(self.table, state["steps"]).tolist()
 
+    @classmethod
+    def examples(cls) -> dict[str, ScheduledLossBalancerSettings]:
+        """One schedule that the KD losses share, and one for each."""
+        shared, each = linear(0.0, 1.0, 10), [linear(0.5, 0.0, 25), warmup_cosine(0.5, 7, 0.125, 20)]
+        return {"scheduled": cls(shared, EXAMPLE_NAMES), "scheduled-sequence": cls(each, EXAMPLE_NAMES)}
+
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         held = self.kd_loss_weight
@@ -194,6 +200,11 @@ class WeightedSumLossBalancerSettings(ByFactors):
         """The factors of a call (spec S3)."""
         del call
         return tables.at(self.table, state["steps"]).tolist()
+
+    @classmethod
+    def examples(cls) -> dict[str, WeightedSumLossBalancerSettings]:
+        """Weights above 1, one of them a schedule."""
+        return {"weighted-sum": cls({"LogitsKL_0": linear(0.0, 1.0, 10), "MSE_1": 3.0}, 0.5)}
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -30,6 +30,15 @@ class Settings(ABC):
     def _of(cls, data: Mapping[str, Any]) -> Self:
         """The settings that `as_json` described, of an object with the right fields."""
 
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> Mapping[str, Settings]:
+        """Two or three settings by id, for losses named `EXAMPLE_NAMES`: what the tests, the audit and the galleries draw from."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by which either twin's class makes a balancer of these settings."""
+        return {field.name: _as_given(getattr(self, field.name)) for field in fields(self) if field.init}  # type: ignore[reportArgumentType]
+
     def to_json(self) -> str:
         """The settings as the text of a JSON object."""
         return json.dumps(self.as_json())
@@ -57,6 +66,11 @@ class Settings(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: pickles and deep copies work the tables out again."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[reportArgumentType]
+
+
+def _as_given(held: Any) -> Any:
+    """A mapping is held as pairs."""
+    return dict(held) if isinstance(held, tuple) and held and isinstance(held[0], tuple) else held
 
 
 def named_schedules(where: str, data: Any) -> dict[str, Schedule]:

@@ -108,6 +108,11 @@ class StaticLossBalancerSettings(Settings):
         aggregate, gradients = arithmetic.balance(call.values, call.formats, static_plan(self, call.names).factors, cotangent)
         return aggregate, [g if there else 0.0 for g, there in zip(gradients, call.present, strict=True)]
 
+    @classmethod
+    def examples(cls) -> dict[str, StaticLossBalancerSettings]:
+        """One of each form."""
+        return {"static": cls(0.7), "static-sequence": cls([0.3, 0.2]), "static-mapping": cls({"LogitsKL_0": 0.125, "MSE_1": 0.6})}
+
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         given = self.as_given

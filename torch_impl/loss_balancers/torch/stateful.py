@@ -242,7 +242,8 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         """Commits, with ``due`` where that is true: the decision stays on the device."""
         state = self._state()
         pending = self._over_ranks(state["pending"])
-        new = self._committed(*pending_mean(pending)) | advanced(state, pending)
+        own = self._committed(*pending_mean(pending)) if len(pending) > 2 else {}
+        new = own | advanced(state, pending)
         if due is not None:
             new = {name: torch.where(due, value, state[name]) for name, value in new.items()}
         copy_all([state[name] for name in new], list(new.values()))
