@@ -69,7 +69,8 @@ def observed(pending: Tensor, inputs: Inputs) -> Tensor:
     else:
         more = pad(pad(torch.cat([sums, amounts]), (0, 1), value=1.0), (0, 1))
     taken = keep(pending + more)
-    left_out = pending + pad(torch.zeros_like(pending[:-1]), (0, 1), value=1.0)
+    # Not `pad` of zeros: Inductor of PyTorch 2.11 makes C++ of it that does not compile.
+    left_out = torch.cat([pending[:-1] + 0.0, pending[-1:] + 1.0])
     informative = finite(taken).all()
     if inputs.valid is not None:
         informative = informative & inputs.valid
