@@ -1,6 +1,7 @@
 """The golden vectors: they do not drift from the reference, and every hard input is among them."""
 
 import hashlib
+import json
 import math
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ from loss_balancers.spec import (
     arithmetic,
     canonical_order,
     compute_format,
+    golden,
     golden_hash,
     load_golden,
     round_to,
@@ -83,8 +85,23 @@ def test_no_vector_needs_the_exception():
     assert not any(found)
 
 
-def test_hash_is_of_the_file():
-    assert golden_hash() == hashlib.sha256(golden_text().encode()).hexdigest()
+@pytest.mark.parametrize("stem", FILES)
+def test_hash_is_of_the_values_not_of_the_layout(stem, monkeypatch):
+    text, before = golden_text(stem), golden_hash(stem)
+    values = json.loads(text)
+    assert before == hashlib.sha256((json.dumps(values, indent=0) + "\n").encode()).hexdigest()
+    monkeypatch.setattr(golden, "golden_text", lambda _: json.dumps(values, indent=4))
+    assert golden_hash(stem) == before
+    digit = text.rindex("0x1.") + 4
+    monkeypatch.setattr(golden, "golden_text", lambda _: text[:digit] + ("1" if text[digit] == "0" else "0") + text[digit + 1 :])
+    assert golden_hash(stem) != before
+
+
+@pytest.mark.parametrize("stem", FILES)
+def test_a_step_stands_on_a_line(stem):
+    steps = [line for line in golden_text(stem).splitlines() if '"losses"' in line]
+    assert len(steps) == sum(len(group.vectors) for group in load_golden(stem))
+    assert all(json.loads(line.removesuffix(",")) for line in steps)
 
 
 def test_how_many():

@@ -1,7 +1,7 @@
 """Golden vectors: what every balancer must give, to the bit, computed by the exact reference alone.
 
-One JSON file a balancer, hex floats. ``python -m loss_balancers.spec.golden`` writes them again; a test fails if they
-drift from the reference.
+One JSON file a balancer, hex floats, one step a line. ``python -m loss_balancers.spec.golden`` writes them again; a test fails
+if they drift from the reference.
 """
 
 from __future__ import annotations
@@ -64,8 +64,12 @@ def golden_text(stem: str = "static") -> str:
 
 
 def golden_hash(stem: str = "static") -> str:
-    """SHA-256 of the vectors, by which two hosts know that they ran the same ones."""
-    return hashlib.sha256(golden_text(stem).encode("ascii")).hexdigest()
+    """SHA-256 of the vectors, by which two hosts know that they ran the same ones.
+
+    The hash is of the values in their order, written as JSON with one value a line. The layout of the file does not matter.
+    """
+    values = json.dumps(json.loads(golden_text(stem)), indent=0) + "\n"
+    return hashlib.sha256(values.encode("ascii")).hexdigest()
 
 
 def load_golden(stem: str = "static") -> tuple[Group, ...]:

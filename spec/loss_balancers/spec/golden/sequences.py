@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from loss_balancers.spec.amounts import Amounts
 from loss_balancers.spec.formats import FORMATS, Format, result_format, round_to
 from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, label_of
+from loss_balancers.spec.golden.layout import laid_out
 from loss_balancers.spec.keys import canonical_order
 from loss_balancers.spec.reference import Answer, Step, run
 from loss_balancers.spec.settings import Settings
@@ -37,7 +37,7 @@ def sequence_vectors(forms: Sequence[Form], seed: int) -> str:
     """The file of one balancer as text, the same on every machine."""
     rng = random.Random(seed)
     groups = [_group(rng, form, formats) for formats in FORMAT_SETS for form in forms if formats in form.formats]
-    return json.dumps({"schema": 2, "balancer": forms[0].settings.balancer, "groups": groups}, indent=0) + "\n"
+    return laid_out(2, forms[0].settings.balancer, groups)
 
 
 def _group(rng: random.Random, form: Form, format_set: str) -> dict[str, Any]:

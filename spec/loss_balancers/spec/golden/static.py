@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from fractions import Fraction
@@ -10,6 +9,7 @@ from typing import Any
 
 from loss_balancers.spec.formats import FORMATS, compute_format, result_format, round_to, round_weight
 from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, indexed, label_of, largest
+from loss_balancers.spec.golden.layout import laid_out
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_plan, static_reference
 
@@ -38,7 +38,7 @@ def static_vectors() -> str:
         for form, settings, names in _forms()
         if form in FORMS_OF[label]
     ]
-    return json.dumps({"schema": 1, "balancer": "StaticLossBalancer", "groups": groups}, indent=0) + "\n"
+    return laid_out(1, "StaticLossBalancer", groups)
 
 
 def _forms() -> list[tuple[str, Any, list[str]]]:
