@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from loss_balancers import spec
-from loss_balancers.jax.carried import BalancerState, read
-from loss_balancers.jax.observing import Inputs, State, look_up
+from loss_balancers.jax.carried import BalancerState
+from loss_balancers.jax.observing import Inputs, State
 from loss_balancers.jax.portable import div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import FLOAT, keep
 from loss_balancers.jax.stateful import StatefulLossBalancer
@@ -117,5 +117,5 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         settings, state = self._settings, self._values()
         if not settings.lagged:
             state |= averaged(state, inputs.losses, inputs.present, settings.decay)
-        weights = look_up(read(self._table), read(self.steps))
+        weights = self._scheduled()
         return normalized(state, weights, settings.offset, settings.reference)

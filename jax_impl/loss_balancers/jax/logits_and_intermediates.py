@@ -12,9 +12,8 @@ from jax import Array, lax
 
 from loss_balancers import spec
 from loss_balancers.jax.amounts import chosen, unstacked
-from loss_balancers.jax.carried import read
 from loss_balancers.jax.functional import common_dtype, sum_terms
-from loss_balancers.jax.observing import Inputs, look_up
+from loss_balancers.jax.observing import Inputs
 from loss_balancers.jax.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import compute_dtype
 from loss_balancers.jax.stateful import StatefulLossBalancer
@@ -186,5 +185,5 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _scale(self, like: Array) -> Array:
         constant = self._settings.constant_scale
         if constant is None:
-            return look_up(read(self._table), read(self.steps)).squeeze(0).astype(like.dtype)
+            return self._scheduled().squeeze(0).astype(like.dtype)
         return filled(like, constant)

@@ -9,8 +9,7 @@ from typing import Any
 from jax import Array
 
 from loss_balancers import spec
-from loss_balancers.jax.carried import read
-from loss_balancers.jax.observing import Inputs, look_up
+from loss_balancers.jax.observing import Inputs
 from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
 
@@ -79,7 +78,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
 
     def _factors(self, inputs: Inputs) -> Array:
         del inputs
-        return look_up(read(self._table), read(self.steps))
+        return self._scheduled()
 
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
@@ -134,4 +133,4 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
 
     def _factors(self, inputs: Inputs) -> Array:
         del inputs
-        return look_up(read(self._table), read(self.steps))
+        return self._scheduled()

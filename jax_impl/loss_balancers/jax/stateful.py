@@ -26,6 +26,7 @@ from loss_balancers.jax.observing import (
     as_observed,
     enough,
     expanded,
+    look_up,
     observed,
     pending_mean,
     with_amounts,
@@ -73,7 +74,8 @@ class StatefulLossBalancer(DistillationLossBalancer):
         self.use_running_average = False
         for entry in settings.state:
             setattr(self, entry.name, BalancerState(jnp.zeros(entry.shape, entry.dtype)))
-        self._table = BalancerTable(jnp.asarray(settings.table))
+        table = settings.table
+        self._table = None if table is None else BalancerTable(jnp.asarray(table))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -257,6 +259,11 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
     def _values(self) -> State:
         return {name: read(variable) for name, variable in self._state().items()}
+
+    def _scheduled(self) -> Array:
+        """What the schedules give at this step."""
+        assert self._table is not None
+        return look_up(read(self._table), read(self.steps))
 
     def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards.count >= 0:

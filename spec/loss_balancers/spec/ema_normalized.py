@@ -130,12 +130,6 @@ class EMANormalizedLossBalancerSettings(ByFactors):
             "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True),
         }
 
-    def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        weights = {name: schedule.as_json() for name, schedule in self.weights}
-        rest = {"beta": self.beta, "eps": self.eps, "target": self.target, "lagged": self.lagged}
-        return {"names": list(self.names), "weights": weights, **rest}
-
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> EMANormalizedLossBalancerSettings:
         return cls(**{**data, "weights": named_schedules("weights", data["weights"])})

@@ -162,11 +162,6 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         """With a scale that changes, and with another loss as the reference."""
         return {"logits": cls(linear(0.0, 1.0, 10)), "logits-reference": cls(0.3, False, "MSE_1")}
 
-    def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        rest = {"skip_original_loss": self.skip_original_loss, "reference": self.reference}
-        return {"kd_loss_scale": self.kd_loss_scale.as_json(), **rest}
-
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> LogitsAndIntermediatesLossBalancerSettings:
         return cls(**{**data, "kd_loss_scale": Schedule.from_json(data["kd_loss_scale"])})

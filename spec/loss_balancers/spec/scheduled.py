@@ -206,11 +206,6 @@ class WeightedSumLossBalancerSettings(ByFactors):
         """Weights above 1, one of them a schedule."""
         return {"weighted-sum": cls({"LogitsKL_0": linear(0.0, 1.0, 10), "MSE_1": 3.0}, 0.5)}
 
-    def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        student = None if self.student_weight is None else self.student_weight.as_json()
-        return {"weights": {name: schedule.as_json() for name, schedule in self.weights}, "student_weight": student}
-
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> WeightedSumLossBalancerSettings:
         student = data["student_weight"]

@@ -6,10 +6,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.schedules import Schedule
+from loss_balancers.spec.tables import Table
 
 
 class Settings(ABC):
@@ -21,14 +23,19 @@ class Settings(ABC):
 
     balancer: ClassVar[str]
 
-    @abstractmethod
+    @cached_property
+    def table(self) -> Table | None:
+        """The weights of every step, a column each; None for a balancer without schedules."""
+        return None
+
     def as_json(self) -> dict[str, Any]:
         """The settings as a JSON object holds them: from the arguments' names to numbers, strings, lists and dicts."""
+        return {field.name: _in_json(getattr(self, field.name)) for field in fields(self) if field.init}  # type: ignore[reportArgumentType]
 
     @classmethod
-    @abstractmethod
     def _of(cls, data: Mapping[str, Any]) -> Self:
-        """The settings that `as_json` described, of an object with the right fields."""
+        """The settings that `as_json` described, of an object with the right fields. Where there are schedules, it reads them."""
+        return cls(**data)
 
     @classmethod
     @abstractmethod
@@ -71,6 +78,15 @@ class Settings(ABC):
 def _as_given(held: Any) -> Any:
     """A mapping is held as pairs."""
     return dict(held) if isinstance(held, tuple) and held and isinstance(held[0], tuple) else held
+
+
+def _in_json(held: Any) -> Any:
+    given = _as_given(held)
+    if isinstance(given, Schedule):
+        return given.as_json()
+    if isinstance(given, dict):
+        return {name: _in_json(value) for name, value in given.items()}
+    return list(map(_in_json, given)) if isinstance(given, tuple) else given
 
 
 def named_schedules(where: str, data: Any) -> dict[str, Schedule]:

@@ -11,6 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from loss_balancers import spec
+from loss_balancers.torch.observing import look_up
 from loss_balancers.torch.rounding import FLOAT
 
 
@@ -19,9 +20,10 @@ class CarriesState(nn.Module):
 
     _settings: Any
     _process_group: Any
+    steps: Tensor
     pending: Tensor
-    #: The weights of every step. They follow from the settings, and are saved nowhere.
-    _table: Tensor
+    #: The weights of every step, if there are schedules. They follow from the settings, and are saved nowhere.
+    _table: Tensor | None
 
     def _register(self, entries: tuple[spec.StateEntry, ...]) -> None:
         """Registers the state, all zero, and the table, where a module's buffers belong: on the default device."""
@@ -29,7 +31,8 @@ class CarriesState(nn.Module):
         self._observes = any(entry.name == "pending" and entry.named for entry in entries)
         for entry in entries:
             self.register_buffer(entry.name, torch.zeros(entry.shape, dtype=self._dtypes[entry.name]))
-        self.register_buffer("_table", torch.tensor(self._settings.table), persistent=False)
+        table = self._settings.table
+        self.register_buffer("_table", None if table is None else torch.tensor(table), persistent=False)
         self._make_lasting()
 
     def _make_lasting(self) -> None:
@@ -61,12 +64,20 @@ class CarriesState(nn.Module):
         pending = self.pending
         if pending.dtype is not FLOAT:
             raise spec.errors.state_converted("pending", FLOAT, pending.dtype)
-        if self._table.device != pending.device:
-            self._bring_table()
+        self._bring_table()
         return pending
+
+    def _scheduled(self) -> Tensor:
+        """What the schedules give at this step."""
+        assert self._table is not None
+        return look_up(self._table, self.steps)
 
     def _bring_table(self) -> None:
         """Makes the table anew where state is: FSDP2 moves a buffer, and accelerate loads those that are saved, without a word."""
+        if self._table is not None and self._table.device != self.pending.device:
+            self._make_table()
+
+    def _make_table(self) -> None:
         self._table = torch.tensor(self._settings.table, device=self.pending.device)
         if not is_dynamo_compiling():
             self._make_lasting()
@@ -94,12 +105,11 @@ class CarriesState(nn.Module):
                 y.zero_()  # `to_empty` leaves what memory holds; state begins at zero
             return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
 
-        if self._table.device != self.pending.device:
-            self._bring_table()
-        on_meta = self._table.is_meta
+        self._bring_table()
+        on_meta = self._table is not None and self._table.is_meta
         super()._apply(moved, recurse=False)
-        if on_meta and not self._table.is_meta:
-            self._bring_table()  # on "meta" it had no values to move
+        if on_meta and not self.pending.is_meta:
+            self._make_table()  # on "meta" it had no values to move
         self._make_lasting()
         return self
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.torch.host import number
-from loss_balancers.torch.observing import Inputs, State, look_up
+from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
 from loss_balancers.torch.rounding import FLOAT, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
@@ -114,5 +114,5 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         settings, state = self._settings, self._state()
         if not settings.lagged:
             state |= averaged(state, inputs.losses, inputs.present, number(self._decay))
-        weights = look_up(self._table, self.steps)
+        weights = self._scheduled()
         return normalized(state, weights, number(self._offset), settings.reference)

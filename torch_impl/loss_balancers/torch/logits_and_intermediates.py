@@ -13,7 +13,7 @@ from loss_balancers.spec import Schedule
 from loss_balancers.spec.logits_and_intermediates import Roles, roles_of
 from loss_balancers.torch.functional import common_dtype, sum_terms
 from loss_balancers.torch.host import host_constant, number
-from loss_balancers.torch.observing import Inputs, look_up
+from loss_balancers.torch.observing import Inputs
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.torch.recomputation import saved_for_backward
 from loss_balancers.torch.rounding import compute_dtype, finite, keep
@@ -177,5 +177,5 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _scale(self, like: Tensor) -> Tensor:
         constant = self._constant_scale
         if constant is None:
-            return saved_for_backward(look_up(self._table, self.steps)).squeeze(0).to(like.dtype)
+            return saved_for_backward(self._scheduled()).squeeze(0).to(like.dtype)
         return keep(torch.full_like(like, number(constant)))

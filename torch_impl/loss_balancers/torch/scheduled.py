@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
-from loss_balancers.torch.observing import Inputs, look_up
+from loss_balancers.torch.observing import Inputs
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
@@ -78,7 +78,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
 
     def _factors(self, inputs: Inputs) -> Tensor:
         del inputs
-        return look_up(self._table, self.steps)
+        return self._scheduled()
 
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
@@ -133,4 +133,4 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
 
     def _factors(self, inputs: Inputs) -> Tensor:
         del inputs
-        return look_up(self._table, self.steps)
+        return self._scheduled()
