@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity versions audit audit-evidence bench golden evidence release-check gpu-kit clean
+.PHONY: help demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -68,6 +68,12 @@ evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and th
 bench: $(STAMP) ## forward and backward against ModelOpt's balancer, and what a count costs
 	@$(BIN)/python benchmarks/against_modelopt.py
 	@$(BIN)/python benchmarks/cost_of_counts.py
+
+new: $(STAMP) ## a new balancer that works, for you to fill in: make new NAME=dwa
+	@$(BIN)/python tools/new_balancer.py $(NAME)
+
+check: $(STAMP) ## all that belongs to one balancer: make check BALANCER=dwa
+	@$(BIN)/python tools/check_balancer.py $(BALANCER)
 
 golden: $(STAMP) ## write the golden vectors again, from the exact reference
 	@$(BIN)/python -m loss_balancers.spec.golden
