@@ -1,6 +1,6 @@
 """Every message of the library, worded once, so that both twins raise the same class with the same words.
 
-Each function returns the exception (or, for the warning, its text); whoever finds the mistake raises it.
+Each function returns the exception (or, for a warning, its text). The code that finds the mistake raises it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 #: The key of the student loss; every other key is a KD loss.
 STUDENT_LOSS_KEY = "student_loss"
 
-#: Of a value longer than this, a message shows the beginning: a table of a million steps is one.
+#: A message shows only the beginning of a value that is longer than this, such as a table of a million steps.
 _LONGEST = 500
 
 ACCEPTED = "bfloat16, float16, float32 or float64"
@@ -22,7 +22,7 @@ REDUCTION_HINT = "If the student loss is not reduced yet, give its reduction to 
 
 
 class LossInfo(NamedTuple):
-    """What a message says of one loss: its ``kind`` (``float32``, or the type if it is no array), shape and device."""
+    """What a message says about one loss: its ``kind`` (the dtype, or the type if it is not an array), shape and device."""
 
     kind: str
     is_loss: bool
@@ -58,7 +58,7 @@ def kd_loss_weight_type(where: str, received: Any) -> TypeError:
 
 
 def _of_text(received: Any) -> str:
-    """What to do about text in place of a number; nothing if it is not text."""
+    """What to do about text in place of a number; empty if ``received`` is not text."""
     if not isinstance(received, str):
         return ""
     try:
@@ -73,7 +73,7 @@ def learnable(where: str, what: str = "requires grad") -> TypeError:
 
 
 def number_on_a_device(where: str, device: str) -> TypeError:
-    return TypeError(f"`{where}` must be a number on the host. Received one on {device}. Call `.item()` on it, once and before.")
+    return TypeError(f"`{where}` must be a number on the host. Received one on {device}. Call `.item()` on it before training.")
 
 
 def number_traced(where: str, received: Any) -> TypeError:
@@ -129,7 +129,8 @@ def unknown_setting(balancer: str, received: Sequence[str], expected: Sequence[s
 
 def not_json(balancer: str, reason: str) -> ValueError:
     return ValueError(
-        f"The settings of {balancer} must be a JSON object. Received text that is none: {reason}. Use what `to_json` wrote."
+        f"The settings of {balancer} must be a JSON object. Received text that is not valid JSON: {reason}. Use what `to_json` "
+        "wrote."
     )
 
 
@@ -337,7 +338,7 @@ def state_mismatch(what: str, mine: Any, received: Any) -> ValueError:
 
 def state_settings(mine: Mapping[str, Any], received: Any) -> ValueError:
     return ValueError(
-        f"The state is of other settings than this balancer's. Expected {shown(mine)}; received {shown(received)}. Build the "
+        f"The state must have the settings of this balancer. Expected {shown(mine)}; received {shown(received)}. Build the "
         "balancer as the one that was exported, or pass `renamed={}` if it is to go on with other settings."
     )
 
@@ -382,7 +383,7 @@ def not_a_state_file(file: str, reason: str) -> ValueError:
 
 
 def state_without_values(received: str, what: str) -> RuntimeError:
-    return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, and has none. {what}")
+    return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, without values. {what}")
 
 
 def state_too_large(file: str, size: int, most: int) -> ValueError:
@@ -411,8 +412,8 @@ def under_a_transform() -> RuntimeError:
 
 def within_join() -> RuntimeError:
     return RuntimeError(
-        "`step()` reduces over ranks, and must not be called within `join()` of DistributedDataParallel: ranks that are out of "
-        "data would take its reduction for one of the model's. Build the balancer with `process_group=False`, or pass "
+        "`step()` reduces over ranks, and must not be called within `join()` of DistributedDataParallel: a rank that is out of "
+        "data would take this reduction for one of the model's. Build the balancer with `process_group=False`, or pass "
         "`throw_on_early_termination=True` to `join()`."
     )
 
@@ -441,7 +442,7 @@ def compiled_within_a_dual_level() -> RuntimeError:
 def process_group_type(received: Any) -> TypeError:
     return TypeError(
         f"`process_group` must be None, False or a process group. Received {shown(received)} of type {type(received).__name__}. "
-        "Pass None for the default group, or False for none."
+        "Pass None for the default group, or False to reduce over no ranks."
     )
 
 
@@ -466,7 +467,7 @@ def across_a_transform() -> RuntimeError:
 def count_and_share() -> TypeError:
     return TypeError(
         "A call takes `count` or `share`, not both. Received both. Pass `count` if each loss is a mean over so many items, `share` "
-        "if it is that part of the step's mean."
+        "if it is a part of the step's mean."
     )
 
 
@@ -492,8 +493,8 @@ def amount_names(keyword: str, received: Sequence[str], names: Sequence[str]) ->
 
 def amount_device(where: str, received: str, losses: str) -> ValueError:
     return ValueError(
-        f"`{where}` must be a number, or on the CPU or the device of the losses. Received one on {received}; the losses are on "
-        f"{losses}. Move it there first."
+        f"`{where}` must be a number, or an array on the CPU or the device of the losses. Received one on {received}; the losses "
+        f"are on {losses}. Move it there first."
     )
 
 
@@ -573,7 +574,7 @@ def dropped_student_weight(weight: float) -> str:
 
 
 def no_terms() -> ValueError:
-    return ValueError("`terms` must hold at least one array. Received none. Pass the losses to sum.")
+    return ValueError("`terms` must hold at least one array. Received 0 arrays. Pass the losses to sum.")
 
 
 def weights_not_a_sequence(received: Any) -> TypeError:
@@ -622,7 +623,7 @@ def missing_package(what: str, package: str, extra: str) -> str:
 
 
 def with_extra(extra: str) -> str:
-    # An installed package does not know where it came from. These words hold for a checkout, a wheel and an index.
+    # An installed package does not know where it came from. These words are right for a checkout, a wheel and an index.
     return f"Install loss-balancers with its extra `[{extra}]`, in a checkout by `pip install '.[{extra}]'`."
 
 
