@@ -56,5 +56,5 @@ def rounded(table: Table) -> Table:
 
 
 def at(table: Table, step: int) -> Table:
-    """The row of a step: the last one from the table's end on."""
+    """The row of a step; from the table's end on, the last row."""
     return table[min(step, len(table) - 1)]
