@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import loss_balancers.jax
 import loss_balancers.torch
@@ -173,6 +174,49 @@ def test_same_class_and_words_in_both_twins(name: str) -> None:
     assert words in messages["torch"]
 
 
+#: By rule of a call, a row of the table above that breaks it.
+RULES = {
+    "E1": "not-a-mapping", "E2": "key-not-a-string", "E3": "no-kd-loss", "E4": "python-number", "E5": "shapes-student", "E7": "count",
+    "E8": "terms-and-weights", "W2": "ambiguous-order", "W5": "weight-yaml", "S2": "scheduled-8", "T6": "load-nothing", "L1": "logits-no-student",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("clause", RULES)
+def test_an_error_names_the_clause_that_it_rests_on(clause: str) -> None:
+    action, expected, _ = TABLE[RULES[clause]]
+    for module, array in TWINS.values():
+        with pytest.raises(expected, match=rf"\. \(docs/spec {clause}\)$"):
+            action(module, array)
+
+
+def test_a_loss_that_is_missing_is_shown_in_code_and_its_mend_works() -> None:
+    for module, array in TWINS.values():
+        losses = {name: array(1.0) for name in N if name != "MSELoss_0"}
+        with pytest.raises(ValueError, match="built for") as raised:
+            ema(module)(losses)
+        _, cause, mend = str(raised.value).splitlines()
+        assert cause == "    balancer({...})  # probably: this batch has no 'MSELoss_0'"
+        assert mend == "    balancer({..., 'MSELoss_0': any_value}, count={..., 'MSELoss_0': 0})  # instead"
+        ema(module)({**losses, "MSELoss_0": array(math.nan)}, count={**dict.fromkeys(losses, 1), "MSELoss_0": 0})
+        with pytest.raises(ValueError, match=r"\(docs/spec S5\)$"):  # too many: no line says which to leave out
+            ema(module)({**dict.fromkeys(N, array(1.0)), "A": array(1.0)})
+
+
+def test_state_that_leaks_across_a_transform_is_shown_in_code_and_its_mend_works() -> None:
+    balancer = ema(loss_balancers.jax)
+
+    def losses_of(x: jax.Array) -> dict[str, jax.Array]:
+        return dict.fromkeys(N, x)
+
+    known = {"nnx": nnx, "balancer": balancer, "losses_of": losses_of, "x": jnp.float32(1.0)}
+    with pytest.raises(RuntimeError, match="is not an argument of") as raised:
+        nnx.jit(lambda x: balancer(losses_of(x)))(known["x"])
+    _, cause, mend = str(raised.value).splitlines()
+    with pytest.raises(RuntimeError, match="is not an argument of"):
+        eval(cause.strip(), known)
+    assert eval(mend.strip(), known) == 3.0 * 1.0
+
+
 #: What the words say of a scalar that a transform traces, here under `vmap`, where a balancer takes a number.
 TRACED: dict[str, Callable[[Any, Any], Any]] = {
     "static": lambda m, w: m.StaticLossBalancer(w),
@@ -241,7 +285,10 @@ def test_a_balancer_that_is_never_stepped_warns_once_in_the_same_words() -> None
         assert warning.filename == __file__  # it points at the caller
         messages[framework] = str(warning.message)
     assert messages["torch"] == messages["jax"]
-    assert "`step()` was not called in 100 training forwards" in messages["torch"]
+    words, cause, mend = messages["torch"].splitlines()
+    assert "`step()` was not called in 100 training forwards" in words
+    assert cause.strip().startswith("loss = balancer(losses)  #")
+    assert mend.strip().startswith("balancer.step()  #")
 
 
 def test_a_scheduled_balancer_without_student_warns_at_construction_in_the_same_words() -> None:

@@ -1,14 +1,17 @@
 """The documents say what the code does: every clause that is cited exists, and the table of balancers is that of the registry."""
 
 import re
-from inspect import isfunction
+from inspect import Parameter, isfunction, signature
 from pathlib import Path
+from types import ModuleType
 
 import jax.numpy as jnp
 import pytest
 import torch
 from runs import BALANCERS, as_bytes, drawn, make
 
+import loss_balancers.jax
+import loss_balancers.torch
 from loss_balancers.spec import registry, schedules
 from loss_balancers.spec.registry import SETTINGS
 
@@ -59,6 +62,30 @@ def test_the_table_has_every_balancer_and_its_state() -> None:
     for name, (_, _, state, _) in _rows().items():
         own = [f"`{entry.name}`" for entry in examples[name].state if entry.name not in ("steps", "skipped", "pending")]
         assert state == (", ".join(["counters", *own]) if examples[name].state else "none")
+
+
+def _argument_tables(text: str) -> dict[str, dict[str, str]]:
+    """The tables of arguments by their headings: from argument to default."""
+    sections = re.findall(r"^### (.*?)\n(.*?)(?=^#)", text, re.DOTALL | re.MULTILINE)
+    return {title.strip("`"): dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", body, re.MULTILINE)) for title, body in sections}
+
+
+@pytest.mark.parametrize("framework", [loss_balancers.torch, loss_balancers.jax])
+def test_the_tables_of_arguments_are_the_signatures(framework: ModuleType) -> None:
+    tables = _argument_tables((ROOT / "docs" / "balancers.md").read_text("utf-8"))
+    other = "axis_name" if framework is loss_balancers.torch else "process_group"
+    shared = {name: default for name, default in tables.pop("All but `StaticLossBalancer`, by keyword").items() if name != other}
+    assert list(tables) == list(SETTINGS)
+    for balancer, stated in tables.items():
+        _, *parameters = signature(getattr(framework, balancer).__init__).parameters.values()  # without `self`
+        own = {p.name: "–" if p.default is Parameter.empty else f"`{p.default!r}`" for p in parameters}
+        assert own == stated | (shared if SETTINGS[balancer] is not SETTINGS["StaticLossBalancer"] else {})
+        assert {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY} == own.keys() - stated.keys()
+
+
+def test_a_wrong_default_in_a_table_of_arguments_is_read() -> None:
+    text = "### `A`\n\n| argument | default |\n|---|---|\n| `beta` | `0.5` | x |\n| `names` | – | y |\n\n## End"
+    assert _argument_tables(text) == {"A": {"beta": "`0.5`", "names": "–"}}
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])

@@ -25,24 +25,25 @@ the table was not measured. `loss-balancers lanes` says whether yours was, and `
 """
 END = """
 
-What older versions lack, whatever the function or the module:
+What older versions lack, in every function and every module:
 
 - **Flax 0.10**: `jax.jit` and `jax.grad` take no module as an argument; `nnx.jit` and `nnx.grad` do. In a Linen model a balancer
   has [the call alone](../linen.md). NNX has a tree mode since Flax 0.12.4, and its `nnx.view` knows
   balancers since 0.12.5.
-- **PyTorch 2.8 to 2.11**, in compiled functions: no `jacfwd` and no `hessian` by several arguments at once. Stack the losses and
-  differentiate by the one tensor.
+- **PyTorch 2.8 to 2.11**, in compiled functions: `jacfwd` and `hessian` take one argument to differentiate by, not several. Stack
+  the losses and differentiate by the one tensor.
 - **PyTorch 2.8 and 2.9**, in compiled functions: no `torch.autograd.grad`.
-- **PyTorch 2.8**, in compiled functions: of an error Dynamo tells the class and the line, without the words. Run the function
-  uncompiled to read them. `torch.compiler.set_stance("eager_then_compile")` after `torch.compiler.reset()` ends the process.
+- **PyTorch 2.8**, in compiled functions: Dynamo shows the class and the line of an error, without its words. Run the function
+  uncompiled to read them. The process crashes where a program calls `torch.compiler.set_stance("eager_then_compile")` and has
+  called `torch.compiler.reset()` before.
 
-A cell says how many results had the bits of the exact reference, of how many. In the unit tests the warnings of the frameworks
-are ignored, since each version has its own; `make test` takes none.
+A cell shows how many results had the bits of the exact reference, and how many results there were. In the unit tests the warnings
+of the frameworks are ignored, since each version has its own; `make test` takes none.
 
 `make versions` takes whichever interpreters are on `PATH` as `python3.11`, `python3.12` and `python3.13`, and installs each pair
 with pip into `.venv-versions`. The registry's PyTorch for Linux x86-64 is built for CUDA and does not import without NVIDIA's
-libraries, so these come along: 3 GB to download, 5 to 7 GB on disk and about three minutes for a pair (`--discard` removes each
-after use). Where pip finds a build for the CPU, it takes that. Only the lanes of the CPU ran, whatever the build.
+libraries, so pip installs these too: 3 GB to download, 5 to 7 GB on disk and about three minutes for a pair (`--discard` removes
+each after use). Where pip finds a build for the CPU, it takes that. Only the lanes of the CPU ran, whatever the build.
 """
 
 

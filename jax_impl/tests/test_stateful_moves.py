@@ -75,7 +75,7 @@ def test_a_copy_goes_on_as_the_original_does(make, draw, way, values, assert_sam
 def test_a_state_cannot_be_loaded_into_an_abstract_balancer(make, draw):
     trained = train(make(), draw)
     balancer = nnx.eval_shape(make)
-    words = r"A state must be loaded into a balancer that has values. This one is abstract, and has none. Build it outside"
+    words = r"A state must be loaded into a balancer that has values. This one is abstract, without values. Build it outside"
     with pytest.raises(RuntimeError, match=words):
         balancer.load_state(trained.export_state())
 

@@ -216,8 +216,8 @@ def test_json_keeps_every_bit():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        pytest.param("{", ["must be a JSON object", "text that is none", "to_json"], id="no-json"),
-        pytest.param("", ["must be a JSON object", "text that is none"], id="empty"),
+        pytest.param("{", ["must be a JSON object", "text that is not valid JSON", "to_json"], id="no-json"),
+        pytest.param("", ["must be a JSON object", "text that is not valid JSON"], id="empty"),
         pytest.param("0.5", ["exactly ['kd_loss_weight']", "Received ['float']"], id="number"),
         pytest.param("[0.5]", ["exactly ['kd_loss_weight']", "Received ['list']"], id="list"),
         pytest.param("{}", ["exactly ['kd_loss_weight']", "Received []"], id="missing"),

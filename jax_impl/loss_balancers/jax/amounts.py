@@ -13,7 +13,7 @@ from jax import Array, lax
 from loss_balancers import spec
 from loss_balancers.jax.rounding import FLOAT, keep
 
-#: Well above what is flushed: a number on the host that is larger needs no mask.
+#: Well above the flush to zero: a larger number on the host means that the loss is present, without a mask.
 _SURELY_PRESENT = 1e-30
 
 
@@ -35,7 +35,7 @@ def _as_amount(where: str, amount: Any) -> Array:
 
 
 def presence(amounts: spec.Amounts, vector: Array) -> Array | None:
-    """Whether each loss is there, by amounts on the device; None if all are, by numbers on the host."""
+    """Whether each loss is present, by amounts on the device; None if numbers on the host say that all are."""
     return None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else _above_zero(vector)
 
 
@@ -45,7 +45,7 @@ def _above_zero(vector: Array) -> Array:
 
 
 def validity(amounts: spec.Amounts, vector: Array) -> Array | None:
-    """Whether all amounts are numbers that an amount can be; None if they came from the host, where they are checked."""
+    """Whether all amounts are at least 0 and finite; None if they came from the host, where they were checked."""
     return None if all(isinstance(x, float) for x in amounts.values) else _all_valid(vector)
 
 
@@ -55,7 +55,7 @@ def _all_valid(vector: Array) -> Array:
 
 
 def without_absent(terms: Sequence[Array], present: Array) -> list[Array]:
-    """The losses, +0 for one that is absent; no gradient reaches that."""
+    """The losses, with +0 for an absent one, which no gradient reaches."""
     return [chosen(there, x, 0.0) for there, x in zip(unstacked(present), terms, strict=True)]
 
 

@@ -24,10 +24,10 @@ class DistillationLossBalancer(nnx.Module):
     checks and the student's reduction. The interface is that of ``modelopt.torch.distill.loss_balancers``.
 
     State:
-        None of its own. No variables; ``nnx.state()`` is empty.
+        None. No variables; ``nnx.state()`` is empty.
 
     Raises:
-        TypeError: Instantiated itself, or a subclass without ``__call__``.
+        TypeError: This class itself is instantiated, or a subclass without ``__call__``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,7 +60,7 @@ class DistillationLossBalancer(nnx.Module):
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
 
     def canonical(self, loss: Mapping[str, Any]) -> dict[str, Array]:
-        """The losses as a balancer wants them: checked, the student's reduced, in canonical order, the student last.
+        """The losses as a balancer wants them: checked, in canonical order, the student's loss reduced and last.
 
         KD losses come by ascending ``idx`` if all names end in a distinct ``_{idx}``, else by name. ``loss`` is not changed.
 
@@ -71,7 +71,7 @@ class DistillationLossBalancer(nnx.Module):
             A new dict from name to loss.
 
         Raises:
-            TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point array.
+            TypeError: ``loss`` is not a mapping, a name is not a string, or a loss is not a floating-point array.
             ValueError: There is no KD loss, or shapes differ.
         """
         names, terms, _ = self._ordered(loss)
@@ -90,7 +90,7 @@ class DistillationLossBalancer(nnx.Module):
 def broken_down(
     names: tuple[str, ...], terms: Sequence[Array], dtypes: Sequence[Any], weights: Iterable[Array], total: Array
 ) -> dict[str, Array]:
-    """What ``breakdown`` returns: of each loss itself, its weight and their product in the compute format, then the aggregate."""
+    """What ``breakdown`` returns: each loss, its weight and their product in the compute format, then the aggregate."""
     compute = compute_dtype(*dtypes)
     parts: dict[str, Array] = {}
     for name, x, weight in zip(names, terms, weights, strict=True):
@@ -104,8 +104,8 @@ def broken_down(
 class WarnedOnce:
     """Whether an instance has warned, kept out of what JAX compares.
 
-    All are equal and hash alike: two balancers with equal weights share a compilation, and to set the flag while tracing
-    asks for no second trace. `nnx.split` and `nnx.merge` hand on the object itself, so a copy made for a trace shares it.
+    All instances are equal and hash alike: two balancers with equal weights share a compilation, and setting the flag while
+    tracing causes no second trace. `nnx.split` and `nnx.merge` hand on the object itself, so a copy made for a trace shares it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How a balancer carries its state: NNX variables, how they are written, over which axis, and what JAX must not compare."""
+"""How a balancer carries its state: NNX variables, their axis, and a counter that JAX must not compare."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(variable: BalancerState, value: Array) -> None:
     """Gives a variable its next value.
 
     Raises:
-        RuntimeError: The variable is of outside the transform that this is in: the value could not get out.
+        RuntimeError: The variable comes from outside the transform that is running, and the value could not get out.
     """
     try:
         if _BY_VALUE:
@@ -50,7 +50,7 @@ def write(variable: BalancerState, value: Array) -> None:
 
 
 def check_axis_name(axis_name: Any) -> None:
-    """Refuses what is no name of an axis, several, or None."""
+    """Raises unless ``axis_name`` is the name of an axis, a tuple of names, or None."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if axis_name is not None and not (names and all(isinstance(name, str) for name in names)):
         raise errors.axis_name_type(axis_name)
@@ -59,7 +59,7 @@ def check_axis_name(axis_name: Any) -> None:
 class Forwards:
     """How many training calls there were before the first `step()`, -1 from then on.
 
-    Kept out of what JAX compares, as `WarnedOnce`.
+    Kept out of what JAX compares, like `WarnedOnce`.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The one numeric primitive, for those who write their own balancers."""
+"""The one numeric primitive, public so that you can write balancers of your own."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def weighted_sum(
         The sum. Its gradient to a term is ``keep(RN(w_i * g))`` in the term's dtype, to any order, forward and reverse.
 
     Raises:
-        TypeError: A term is no floating-point array, a weight no real number, ``dtype`` not supported, or float64 while
-            ``jax_enable_x64`` is off.
-        ValueError: No terms, not as many weights, a weight that is not finite, or shapes that differ.
+        TypeError: A term is not a floating-point array, a weight is not a real number, ``dtype`` is not supported, or it is
+            float64 while ``jax_enable_x64`` is off.
+        ValueError: There are no terms, weights and terms are not equally many, a weight is not finite, or shapes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ def weighted_sum(
 
 
 def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[list[Array], tuple[Any, ...]]:
-    """The losses as JAX arrays, and their dtypes. Refuses what is no floating-point array, and shapes that differ (E4, E5)."""
+    """The losses as JAX arrays, and their dtypes. Raises unless all are floating-point and of one shape (E4, E5)."""
     # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.
     arrays = [jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for x in terms]
     shape = getattr(arrays[0], "shape", None)
@@ -93,7 +93,7 @@ def _describe(loss: object) -> spec.LossInfo:
 def balance(terms: Sequence[Array], dtypes: tuple[Any, ...], weights: tuple[float, ...] | Array) -> Array:
     """A balancer's aggregate of checked terms in canonical order (spec A5).
 
-    With fewer weights than terms, the leading terms share the first of them, and are added before it is applied.
+    With fewer weights than terms, the leading terms share the first weight, and are added before it is applied.
     """
     shared = len(terms) - len(weights) + 1
     if shared == 1:

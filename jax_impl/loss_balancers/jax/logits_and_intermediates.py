@@ -44,7 +44,7 @@ def ratio_of(student: Array, distilled: Array) -> Array:
 
 
 def number_of(places: Sequence[int], inputs: Inputs, like: Array) -> Array:
-    """How many of these losses are present; 1 if none is, to divide by."""
+    """The divisor of a mean: how many of these losses are present, at least 1."""
     if inputs.present is None:
         return filled(like, float(len(places) or 1))
     return counted([unstacked(inputs.present)[i] for i in places], like)
@@ -58,7 +58,7 @@ def counted(present: list[Array], like: Array) -> Array:
 
 
 def means_of(inputs: Inputs, compute: Any) -> tuple[list[Array], tuple[Any, ...]]:
-    """The losses as ratios see them, and their dtypes: shares are divided by what part of the step they are (spec T3)."""
+    """The losses as ratios see them, and their dtypes: a share is divided by the part of the step that it is (spec T5)."""
     if inputs.amounts is None or not inputs.shares:
         return inputs.terms, inputs.dtypes
     amounts = inputs.amounts if inputs.present is None else chosen(inputs.present, inputs.amounts, 1.0)
@@ -73,14 +73,14 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, I the mean
     of the intermediate losses, S the student loss, and ratios detached: ``D = G + I * (G / I)``, aggregate =
-    ``S + D * (S / D) * kd_loss_scale``. Its value, ``S * (1 + kd_loss_scale)``, says nothing of the KD losses: log `breakdown`.
+    ``S + D * (S / D) * kd_loss_scale``. Its value is ``S * (1 + kd_loss_scale)`` whatever the KD losses are: log `breakdown`.
 
     Args:
         kd_loss_scale: What the KD losses are multiplied by: a number or a schedule of at least 0. Default 1, as in ModelOpt.
         skip_original_loss: Leave the student loss out: the aggregate is D. Default False, as in ModelOpt.
         reference: The name of the logits loss. Default: the one KD loss whose name holds "Logits", as in ModelOpt.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
-        axis_name: The axis of a `shard_map` whose observations are added at `step()`. None, the default, outside of one.
+        axis_name: The axis of a `shard_map` over which `step()` adds. None, the default: outside of a `shard_map`.
 
     Shape:
         Scalars, ``()``; the aggregate too.
@@ -94,7 +94,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     Raises:
         TypeError: An argument is of the wrong type. At a call: see `canonical`.
         ValueError: The scale is out of bounds at some step. At a call: no logits loss or several, no student loss where it
-            counts, or losses that are no scalars.
+            counts, or losses that are not scalars.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,8 +107,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         No paper. ``modelopt.torch.distill.plugins.megatron`` (NVIDIA ModelOpt), the class of the same name.
 
     Deviations:
-        From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss
-        or two are an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
+        From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss,
+        or two, is an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
         (intermediates) or 1 (student). Where both are defined, values and gradients are the same bits.
     """
 

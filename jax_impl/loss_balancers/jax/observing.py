@@ -18,10 +18,11 @@ State = dict[str, Array]
 
 
 class Inputs(NamedTuple):
-    """The losses of a call in canonical order: as the aggregate takes them, as weights see them, and as they are observed.
+    """The losses of a call in canonical order, in three forms: for the aggregate, for the weights, and for state.
 
-    ``losses`` and ``sums`` are float32 vectors, empty if state observes no losses. ``amounts`` are counts, or shares if ``shares``
-    is set; None if each is 1. ``present`` is None if no loss is absent, ``valid`` if the amounts are checked already.
+    ``losses`` (for the weights) and ``sums`` (for state) are float32 vectors, empty if state observes no losses. ``amounts`` are
+    counts, or shares if ``shares`` is set; None if each is 1. ``present`` is None if no loss is absent. ``valid`` is None if the
+    amounts were checked already.
     """
 
     names: tuple[str, ...]
@@ -35,7 +36,7 @@ class Inputs(NamedTuple):
     shares: bool = False
 
     def masked(self, vector: Array) -> Array:
-        """A vector with a number per loss: 0 for one that is absent."""
+        """``vector``, which has a number per loss, with 0 for an absent one."""
         return vector if self.present is None else chosen(self.present, vector, 0.0)
 
 
@@ -66,7 +67,7 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
 
 @partial(jax.jit, inline=True)
 def observed(pending: Array, sums: Array, amounts: Array | None, valid: Array | None) -> Array:
-    """``pending`` with a call added; with one call more left out if a sum would not be finite (spec T3)."""
+    """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3)."""
     one, zero = jnp.ones(1, FLOAT), jnp.zeros(1, FLOAT)
     counted = jnp.ones_like(sums) if amounts is None else amounts[: len(sums)]
     taken = keep(pending + jnp.concatenate([sums, counted, one, zero]))
@@ -79,7 +80,7 @@ def observed(pending: Array, sums: Array, amounts: Array | None, valid: Array | 
 
 @partial(jax.jit, inline=True)
 def pending_mean(pending: Array) -> tuple[Array, Array]:
-    """The mean of each observed loss, and whether it is one (spec T4)."""
+    """The mean of each observed loss, and whether it is valid: something was observed, and all is finite (spec T4)."""
     losses, calls = pending[:-2], pending[-2]
     n = len(losses) // 2
     sums, amounts = losses[:n], losses[n:]
@@ -102,7 +103,7 @@ def advanced(state: State, pending: Array) -> State:
 
 @partial(jax.jit, inline=True)
 def look_up(table: Array, step: Array) -> Array:
-    """The row of a step: the last one from the table's end on."""
+    """The row of a step; from the table's end on, the last row."""
     return lax.dynamic_index_in_dim(table, jnp.minimum(step, len(table) - 1), keepdims=False)
 
 
@@ -115,5 +116,5 @@ def expanded(factors: Array, count: int) -> Array:
 
 @partial(jax.jit, static_argnums=1, inline=True)
 def enough(pending: Array, auto_step: int) -> Array:
-    """Whether ``pending`` is of as many calls as make an optimizer step."""
+    """Whether ``pending`` holds as many calls as make an optimizer step."""
     return pending[-2:].sum() >= auto_step

@@ -1,10 +1,10 @@
-"""Portable functions: the quotient and the product as the spec rounds them, whatever the backend makes of them, with derivatives.
+"""Portable functions: the quotient and the product as the spec rounds them, on any backend, with derivatives.
 
 XLA rewrites divisions (by a constant, of a vector by a scalar, nested ones), and GPU and TPU approximate them. So the backend's
-quotient is an estimate only, of which integer arithmetic, that no compiler approximates, makes the correctly rounded one.
+quotient is only an estimate, and integer arithmetic, which no compiler approximates, makes the correctly rounded quotient of it.
 
-Both functions are primitives, as `round` in `rounding` is and for its reason: a derivative is made of the same two
-functions, linear in the tangent, so that JAX transposes it, and every order of it has the spec's rounding.
+Both functions are primitives, for the same reason as `round` in `rounding`: a derivative is made of the same two functions and
+is linear in the tangent. So JAX can transpose it, and every order of derivative has the spec's rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
     integer: Any
     width: int
     top: int
-    #: How many bits of a quotient are multiplied at a time: as many as an integer holds beside a significand, and two to spare.
+    #: How many bits of a quotient are multiplied at a time: an integer holds them beside a significand, with two bits to spare.
     digit: int
 
 
@@ -59,7 +59,7 @@ def div(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*
         The quotient q, never -0. For a cotangent g, its gradient to ``a`` is ``div(g, b)``, to ``b`` ``rmul(div(g, b), -q)``.
 
     Raises:
-        TypeError: An operand is no array of float32 or float64, or the dtypes differ.
+        TypeError: An operand is not an array of float32 or float64, or the dtypes differ.
         ValueError: The shapes differ.
 
     Example:
@@ -94,7 +94,7 @@ def rmul(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "
         The product, never -0. For a cotangent g, its gradient to ``a`` is ``rmul(g, b)``, to ``b`` ``rmul(g, a)``.
 
     Raises:
-        TypeError: An operand is no array of float32 or float64, or the dtypes differ.
+        TypeError: An operand is not an array of float32 or float64, or the dtypes differ.
         ValueError: The shapes differ.
 
     Example:
@@ -109,34 +109,34 @@ def rmul(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "
     return _bind(product_p, a, b)
 
 
-#: Of operands that are flushed already, as state and weights are. In the torch twin they are shorter; here they are the same.
+#: For operands that are flushed already, such as state and weights. In the torch twin they are shorter; here they are the same.
 div_of_kept, rmul_of_kept = div, rmul
 
 
 def _is_on_host(x: object) -> bool:
-    """Whether it becomes what jit would make of it: float32, if it is a float64 and `jax_enable_x64` is off.
+    """Whether ``x`` is an array on the host, which is converted as `jax.jit` would: float64 to float32 if `jax_enable_x64` is off.
 
-    JAX 0.8 hands on constants that `jax.checkpoint` inlines as arrays of its own on the host, which are not `Array`.
+    JAX 0.8 hands on constants that `jax.checkpoint` inlines as host arrays of a class of its own, which is not `Array`.
     """
     return isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ == "TypedNdArray"
 
 
 def _bind(function: Primitive, a: Any, b: Any) -> Array:
-    """The primitive, of operands that it is made for."""
+    """The primitive of checked operands."""
     a, b = (jnp.asarray(x) if _is_on_host(x) else x for x in (a, b))
     if not (isinstance(a, Array) and isinstance(b, Array) and a.dtype in LAYOUTS and a.dtype == b.dtype):
         raise errors.operand_dtypes(*(str(x.dtype) if isinstance(x, Array) else type(x).__name__ for x in (a, b)))
     if a.shape != b.shape:
         raise errors.operand_shapes(a.shape, b.shape)
     if jax.typeof(a) != jax.typeof(b):
-        # Inside `shard_map` what is the same on all devices is of another type than what is not. A select makes them alike.
+        # In a `shard_map` an array that is the same on all devices has another type than one that differs. A select unifies them.
         neither = jnp.zeros(a.shape, bool)
         a, b = lax.select(neither, b, a), lax.select(neither, a, b)
     return cast(Array, function.bind(a, b))
 
 
 def quotient(a: Array, b: Array, estimate: Callable[[Array, Array], Array] = lax.div) -> Array:
-    """keep(RN(keep(a) / keep(b))), made of an ``estimate`` of it that may be up to 30 units in the last place off."""
+    """keep(RN(keep(a) / keep(b))), made of an ``estimate`` that may be up to 30 units in the last place off."""
     integer, width, top, digit = LAYOUTS[a.dtype]
     one = 1 << width
     a, b = keep(a), keep(b)
@@ -156,22 +156,22 @@ def quotient(a: Array, b: Array, estimate: Callable[[Array, Array], Array] = lax
     while low > 0:
         low -= digit
         r = r * (1 << digit) - ((q >> low) & ((1 << digit) - 1)) * n
-    # How many n there are in r, to within 1/2 before it is truncated: what remains is between -1.5n and 1.5n. The nearest quotient
-    # is then q or next to it. No tie: m * 2 * one = (2q + 1) * n would make n a multiple of 2 * one, which is greater than n.
+    # How often n goes into r, to within 1/2 before it is truncated: what remains is between -1.5n and 1.5n. The nearest quotient is
+    # then q or next to it. A tie cannot be: m * 2 * one = (2q + 1) * n would make n a multiple of 2 * one, which is greater than n.
     more = (estimate(r.astype(a.dtype), n.astype(a.dtype))).astype(integer)
     r = r - more * n
     q = q + more + (r + r > n).astype(integer) - (r + r < -n).astype(integer)
     bits = jnp.minimum((jnp.clip(exponent, 0, top) - 1) * one + q, top * one)  # q has the leading bit; infinity on overflow
     ratio = lax.bitcast_convert_type(bits, a.dtype)
     ratio = jnp.where((bits_a ^ bits_b) < 0, -ratio, ratio)
-    # Zero, infinity and NaN follow from a product with a reciprocal: infinity for 0, 0 for infinity. Any other's may be anything.
+    # Zero, infinity and NaN follow from a product with a reciprocal: infinity for 0, 0 for infinity. Others need not be right.
     ordinary = (exponent_a > 0) & (exponent_a < top) & (exponent_b > 0) & (exponent_b < top)
     reciprocal = jnp.where(b == 0, jnp.inf, jnp.where(jnp.abs(b) == jnp.inf, 0.0, b))
     return keep(jnp.where(ordinary, ratio, a * reciprocal))
 
 
 def _quotient_on_tpu(a: Array, b: Array) -> Array:
-    """On TPU float64 is a pair of float32, and its bits are theirs: what it can do, not what the spec promises elsewhere (A9)."""
+    """On TPU float64 is a pair of float32, without bits of its own. This is what TPU can do, less than the spec says (A9)."""
     return keep(keep(a) / keep(b)) if a.dtype == np.float64 else quotient(a, b)
 
 
@@ -188,7 +188,7 @@ def _batched(function: Primitive, args: Any, dims: Any) -> tuple[Any, int]:
 def _primitive(compute: Callable[[Array, Array], Array]) -> Primitive:
     function = Primitive(f"loss_balancers_{compute.__name__}")
     function.def_impl(jax.jit(compute))
-    function.def_abstract_eval(lambda a, b: mul_p.abstract_eval(a, b)[0].update(weak_type=False))  # as any product's
+    function.def_abstract_eval(lambda a, b: mul_p.abstract_eval(a, b)[0].update(weak_type=False))  # as of any product
     mlir.register_lowering(function, mlir.lower_fun(compute, multiple_results=False))
     batching.primitive_batchers[function] = partial(_batched, function)
     return function

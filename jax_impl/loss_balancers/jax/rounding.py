@@ -3,7 +3,7 @@
 All three are one primitive, `round`, declared linear: its tangent is itself on the tangent, its transpose itself on the
 cotangent, back to the dtype it came from. So the weighted sum, written in plain operations, is differentiated into
 the spec's gradient, and the derivative of `keep` (zero at a zero loss) appears nowhere. `jax.custom_jvp` cannot say this: its
-tangent must be made of operations that JAX can transpose, and a select on the tangent is none.
+tangent must be made of operations that JAX can transpose, and a select on the tangent is not one of them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _representable(x: Array, dtype: np.dtype[Any]) -> Array:
     """float32 ``x`` rounded to a value of bfloat16 or float16, still as float32.
 
     XLA may elide a conversion and the one back (`xla_allow_excess_precision`), so that a jitted function would read, hand
-    on and differentiate values that the narrow format does not hold. What is already representable it cannot change.
+    on and differentiate values that the narrow format does not hold. It cannot change a value that is already representable.
     """
     if dtype == jnp.bfloat16:
         return lax.reduce_precision(x, 8, 7)

@@ -49,14 +49,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
     device, pass ``axis_name``, and call `step()` in the same `shard_map` as the calls that it commits: until then ``pending`` is
     each device's own (carried by a scan there, `jax.lax.pcast` it to "varying" first); after it, all state is the same everywhere.
 
-    Who never calls `step()` is warned at the 100th call in Python: a compiled call is one when it is traced, and no more.
+    Without a `step()`, a warning comes at the 100th call in Python. A compiled call counts once, when it is traced.
 
     State:
         ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(2 n + 2,)``, what was observed since the last commit.
         Each is a `BalancerState`.
     """
 
-    #: Whether losses must be scalars: where their values make weights.
+    #: Whether losses must be scalars: they must if their values make weights.
     _scalars: ClassVar[bool] = False
 
     steps: BalancerState
@@ -88,7 +88,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         Args:
           use_running_average: If True, eval mode: nothing is observed. If False, training mode. If None, as it is.
         """
-        # The argument stands two spaces in: `nnx.view_info` finds no other.
+        # The argument is indented by two spaces: `nnx.view_info` finds it only so.
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
@@ -97,14 +97,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
         Args:
             loss: The losses.
-            count: Of how many items or tokens each loss is the mean: a number of at least 0 or a mapping from name to one, on the
-                host or the device. Default 1. A loss with the count 0 is absent: it says nothing, and its weight is 0.
-            share: What part each loss is of the step's mean, in the same forms, if losses are sums over this call's items divided
-                by the number of all items of the step. At most one of the two.
+            count: The number of items or tokens that each loss is the mean of: a number of at least 0, or a mapping from name to
+                number, on the host or the device. Default 1. A loss with the count 0 is absent, and its weight is 0.
+            share: The part of the step's mean that each loss is, in the same forms, where losses are sums over this call's items
+                divided by the number of all items of the step. Give at most one of the two.
 
         Raises:
-            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
-            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+            TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
         """
         inputs = self._inputs(loss, count, share)
         if not self.use_running_average:
@@ -114,7 +114,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
     def observe(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses as a training call does, and computes no aggregate.
 
-        For loops whose call runs in eval mode, or in a transform that may not change state, as `jax.grad`: call this beside it,
+        For loops whose call runs in eval mode, or in a transform that may not change state (`jax.grad`, say): call this beside it,
         outside of the transform, once per call. ``count``, ``share`` and what it raises: as `__call__`.
         """
         self._observe(self._inputs(loss, count, share), stacklevel=3)
@@ -122,14 +122,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
     def step(self) -> None:
         """Commits what was observed since the last call: once per optimizer step, after it, as a learning rate schedule.
 
-        With ``axis_name``, the sums and counts of that axis are added first. Without an observation since the last call, state
-        stays as it is but for the counter ``steps``.
+        With ``axis_name``, the sums and counts of that axis are added first. Without an observation since the last call,
+        only the counter ``steps`` changes.
         """
         self._forwards.count = -1
         self._commit()
 
     def discard(self) -> None:
-        """Drops what was observed since the last commit: where an optimizer step is not taken, as by a loss scale that skips it.
+        """Drops what was observed since the last commit, for an optimizer step that is not taken (a loss scale skips it, say).
 
         No counter moves. In a `shard_map`, call it on every device.
         """
@@ -147,7 +147,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
         Returns:
             ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Changes
-            no state. Of an absent loss all are 0.
+            no state. For an absent loss all are 0.
 
         ``count``, ``share`` and what it raises: as `__call__`.
         """
@@ -159,7 +159,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """The state as NumPy arrays with settings and names, to be loaded in either framework.
 
         Returns:
-            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. Copies; to copy waits for the device.
+            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. These are copies, and copying waits for the device.
             Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
         """
         settings = self._settings
@@ -171,12 +171,12 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
         Args:
             exported: The state.
-            renamed: Where the losses have changed: for a name of this balancer its name there, None for a loss that starts
+            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
                 afresh. Losses of the state that no name refers to are dropped.
 
         Raises:
-            TypeError: ``exported`` is no mapping.
-            ValueError: It is of another balancer, of other settings or other losses. Then nothing has changed.
+            TypeError: ``exported`` is not a mapping.
+            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
             RuntimeError: This balancer is abstract.
         """
         settings = self._settings
@@ -197,7 +197,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
 
     @abstractmethod
     def _factors(self, inputs: Inputs) -> Array:
-        """The factors of the losses (spec A5), float32, by committed state and, if the method says so, ``inputs.losses``."""
+        """The factors of the losses (spec A5), float32, made from committed state and, if the method says so, ``inputs.losses``."""
 
     def _aggregate(self, inputs: Inputs) -> Array:
         """The aggregate: the sum of the losses by their factors."""
@@ -205,12 +205,12 @@ class StatefulLossBalancer(DistillationLossBalancer):
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
     def _committed(self, mean: Array, present: Array) -> State:
-        """The method's own state after a commit of the ``mean`` of each loss; of one that is not ``present``, as it was."""
+        """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
         del mean, present
         return {}
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        """Refuses losses of other names than those fixed."""
+        """Raises unless the losses have the fixed names."""
         if names != self.names:
             raise spec.errors.fixed_names(self.names, names)
 
@@ -219,7 +219,7 @@ class StatefulLossBalancer(DistillationLossBalancer):
         return dict(zip(inputs.names, unstacked(inputs.masked(factors)), strict=True))
 
     def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
-        """All that can be wrong with a call is found here, before anything is observed."""
+        """The inputs of a call. Everything that can be wrong with it is found here, before anything is observed."""
         names, terms, dtypes = self._ordered(loss)
         self._check_names(names)
         if self._scalars and terms[0].ndim:
@@ -239,14 +239,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
         write(pending, observed(read(pending), inputs.sums, inputs.amounts, inputs.valid))
 
     def _commit(self, due: Array | None = None) -> None:
-        """Commits, with ``due`` where that is true: the decision stays on the device."""
+        """Commits; if ``due`` is given, only where it is true, so that the decision stays on the device."""
         variables, state = self._state(), self._values()
         pending = self._over_ranks(state["pending"])
         own = self._committed(*pending_mean(pending)) if len(pending) > 2 else {}
         new = own | advanced(state, pending)
         if due is not None:
             new = {name: jnp.where(due, value, state[name]) for name, value in new.items()}
-        # All that takes time is done: an interrupt between these assignments would leave a part of the commit, and is unlikely.
+        # Everything slow is done. An interrupt between these assignments would leave a part of the commit, but is unlikely.
         for name, value in new.items():
             write(variables[name], value)
 

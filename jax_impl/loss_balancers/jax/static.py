@@ -39,7 +39,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         None. No variables; ``nnx.state()`` is empty. The weights are static: balancers with equal weights share a compilation.
 
     Raises:
-        TypeError: A weight is no real number, or ``kd_loss_weight`` none of the three forms. At a call: see `canonical`.
+        TypeError: A weight is not a real number, or ``kd_loss_weight`` has none of the three forms. At a call: see `canonical`.
         ValueError: A weight or their sum is out of bounds, or there is none. At a call: weights and KD losses do not match.
 
     Example:
@@ -78,13 +78,13 @@ class StaticLossBalancer(DistillationLossBalancer):
 
         Args:
             loss: The losses.
-            count: Of how many items each loss is the mean, as the balancers with state take it: a number or a mapping from name to
-                number. Here it says one thing alone: a loss with the count 0 is absent, and its weight is 0.
-            share: What part each loss is of the step's mean, in the same forms; 0 says the same.
+            count: The number of items that each loss is the mean of, as balancers with state take it: a number, or a mapping from
+                name to number. Here only 0 matters: a loss with the count 0 is absent, and its weight is 0.
+            share: The part of the step's mean that each loss is, in the same forms; 0 says the same.
 
         Raises:
-            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
-            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+            TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
         """
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
@@ -100,7 +100,7 @@ class StaticLossBalancer(DistillationLossBalancer):
             Numbers on the host; with ``count`` or ``share`` scalars on the device, in the compute format.
 
         Raises:
-            TypeError: ``loss`` is no mapping, or a name no string.
+            TypeError: ``loss`` is not a mapping, or a name is not a string.
             ValueError: There is no KD loss, or weights and KD losses do not match.
         """
         if count is not None or share is not None:
@@ -114,8 +114,8 @@ class StaticLossBalancer(DistillationLossBalancer):
         """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
 
         Returns:
-            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Of an
-            absent loss all are 0.
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. For
+            an absent loss all are 0.
 
         ``count``, ``share`` and what it raises: as `__call__`.
         """
@@ -136,7 +136,7 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     @staticmethod
     def _present(names: tuple[str, ...], terms: list[Array], count: Any, share: Any) -> tuple[list[Array], Array | None]:
-        """The losses without those that are absent, and which are there; None if all are."""
+        """The losses, +0 for an absent one, and whether each is present; None if all are."""
         amounts = spec.checked_amounts(names, count, share)
         present = None if amounts is None else presence(amounts, on_device(amounts))
         return terms if present is None else without_absent(terms, present), present

@@ -10,15 +10,16 @@ import numpy as np
 
 from loss_balancers.spec import errors
 
-#: The largest float32, in which amounts are.
+#: The largest float32: amounts are float32 numbers.
 _MOST = (2.0 - 2.0**-23) * 2.0**127
 
 
 class Amounts(NamedTuple):
     """How much each loss of a call stands for, in canonical order.
 
-    ``shares`` tells the two keywords apart: with ``count=`` a loss is a mean over so many items; with ``share=`` it is that part of
-    the step's mean. A value is a float if it was given on the host, else the framework's array as it came.
+    ``shares`` tells the two keywords apart. With ``count=`` a value is the number of items that the loss is a mean of; with
+    ``share=`` it is the part of the step's mean that the loss is. A value is a float if it was given on the host, else the
+    framework's array as it came.
     """
 
     values: tuple[Any, ...]
@@ -30,8 +31,8 @@ def checked_amounts(names: Sequence[str], count: Any, share: Any) -> Amounts | N
 
     Args:
         names: The names of the losses in canonical order.
-        count: What was given as ``count=``: None, a number or an array, or a mapping from name to one.
-        share: The same of ``share=``.
+        count: What was given as ``count=``: None, a number or an array, or a mapping from name to number or array.
+        share: What was given as ``share=``, in the same forms.
 
     Raises:
         TypeError: Both were given, or a value is neither a number nor an array.
@@ -50,7 +51,7 @@ def checked_amounts(names: Sequence[str], count: Any, share: Any) -> Amounts | N
 
 
 def _checked(value: Any, where: str) -> Any:
-    if type(value) is not int and type(value) is not float:  # those first: Dynamo traces no more of a number that changes
+    if type(value) is not int and type(value) is not float:  # those first: Dynamo can trace no more of a number that changes
         if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real):

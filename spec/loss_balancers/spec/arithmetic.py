@@ -1,4 +1,4 @@
-"""The exact reference: the arithmetic of the spec, evaluated with fractions. Slow, obvious, and nobody's library.
+"""The exact reference: the arithmetic of the spec, evaluated with fractions. Slow, obvious, and independent of any library.
 
 Every value is a Python float that its format represents; every operation is exact, then rounded once by
 :func:`~loss_balancers.spec.formats.round_to`. NaN, infinity and signed zero follow IEEE 754.
@@ -28,7 +28,7 @@ def add(a: float, b: float, fmt: str) -> float:
 
 
 def widen(value: float, fmt: str) -> float:
-    """A loss in the compute format (spec A3): flushed (f16 in f32, where none of its values is subnormal), then exact."""
+    """A loss in the compute format (spec A3): flushed (f16 in f32, where all its values are normal), then exact."""
     return flush(value, "f64" if fmt == "f64" else "f32")
 
 
@@ -100,17 +100,17 @@ def balance(
 
 
 def div(a: float, b: float, fmt: str) -> float:
-    """The quotient of spec A10, of operands in f32 or in f64: flushed, divided, rounded, flushed."""
+    """The quotient of spec A10, for operands in f32 or in f64: flushed, divided, rounded, flushed."""
     a, b = flush(a, fmt), flush(b, fmt)
     if math.isfinite(a) and math.isfinite(b) and a != 0 and b != 0:
         return flush(round_to(Fraction(a) / Fraction(b), fmt), fmt)
-    if b == 0:  # +0, since flushed; Python refuses
+    if b == 0:  # +0, since it is flushed; Python itself raises here
         return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a)
     return flush(a / b, fmt)  # NaN, infinity, zero: IEEE 754 leaves nothing to round
 
 
 def rmul(a: float, b: float, fmt: str) -> float:
-    """The product of spec A11, of operands in f32 or in f64: flushed, multiplied, rounded, flushed."""
+    """The product of spec A11, for operands in f32 or in f64: flushed, multiplied, rounded, flushed."""
     return flush(multiply(flush(a, fmt), flush(b, fmt), fmt), fmt)
 
 

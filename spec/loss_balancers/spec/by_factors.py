@@ -16,16 +16,16 @@ class ByFactors(Settings):
 
     @staticmethod
     def weight_format(formats: Iterable[str]) -> str:
-        """The format of the weights, whatever those of the losses."""
+        """The format of the weights, whatever the formats of the losses."""
         del formats
         return "f32"
 
     @abstractmethod
     def exact_factors(self, state: ReferenceState, call: Call) -> list[float]:
-        """The factors of a call, by committed state and, if the method says so, the losses as state sees them."""
+        """The factors of a call, made from committed state and, if the method says so, from the losses as state sees them."""
 
     def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:
-        """The weight of each loss: the factors, the first as often as the losses that share it; 0 if the loss is absent."""
+        """The weight of each loss: its factor, where the leading losses share the first; 0 if the loss is absent."""
         factors = self.exact_factors(state, call)
         weights = factors[:1] * (len(call.names) - len(factors)) + factors
         return [weight if there else 0.0 for weight, there in zip(weights, call.present, strict=True)]

@@ -48,7 +48,7 @@ class Call(NamedTuple):
         return [flush(arithmetic.narrow(x, "f32"), "f32") for x in widened] if fmt == "f32" else list(widened)
 
     def means(self, fmt: str) -> list[float]:
-        """The losses as weights see them: means, so shares are divided by what part of the step they are."""
+        """The losses as weights see them: as means. So a share is divided by the part of the step's mean that it is."""
         losses = self.in_format(fmt)
         if not self.shares or self.amounts is None:
             return losses

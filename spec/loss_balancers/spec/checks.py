@@ -12,16 +12,16 @@ import numpy as np
 from loss_balancers.spec import errors
 from loss_balancers.spec.formats import MOST_CALLS
 
-#: Raise `errors.learnable`, given an array and its name, if a derivative is to reach the array and no attribute of it says so.
-#: `loss_balancers.torch` adds its check.
+#: Checks of frameworks; `loss_balancers.torch` adds its own. Each takes an array and its name, and raises `errors.learnable` if a
+#: derivative is to reach the array although no attribute of the array says so.
 derivative_checks: list[Callable[[Any, str], None]] = []
 
 
 def check_mapping(loss: Any) -> None:
-    """Refuses losses that are no mapping (spec E1).
+    """Raises unless the losses are a mapping (spec E1).
 
     Raises:
-        TypeError: ``loss`` is none.
+        TypeError: ``loss`` is not a mapping.
     """
     if not isinstance(loss, Mapping):
         raise errors.not_a_mapping(type(loss).__name__)
@@ -41,7 +41,7 @@ def real_number(value: Any, where: str, wrong: Callable[[str, Any], TypeError] =
     number = value
     if getattr(value, "shape", None) == ():
         device = getattr(value, "device", None)
-        # The kind of a device, as PyTorch and JAX name it. What has neither is not on an accelerator.
+        # The kind of a device, as PyTorch and JAX name it. A value without either attribute is not on an accelerator.
         if getattr(device, "type", getattr(device, "platform", "cpu")) != "cpu":
             raise errors.number_on_a_device(where, str(device))
         number = element(value, where)
@@ -60,7 +60,7 @@ def element(array: Any, where: str) -> Any:
         TypeError: A derivative is to reach it, or it is traced.
     """
     _check_constant(array, where)
-    # An array that is on no device is traced by JAX. Under `grad` it has a value, but to read it would lose the gradient.
+    # An array without a device is one that JAX traces. Under `grad` it has a value, but to read it would lose the gradient.
     if not isinstance(array, (np.ndarray, np.generic)) and not hasattr(array, "device"):
         raise errors.number_traced(where, array)
     try:
@@ -70,7 +70,7 @@ def element(array: Any, where: str) -> Any:
 
 
 def elements(given: Any) -> Sequence[Any] | None:
-    """The elements of a sequence, or of an array of one dimension; None if ``given`` is neither. A string is no sequence here."""
+    """The elements of a sequence, or of an array of one dimension; None if ``given`` is neither. A string does not count as one."""
     if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
         return given
     return list(given) if len(getattr(given, "shape", ())) == 1 else None
@@ -80,8 +80,8 @@ def finite_weights(weights: Any, terms: int) -> tuple[float, ...]:
     """The weights of ``functional.weighted_sum`` as floats (spec E8).
 
     Raises:
-        TypeError: there is no sequence of weights, or a weight is no real number.
-        ValueError: there are no terms, not as many weights as terms, or a weight is not finite.
+        TypeError: ``weights`` is not a sequence, or a weight is not a real number.
+        ValueError: there are no terms, the number of weights is not that of the terms, or a weight is not finite.
     """
     _check_length(weights, terms)
     checked = tuple(real_number(weight, f"weights[{i}]") for i, weight in enumerate(weights))
@@ -96,7 +96,7 @@ def constant_vector(weights: Any, terms: int) -> Any:
 
     Raises:
         TypeError: a derivative is to reach it.
-        ValueError: there are no terms, or not as many weights as terms.
+        ValueError: there are no terms, or the number of weights is not that of the terms.
     """
     _check_length(weights, terms)
     _check_constant(weights, "weights")
@@ -122,7 +122,7 @@ def _check_length(weights: Any, terms: int) -> None:
 
 
 def check_reduction_fn(fn: Any) -> None:
-    """Refuses a student loss reduction that is neither callable nor None.
+    """Raises unless a student loss reduction is callable or None.
 
     Raises:
         TypeError: ``fn`` is neither.
@@ -132,7 +132,7 @@ def check_reduction_fn(fn: Any) -> None:
 
 
 def check_auto_step(auto_step: Any) -> None:
-    """Refuses an ``auto_step`` that is neither None nor an int from 1 to what float32 can count.
+    """Raises unless ``auto_step`` is None or an int, from 1 to the largest count that float32 holds.
 
     Raises:
         TypeError: It is not an int.

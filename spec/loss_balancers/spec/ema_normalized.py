@@ -32,13 +32,13 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         weights: Name to weight, a number or a schedule, finite and not negative; 1 for a loss that it does not name. Held as
             tuple of (name, Schedule), one for each loss.
         beta: The decay of the running means, in [0, 1].
-        eps: What is added to a running mean; at or below it, a mean says nothing. Not negative.
+        eps: What is added to a running mean. A mean that is not above it does not count as known. Not negative.
         target: "one", or the name of the loss in whose units the others are brought.
         lagged: Whether the weights use committed state alone.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A value is out of bounds, or a name is none of ``names``.
+        ValueError: A value is out of bounds, or a name is not one of ``names``.
     """
 
     names: Any
@@ -70,7 +70,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
 
     @property
     def state(self) -> tuple[StateEntry, ...]:
-        """Beside the counters: decayed sums ``total`` of the losses' magnitudes, and of the weight of their terms, ``fix``."""
+        """The counters, and two decayed sums: ``total`` adds the magnitudes of the losses, ``fix`` adds 1 each time."""
         count = len(self.names)
         own = (StateEntry(name, "float32", (count,), count) for name in ("total", "fix"))
         return (*base_entries(count), *own)
@@ -95,11 +95,11 @@ class EMANormalizedLossBalancerSettings(ByFactors):
 
     @property
     def reference(self) -> int | None:
-        """Which loss, in canonical order, is the unit; None for one."""
+        """The place of the loss that is the unit, in canonical order; None if the unit is 1."""
         return None if self.target == "one" else self.names.index(self.target)
 
     def exact_committed(self, state: ReferenceState, losses: Sequence[float], present: Sequence[bool]) -> ReferenceState:
-        """The running sums after ``losses``, of those that are present; as they were if one would not be finite (spec M2)."""
+        """The running sums after the ``losses`` that are present; as they were if one would not be finite (spec M2)."""
         taken: ReferenceState = {}
         for name, more in (("total", [abs(x) for x in losses]), ("fix", [1.0] * len(losses))):
             decayed = [flush(arithmetic.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
@@ -124,7 +124,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
 
     @classmethod
     def examples(cls) -> dict[str, EMANormalizedLossBalancerSettings]:
-        """By the losses of the call, and by those before it, in the units of one loss."""
+        """With weights by the losses of the call, and with weights by those before it, in the units of one loss."""
         return {
             "ema": cls(EXAMPLE_NAMES, {"MSE_1": linear(0.0, 1.0, 10)}, beta=0.5),
             "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True),

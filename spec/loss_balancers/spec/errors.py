@@ -1,6 +1,7 @@
 """Every message of the library, worded once, so that both twins raise the same class with the same words.
 
-Each function returns the exception (or, for the warning, its text); whoever finds the mistake raises it.
+Each function returns the exception (or, for a warning, its text). The code that finds the mistake raises it. A message says what
+was expected, what came and what to do, and names the clause that it rests on, if there is one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 #: The key of the student loss; every other key is a KD loss.
 STUDENT_LOSS_KEY = "student_loss"
 
-#: Of a value longer than this, a message shows the beginning: a table of a million steps is one.
+#: A message shows only the beginning of a value that is longer than this, such as a table of a million steps.
 _LONGEST = 500
 
 ACCEPTED = "bfloat16, float16, float32 or float64"
@@ -22,7 +23,7 @@ REDUCTION_HINT = "If the student loss is not reduced yet, give its reduction to 
 
 
 class LossInfo(NamedTuple):
-    """What a message says of one loss: its ``kind`` (``float32``, or the type if it is no array), shape and device."""
+    """What a message says about one loss: its ``kind`` (the dtype, or the type if it is not an array), shape and device."""
 
     kind: str
     is_loss: bool
@@ -45,7 +46,7 @@ def shown(value: Any) -> str:
 def weight_type(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number ({NUMBERS}). Received {shown(received)} of type {type(received).__name__}. "
-        f"{_of_text(received) or 'Pass a plain number.'}"
+        f"{_of_text(received) or 'Pass a plain number.'} (docs/spec W5)"
     )
 
 
@@ -53,12 +54,12 @@ def kd_loss_weight_type(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number ({NUMBERS}), a sequence of them (one weight per KD loss in canonical order) or a mapping "
         f"from loss name to weight. Received {shown(received)} of type {type(received).__name__}. "
-        f"{_of_text(received) or 'Pass a number, a list or a dict; an array must have one dimension.'}"
+        f"{_of_text(received) or 'Pass a number, a list or a dict; an array must have one dimension.'} (docs/spec W5)"
     )
 
 
 def _of_text(received: Any) -> str:
-    """What to do about text in place of a number; nothing if it is not text."""
+    """What to do about text in place of a number; empty if ``received`` is not text."""
     if not isinstance(received, str):
         return ""
     try:
@@ -69,27 +70,31 @@ def _of_text(received: Any) -> str:
 
 
 def learnable(where: str, what: str = "requires grad") -> TypeError:
-    return TypeError(f"`{where}` must be constant: no gradient reaches it. Received a tensor that {what}. Pass `tensor.detach()`.")
+    return TypeError(
+        f"`{where}` must be constant: no gradient reaches it. Received a tensor that {what}. Pass `tensor.detach()`. (docs/spec W5)"
+    )
 
 
 def number_on_a_device(where: str, device: str) -> TypeError:
-    return TypeError(f"`{where}` must be a number on the host. Received one on {device}. Call `.item()` on it, once and before.")
+    return TypeError(
+        f"`{where}` must be a number on the host. Received one on {device}. Call `.item()` on it before training. (docs/spec W5)"
+    )
 
 
 def number_traced(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a number that is known now. Received one of type {type(received).__name__} that cannot be read, as in "
-        "a function that a transform traces. Pass a number from outside of that function."
+        "a function that a transform traces. Pass a number from outside of that function. (docs/spec W5)"
     )
 
 
 def weight_bounds(where: str, received: Any, above: bool) -> ValueError:
     what = f"Divide the weights by their sum, or {UNBOUNDED}." if above else "Correct this weight."
-    return ValueError(f"`{where}` must be finite and in [0, 1]. Received {received!r}. {what}")
+    return ValueError(f"`{where}` must be finite and in [0, 1]. Received {received!r}. {what} (docs/spec W5)")
 
 
 def weight_not_finite(where: str, received: Any) -> ValueError:
-    return ValueError(f"`{where}` must be finite. Received {received!r}. Pass a finite weight.")
+    return ValueError(f"`{where}` must be finite. Received {received!r}. Pass a finite weight. (docs/spec W5)")
 
 
 def no_weights(received: Any) -> ValueError:
@@ -102,41 +107,43 @@ def no_weights(received: Any) -> ValueError:
 def weights_sum(received: Any, total: float) -> ValueError:
     return ValueError(
         f"`kd_loss_weight` must sum to at most 1. Received {received!r} (sum {total!r}). Lower the weights, divide them by "
-        f"their sum, or {UNBOUNDED}."
+        f"their sum, or {UNBOUNDED}. (docs/spec W5)"
     )
 
 
 def weights_sum_with_student(received: Any, total: float) -> ValueError:
     return ValueError(
         "`kd_loss_weight` must sum to 1 when it names `student_loss`. Received "
-        f"{received!r} (sum {total!r}). Leave `student_loss` out (it then gets what is left of 1), or correct the weights."
+        f"{received!r} (sum {total!r}). Leave `student_loss` out (it then gets what is left of 1), or correct the "
+        "weights. (docs/spec W3)"
     )
 
 
 def weight_name_type(received: Any) -> TypeError:
     return TypeError(
         f"`kd_loss_weight` must have strings as keys, the names of the losses. Received the key {received!r}. Use the keys "
-        "of the loss dict."
+        "of the loss dict. (docs/spec W3)"
     )
 
 
 def unknown_setting(balancer: str, received: Sequence[str], expected: Sequence[str]) -> ValueError:
     return ValueError(
         f"The settings of {balancer} must be a JSON object with exactly {list(expected)}. Received {list(received)}. Use what "
-        "`to_json` wrote."
+        "`to_json` wrote. (docs/spec W6)"
     )
 
 
 def not_json(balancer: str, reason: str) -> ValueError:
     return ValueError(
-        f"The settings of {balancer} must be a JSON object. Received text that is none: {reason}. Use what `to_json` wrote."
+        f"The settings of {balancer} must be a JSON object. Received text that is not valid JSON: {reason}. Use what `to_json` "
+        "wrote. (docs/spec W6)"
     )
 
 
 def reduction_fn_type(received: Any) -> TypeError:
     return TypeError(
         "`student_loss_reduction_fn` must be callable, or None to remove it. Received "
-        f"{received!r} of type {type(received).__name__}. Pass a function from the student loss to its reduction."
+        f"{received!r} of type {type(received).__name__}. Pass a function from the student loss to its reduction. (docs/spec K4)"
     )
 
 
@@ -149,7 +156,8 @@ def setting_value(where: str, expected: str, received: Any) -> ValueError:
 
 def not_a_schedule(received: Any) -> ValueError:
     return ValueError(
-        f"A schedule must be a JSON object with `points` or `table`. Received {shown(received)}. Use what `Schedule.as_json` wrote."
+        f"A schedule must be a JSON object with `points` or `table`. Received {shown(received)}. Use what `Schedule.as_json` "
+        "wrote. (docs/spec S1)"
     )
 
 
@@ -160,12 +168,17 @@ def schedule_table(received: int) -> ValueError:
 
 
 def schedule_shape(received: Any) -> ValueError:
-    return ValueError(f'The shape of a schedule must be "linear" or "cosine". Received {shown(received)}. Pass one of the two.')
+    return ValueError(
+        f'The shape of a schedule must be "linear" or "cosine". Received {shown(received)}. Pass one of the two. (docs/spec S1)'
+    )
 
 
 def schedule_values(received: Any) -> Exception:
     kind = ValueError if isinstance(received, Mapping) else TypeError
-    return kind(f"A schedule must have at least one value, by step. Received {shown(received)}. Pass a mapping from step to value.")
+    return kind(
+        f"A schedule must have at least one value, by step. Received {shown(received)}. Pass a mapping from step to value. "
+        "(docs/spec S1)"
+    )
 
 
 def schedule_not_callable(received: Any) -> TypeError:
@@ -178,19 +191,22 @@ def schedule_not_callable(received: Any) -> TypeError:
 def not_a_number_or_schedule(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number ({NUMBERS}) or a schedule. Received {shown(received)} of type "
-        f"{type(received).__name__}. {_of_text(received) or 'Make a schedule of a function with `schedules.tabulate`.'}"
+        f"{type(received).__name__}. {_of_text(received) or 'Make a schedule of a function with `schedules.tabulate`.'} "
+        "(docs/spec W5)"
     )
 
 
 def schedule_step_type(received: Any) -> TypeError:
     return TypeError(
-        f"A step must be an int. Received {shown(received)} of type {type(received).__name__}. Count optimizer steps from 0."
+        f"A step must be an int. Received {shown(received)} of type {type(received).__name__}. Count optimizer steps from "
+        "0. (docs/spec S1)"
     )
 
 
 def schedule_step_bounds(received: int, most: int) -> ValueError:
     return ValueError(
-        f"A step must be from 0 to {most}. Received {shown(received)}. Count optimizer steps from 0; the last value is held."
+        f"A step must be from 0 to {most}. Received {shown(received)}. Count optimizer steps from 0; the last value is "
+        "held. (docs/spec S1)"
     )
 
 
@@ -208,21 +224,22 @@ def schedule_order(before: int, after: int) -> ValueError:
 def scheduled_weight_bounds(where: str, step: int, received: float, low: float, high: float) -> ValueError:
     what = f"Lower the weight, or {UNBOUNDED}" if received > high == 1.0 else "Correct the schedule"
     return ValueError(
-        f"`{where}` must be in [{low!r}, {high!r}] at every step. At step {step} it is {received!r}, the first that is not. {what}."
+        f"`{where}` must be in [{low!r}, {high!r}] at every step. At step {step} it is {received!r}, the first that is not. "
+        f"{what}. (docs/spec S2)"
     )
 
 
 def scheduled_sum(step: int, total: float) -> ValueError:
     return ValueError(
         f"`kd_loss_weight` must sum to at most 1 at every step. At step {step} it sums to {total!r}, the first that is over. "
-        f"Lower the weights, or {UNBOUNDED}."
+        f"Lower the weights, or {UNBOUNDED}. (docs/spec S2)"
     )
 
 
 def scheduled_sum_with_student(step: int, total: float) -> ValueError:
     return ValueError(
         f"`kd_loss_weight` must sum to 1 at every step when it names `student_loss`. At step {step} it sums to {total!r}, the "
-        "first that does not. Leave `student_loss` out (it then gets what is left of 1), or correct the schedules."
+        "first that does not. Leave `student_loss` out (it then gets what is left of 1), or correct the schedules. (docs/spec S4)"
     )
 
 
@@ -235,19 +252,20 @@ def weights_not_a_mapping(received: Any) -> TypeError:
 
 def student_among_weights() -> ValueError:
     return ValueError(
-        "`weights` must name KD losses only. Received `student_loss` among them. Pass its weight as `student_weight`."
+        "`weights` must name KD losses only. Received `student_loss` among them. Pass its weight as "
+        "`student_weight`. (docs/spec S6)"
     )
 
 
 def names_type(received: Any) -> TypeError:
     return TypeError(
         f"`names` must be a sequence of strings, the names of the losses. Received {received!r} of type "
-        f'{type(received).__name__}. Pass, say, ("student_loss", "MSELoss_0").'
+        f'{type(received).__name__}. Pass, say, ("student_loss", "MSELoss_0"). (docs/spec S5)'
     )
 
 
 def names_twice(received: Sequence[str]) -> ValueError:
-    return ValueError(f"`names` must be distinct. Received {list(received)}. Name every loss once.")
+    return ValueError(f"`names` must be distinct. Received {list(received)}. Name every loss once. (docs/spec S5)")
 
 
 def names_unknown(where: str, unknown: Sequence[str], names: Sequence[str]) -> ValueError:
@@ -260,7 +278,7 @@ def names_unknown(where: str, unknown: Sequence[str], names: Sequence[str]) -> V
 def target_unknown(received: Any, names: Sequence[str]) -> ValueError:
     return ValueError(
         f'`target` must be "one" or one of `names`. Received {received!r}; `names` are {list(names)}. Name the loss whose scale '
-        "the others should have."
+        "the others should have. (docs/spec M3)"
     )
 
 
@@ -274,21 +292,23 @@ def out_of_bounds(where: str, received: float, low: float, high: float) -> Value
 
 def reference_name(received: Any) -> Exception:
     kind = ValueError if isinstance(received, str) else TypeError
-    return kind(f"`reference` must be None or the name of a KD loss. Received {received!r}. Name the loss on the logits.")
+    return kind(
+        f"`reference` must be None or the name of a KD loss. Received {received!r}. Name the loss on the logits. (docs/spec L1)"
+    )
 
 
 def reference_count(reference: str | None, found: Sequence[str], names: Sequence[str]) -> ValueError:
     which = 'whose name holds "Logits"' if reference is None else f"named {reference!r}"
     return ValueError(
         f"There must be exactly one KD loss {which}, the reference. Found {list(found)} among {list(names)}. Pass `reference`, the "
-        "name of the loss on the logits."
+        "name of the loss on the logits. (docs/spec L1)"
     )
 
 
 def no_student_loss(names: Sequence[str]) -> ValueError:
     return ValueError(
         f"The losses must hold `student_loss` unless `skip_original_loss` is set. Received {list(names)}. Pass the student loss, "
-        "or set `skip_original_loss`."
+        "or set `skip_original_loss`. (docs/spec L1)"
     )
 
 
@@ -298,7 +318,18 @@ def no_student_loss(names: Sequence[str]) -> ValueError:
 def fixed_names(names: Sequence[str], received: Sequence[str]) -> ValueError:
     return ValueError(
         f"The losses must be those that the balancer was built for. It has {list(names)}; received {list(received)}. Correct the "
-        "names on one side. For a loss that is absent from this batch, pass any value and `count={...}` with 0 for it."
+        f"names on one side. (docs/spec S5){_absent_from_a_batch(names, received)}"
+    )
+
+
+def _absent_from_a_batch(names: Sequence[str], received: Sequence[str]) -> str:
+    """The probable cause in code, and what to write instead; empty if no loss is missing."""
+    missing = [name for name in names if name not in received]
+    if not missing:
+        return ""
+    return (
+        f"\n    balancer({{...}})  # probably: this batch has no {missing[0]!r}"
+        f"\n    balancer({{..., {missing[0]!r}: any_value}}, count={{..., {missing[0]!r}: 0}})  # instead"
     )
 
 
@@ -317,78 +348,81 @@ def auto_step_value(received: Any, most: int) -> Exception:
 def never_stepped(forwards: int) -> str:
     return (
         f"`step()` was not called in {forwards} training forwards: the balancer still has the weights it began with. Call "
-        "`step()` once per optimizer step, or pass `auto_step`."
+        "`step()` once per optimizer step, or pass `auto_step`. (docs/spec T4)"
+        "\n    loss = balancer(losses)  # probably: nothing commits what this observed"
+        "\n    balancer.step()  # after the optimizer's update: add this line"
     )
 
 
 def not_a_state(received: str) -> TypeError:
     return TypeError(
         "A state must be a mapping with exactly `schema`, `balancer`, `settings`, `names` and `state`. Received "
-        f"{received}. Pass what `export_state()` returned."
+        f"{received}. Pass what `export_state()` returned. (docs/spec T6)"
     )
 
 
 def state_mismatch(what: str, mine: Any, received: Any) -> ValueError:
     return ValueError(
         f"The state has another {what} than this balancer. Expected {shown(mine)}; received {shown(received)}. Build the balancer "
-        "as the one that was exported, or load the state that belongs to this one."
+        "as the one that was exported, or load the state that belongs to this one. (docs/spec T6)"
     )
 
 
 def state_settings(mine: Mapping[str, Any], received: Any) -> ValueError:
     return ValueError(
-        f"The state is of other settings than this balancer's. Expected {shown(mine)}; received {shown(received)}. Build the "
-        "balancer as the one that was exported, or pass `renamed={}` if it is to go on with other settings."
+        f"The state must have the settings of this balancer. Expected {shown(mine)}; received {shown(received)}. Build the "
+        "balancer as the one that was exported, or pass `renamed={}` if it is to go on with other settings. (docs/spec T6)"
     )
 
 
 def state_names(mine: Sequence[str], received: Any) -> ValueError:
     return ValueError(
         f"The state must be of the same losses. This balancer has {list(mine)}; the state is of {shown(received)}. Pass "
-        "`renamed=`, which says for each name of this balancer its name in the state, or None for a loss that starts afresh."
+        "`renamed=`, which says for each name of this balancer its name in the state, or None for a loss that starts "
+        "afresh. (docs/spec T6)"
     )
 
 
 def renamed_type(received: Any) -> TypeError:
     return TypeError(
         "`renamed` must be None or a mapping from a name of this balancer to its name in the state, or to None. Received "
-        f"{shown(received)}. Pass a mapping of strings."
+        f"{shown(received)}. Pass a mapping of strings. (docs/spec T7)"
     )
 
 
 def renamed_unknown(unknown: Sequence[str], names: Sequence[str]) -> ValueError:
     return ValueError(
         f"`renamed` must have names of this balancer as keys. Received {list(unknown)}; this balancer has {list(names)}. Correct "
-        "the keys."
+        "the keys. (docs/spec T7)"
     )
 
 
 def state_entry(name: str, expected: str, received: str) -> ValueError:
     return ValueError(
         f"The entry {name!r} of the state must be an array, {expected}. Received {received}. Load a state that `export_state()` "
-        "returned."
+        "returned. (docs/spec T6)"
     )
 
 
 def state_values(name: str, received: Any) -> ValueError:
     return ValueError(
         f"The entry {name!r} of the state must hold finite numbers, and counts of at least 0. Received {shown(received)}. Load a "
-        "state that `export_state()` returned."
+        "state that `export_state()` returned. (docs/spec T6)"
     )
 
 
 def not_a_state_file(file: str, reason: str) -> ValueError:
-    return ValueError(f"{file} is not a state of a loss balancer: {reason}. Read a file that `save_state` wrote.")
+    return ValueError(f"{file} is not a state of a loss balancer: {reason}. Read a file that `save_state` wrote. (docs/spec T8)")
 
 
 def state_without_values(received: str, what: str) -> RuntimeError:
-    return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, and has none. {what}")
+    return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, without values. {what}")
 
 
 def state_too_large(file: str, size: int, most: int) -> ValueError:
     return ValueError(
         f"The settings in a state file must take at most {most} bytes. Those for {file} take {size}: they hold long tables. Use "
-        "schedules of points where you can."
+        "schedules of points where you can. (docs/spec T8)"
     )
 
 
@@ -411,16 +445,17 @@ def under_a_transform() -> RuntimeError:
 
 def within_join() -> RuntimeError:
     return RuntimeError(
-        "`step()` reduces over ranks, and must not be called within `join()` of DistributedDataParallel: ranks that are out of "
-        "data would take its reduction for one of the model's. Build the balancer with `process_group=False`, or pass "
-        "`throw_on_early_termination=True` to `join()`."
+        "`step()` reduces over ranks, and must not be called within `join()` of DistributedDataParallel: a rank that is out of "
+        "data would take this reduction for one of the model's. Build the balancer with `process_group=False`, or pass "
+        "`throw_on_early_termination=True` to `join()`. (docs/spec T4)"
     )
 
 
 def state_converted(name: str, expected: object, received: object) -> RuntimeError:
     return RuntimeError(
         f"The state of a balancer must keep its dtypes. `{name}` must be {expected}; it was converted to {received}, and its bits "
-        "are lost. With FSDP's `MixedPrecision`, set `buffer_dtype=torch.float32`, or name the balancer in `ignored_modules`."
+        "are lost. With FSDP's `MixedPrecision`, set `buffer_dtype=torch.float32`, or name the balancer in "
+        "`ignored_modules`. (docs/spec T1)"
     )
 
 
@@ -441,7 +476,7 @@ def compiled_within_a_dual_level() -> RuntimeError:
 def process_group_type(received: Any) -> TypeError:
     return TypeError(
         f"`process_group` must be None, False or a process group. Received {shown(received)} of type {type(received).__name__}. "
-        "Pass None for the default group, or False for none."
+        "Pass None for the default group, or False to reduce over no ranks."
     )
 
 
@@ -457,6 +492,8 @@ def across_a_transform() -> RuntimeError:
         "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "
         "and use the transform of `nnx` (`nnx.jit`, `nnx.value_and_grad`), or call `eval()` on it, and `observe(loss)` and "
         "`step()` outside of the transform."
+        "\n    nnx.jit(lambda x: balancer(losses_of(x)))(x)  # probably: the function takes the balancer from outside"
+        "\n    nnx.jit(lambda x, balancer: balancer(losses_of(x)))(x, balancer)  # instead"
     )
 
 
@@ -466,34 +503,35 @@ def across_a_transform() -> RuntimeError:
 def count_and_share() -> TypeError:
     return TypeError(
         "A call takes `count` or `share`, not both. Received both. Pass `count` if each loss is a mean over so many items, `share` "
-        "if it is that part of the step's mean."
+        "if it is a part of the step's mean. (docs/spec E9)"
     )
 
 
 def amount_type(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number or a scalar array of them. Received {shown(received)} of type {type(received).__name__}. "
-        "Pass a number, or a mapping from the name of each loss to its number."
+        "Pass a number, or a mapping from the name of each loss to its number. (docs/spec E9)"
     )
 
 
 def amount_bounds(where: str, received: Any) -> ValueError:
     return ValueError(
-        f"`{where}` must be finite and at least 0. Received {shown(received)}. Pass 0 for a loss that is absent from this batch."
+        f"`{where}` must be finite and at least 0. Received {shown(received)}. Pass 0 for a loss that is absent from this "
+        "batch. (docs/spec E9)"
     )
 
 
 def amount_names(keyword: str, received: Sequence[str], names: Sequence[str]) -> ValueError:
     return ValueError(
         f"`{keyword}` must name the losses exactly. It names {list(received)}; the losses are {list(names)}. Name every loss, with "
-        "0 for one that is absent, or pass one number for all."
+        "0 for one that is absent, or pass one number for all. (docs/spec E9)"
     )
 
 
 def amount_device(where: str, received: str, losses: str) -> ValueError:
     return ValueError(
-        f"`{where}` must be a number, or on the CPU or the device of the losses. Received one on {received}; the losses are on "
-        f"{losses}. Move it there first."
+        f"`{where}` must be a number, or an array on the CPU or the device of the losses. Received one on {received}; the losses "
+        f"are on {losses}. Move it there first."
     )
 
 
@@ -502,39 +540,42 @@ def amount_device(where: str, received: str, losses: str) -> ValueError:
 
 def not_a_mapping(received: str) -> TypeError:
     return TypeError(
-        f'The losses must be a mapping from name to loss. Received {received}. Pass `{{"student_loss": ..., "MSELoss_0": ...}}`.'
+        f"The losses must be a mapping from name to loss. Received {received}. Pass "
+        '`{"student_loss": ..., "MSELoss_0": ...}`. (docs/spec E1)'
     )
 
 
 def key_not_a_string(received: str) -> TypeError:
-    return TypeError(f"The names of the losses must be strings. Received the key {received}. Name losses `ClassName_idx`.")
+    return TypeError(
+        f"The names of the losses must be strings. Received the key {received}. Name losses `ClassName_idx`. (docs/spec E2)"
+    )
 
 
 def no_kd_loss(received: Sequence[str]) -> ValueError:
     return ValueError(
         f"The losses must hold at least one KD loss. Received {list(received)}. Every key but `student_loss` is one: add "
-        'it as, say, "MSELoss_0".'
+        'it as, say, "MSELoss_0". (docs/spec E3)'
     )
 
 
 def count_mismatch(weights: Sequence[float], names: Sequence[str]) -> ValueError:
     return ValueError(
         f"`kd_loss_weight` must hold one weight per KD loss. Received {len(weights)} weights {list(weights)} and {len(names)} "
-        f"KD losses {list(names)}. Pass as many weights as there are losses, or name them."
+        f"KD losses {list(names)}. Pass as many weights as there are losses, or name them. (docs/spec E7)"
     )
 
 
 def names_mismatch(weights: Sequence[str], names: Sequence[str]) -> ValueError:
     return ValueError(
         f"`kd_loss_weight` must name the KD losses exactly. It names {list(weights)}; received the KD losses {list(names)}. "
-        "Correct the names on one side."
+        "Correct the names on one side. (docs/spec E7)"
     )
 
 
 def ambiguous_order(names: Sequence[str]) -> ValueError:
     return ValueError(
         "A sequence `kd_loss_weight` needs KD losses whose names end in distinct `_{idx}`, or its order means nothing. "
-        f"Received {list(names)}. Name the weights: pass a mapping from loss name to weight."
+        f"Received {list(names)}. Name the weights: pass a mapping from loss name to weight. (docs/spec W2)"
     )
 
 
@@ -545,16 +586,16 @@ def bad_losses(infos: Mapping[str, LossInfo]) -> Exception:
             absent = " For a loss that is absent from this batch, pass any value and `count={...}` with 0 for it."
             return TypeError(
                 f"The loss {name!r} must be a floating-point array ({ACCEPTED}). Received {info.kind}. Pass the loss as the "
-                f"framework computed it.{absent if info.kind == 'NoneType' else ''}"
+                f"framework computed it.{absent if info.kind == 'NoneType' else ''} (docs/spec E4)"
             )
     shapes = {name: info.shape for name, info in infos.items()}
     if len(set(shapes.values())) > 1:
         return ValueError(
             f"The losses must all have one shape. Received {shapes}. Reduce them alike."
-            + (f" {REDUCTION_HINT}" if _student_is_odd(shapes) else "")
+            f"{f' {REDUCTION_HINT}' if _student_is_odd(shapes) else ''} (docs/spec E5)"
         )
     devices = {name: info.device for name, info in infos.items()}
-    return ValueError(f"The losses must all be on one device. Received {devices}. Move them to one device first.")
+    return ValueError(f"The losses must all be on one device. Received {devices}. Move them to one device first. (docs/spec E6)")
 
 
 def _student_is_odd(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -565,7 +606,7 @@ def _student_is_odd(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def dropped_student_weight(weight: float) -> str:
     return (
         f"The student loss has weight {weight!r} but the losses hold no `student_loss`: that weight is dropped, and the aggregate "
-        "is the KD part alone. Pass the student loss, or weights that sum to 1."
+        "is the KD part alone. Pass the student loss, or weights that sum to 1. (docs/spec W7, S5)"
     )
 
 
@@ -573,41 +614,47 @@ def dropped_student_weight(weight: float) -> str:
 
 
 def no_terms() -> ValueError:
-    return ValueError("`terms` must hold at least one array. Received none. Pass the losses to sum.")
+    return ValueError("`terms` must hold at least one array. Received 0 arrays. Pass the losses to sum. (docs/spec E8)")
 
 
 def weights_not_a_sequence(received: Any) -> TypeError:
     return TypeError(
         f"`weights` must be a sequence of numbers, or a vector. Received {shown(received)} of type {type(received).__name__}. "
-        "Pass a weight per term."
+        "Pass a weight per term. (docs/spec E8)"
     )
 
 
 def terms_and_weights(terms: int, weights: int) -> ValueError:
     return ValueError(
-        f"`terms` and `weights` must be equally many. Received {terms} terms and {weights} weights. Pass a weight per term."
+        f"`terms` and `weights` must be equally many. Received {terms} terms and {weights} weights. Pass a weight per "
+        "term. (docs/spec E8)"
     )
 
 
 def dtype_not_supported(received: str) -> TypeError:
-    return TypeError(f"`dtype` must be {ACCEPTED}. Received {received}. Leave it out for the common type of the terms.")
+    return TypeError(
+        f"`dtype` must be {ACCEPTED}. Received {received}. Leave it out for the common type of the terms. (docs/spec E8)"
+    )
 
 
 def float64_is_off() -> TypeError:
     return TypeError(
         "`dtype` is float64, which JAX has switched off. Switch it on with `jax.config.update('jax_enable_x64', True)`, or leave "
-        "`dtype` out."
+        "`dtype` out. (docs/spec E8)"
     )
 
 
 def operand_dtypes(a: str, b: str) -> TypeError:
     return TypeError(
-        f"The operands must be two arrays of float32, or two of float64. Received {a} and {b}. Convert them to one of the two."
+        f"The operands must be two arrays of float32, or two of float64. Received {a} and {b}. Convert them to one of the "
+        "two. (docs/spec A10, A11)"
     )
 
 
 def operand_shapes(a: Sequence[int], b: Sequence[int]) -> ValueError:
-    return ValueError(f"The operands must have one shape. Received {tuple(a)} and {tuple(b)}. Broadcast them first.")
+    return ValueError(
+        f"The operands must have one shape. Received {tuple(a)} and {tuple(b)}. Broadcast them first. (docs/spec A10, A11)"
+    )
 
 
 def operand_devices(a: str, b: str) -> ValueError:
@@ -622,7 +669,7 @@ def missing_package(what: str, package: str, extra: str) -> str:
 
 
 def with_extra(extra: str) -> str:
-    # An installed package does not know where it came from. These words hold for a checkout, a wheel and an index.
+    # An installed package does not know where it came from. These words are right for a checkout, a wheel and an index.
     return f"Install loss-balancers with its extra `[{extra}]`, in a checkout by `pip install '.[{extra}]'`."
 
 

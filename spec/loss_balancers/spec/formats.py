@@ -1,7 +1,7 @@
 """The four floating-point formats, and exact rounding into each of them.
 
 A value of any of the formats is held as a Python ``float``: float64 represents every one of them exactly. Rounding takes
-an exact ``Fraction`` and is written out in integers, so that it depends on no library's and no processor's idea of it.
+an exact ``Fraction`` and is written out in integers, so that it depends neither on a library nor on a processor.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ FORMAT_OF_DTYPE: dict[str, FormatName] = {f.dtype: f.name for f in FORMATS.value
 
 #: The largest int32: a counter stays there.
 MOST_STEPS = 2**31 - 1
-#: The largest float32 below it.
+#: The largest float32 below `MOST_STEPS`.
 MOST_LEFT_OUT = 2**31 - 128
-#: From so many pending calls on, float32 cannot count them; nothing of them is taken in.
+#: From this number of pending calls on, float32 cannot count them, and a commit takes in none of them.
 MOST_CALLS = 2**24
 
 

@@ -28,7 +28,7 @@ def canonical_order(names: tuple[str, ...]) -> tuple[str, ...]:
     """All names in canonical order: the KD losses as :func:`kd_names` has them, the student loss last (spec K2).
 
     Raises:
-        TypeError: A name is no string.
+        TypeError: A name is not a string.
         ValueError: There is no KD loss.
     """
     for name in names:

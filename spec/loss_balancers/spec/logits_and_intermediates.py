@@ -21,7 +21,7 @@ from loss_balancers.spec.tables import Table
 
 
 class Roles(NamedTuple):
-    """Where, in canonical order, the reference loss is, the intermediate losses, and the student loss if it counts."""
+    """The places, in canonical order, of the reference loss, the intermediate losses, and the student loss if it counts."""
 
     reference: int
     intermediates: tuple[int, ...]
@@ -55,7 +55,7 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
     reference: Any = None
 
     balancer: ClassVar[str] = "LogitsAndIntermediatesLossBalancer"
-    #: Any: the roles follow from the names of each call.
+    #: Empty: any names will do, since the roles follow from the names of each call.
     names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         return table
 
     def roles(self, names: tuple[str, ...]) -> Roles:
-        """Who is who among losses of these names, given in canonical order.
+        """The role of each loss, for names in canonical order.
 
         Raises:
             ValueError: There is no reference loss, or more than one; or no student loss where it counts.
@@ -119,11 +119,11 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
 
     @staticmethod
     def weight_format(formats: Iterable[str]) -> str:
-        """The format of the weights: that in which losses of these formats are balanced."""
+        """The format of the weights: the compute format of losses of these formats."""
         return compute_format(formats)
 
     def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:
-        """The weight of each loss, in the compute format: 0 of a student loss that is left out, and of one that is absent."""
+        """The weight of each loss, in the compute format: 0 for a student loss that is left out, and for a loss that is absent."""
         roles, compute = self.roles(call.names), compute_format(call.formats)
         ratio, balance, scale = self.exact_ratios(roles, call, state)
         kd = 1.0 if roles.student is None else arithmetic.rmul(balance, round_weight(scale, compute), compute)
@@ -168,7 +168,7 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
 
 
 def _number(roles: Roles, call: Call) -> float:
-    """How many intermediate losses are present; 1 if none is, to divide by."""
+    """The divisor of the mean: how many intermediate losses are present, at least 1."""
     return float(sum(call.present[i] for i in roles.intermediates) or 1)
 
 
@@ -194,7 +194,7 @@ def _finite_or(otherwise: float, value: float) -> float:
 
 @lru_cache(maxsize=1024)
 def roles_of(names: tuple[str, ...], reference: str | None, skip_original_loss: bool) -> Roles:
-    """`LogitsAndIntermediatesLossBalancerSettings.roles`, by those of the settings that it depends on."""
+    """`LogitsAndIntermediatesLossBalancerSettings.roles`, as a function of the two settings that it depends on."""
     kd = kd_names(names)
     found = [name for name in kd if name == reference or (reference is None and "Logits" in name)]
     if len(found) != 1:

@@ -13,10 +13,10 @@ from loss_balancers.spec.state import StateEntry
 
 SCHEMA = "loss-balancers-state/2"
 
-#: The schema before: its ``pending`` has one count for all losses, of calls. Still read.
+#: The schema before, which is still read. Its ``pending`` has one count for all losses: that of the calls.
 _ONE_COUNT = "loss-balancers-state/1"
 
-#: The parts of an exported state that are no arrays.
+#: The parts of an exported state that are not arrays.
 DESCRIPTION = ("schema", "balancer", "settings", "names")
 
 Array = np.ndarray[Any, Any]
@@ -49,11 +49,11 @@ def checked_state(
         names: Its losses in canonical order.
         entries: Its state.
         exported: What `export_state` returned, in either framework.
-        renamed: For each of ``names``, its name in ``exported``, or None for a loss that starts afresh. Names that are not
-            given keep theirs. Settings are then not compared: they name losses too.
+        renamed: For each of ``names``, its name in ``exported``, or None for a loss that starts afresh. A name that is not
+            given keeps its own. Settings are then not compared, since they name losses too.
 
     Raises:
-        TypeError: ``exported`` is no mapping, or ``renamed`` none of names.
+        TypeError: ``exported`` is not a mapping, or ``renamed`` is not a mapping of names.
         ValueError: Another schema, balancer, settings, names or entries; each error lists both sides.
     """
     check_parts(exported)
@@ -75,9 +75,11 @@ def checked_state(
 
 
 def _with_counts(state: Any, names: Any) -> Any:
-    """The state of a schema with one count, of calls, with a count per loss; as it is if it has no such ``pending``."""
+    """A state of the schema with one count, changed to a count per loss; as it is if its ``pending`` is not of that schema."""
     pending = state.get("pending") if isinstance(state, Mapping) else None
-    if not isinstance(pending, np.ndarray) or pending.shape == (2,):  # of a balancer that observes no losses: no difference
+    if not isinstance(pending, np.ndarray) or pending.shape == (
+        2,
+    ):  # a balancer that observes no losses: the schemas do not differ
         return state
     if not isinstance(names, Sequence) or pending.shape != (len(names) + 2,):
         raise errors.state_entry(
@@ -88,10 +90,10 @@ def _with_counts(state: Any, names: Any) -> Any:
 
 
 def check_parts(exported: Any) -> None:
-    """Refuses what has not the parts of an exported state (spec T6).
+    """Raises unless ``exported`` has the parts of an exported state (spec T6).
 
     Raises:
-        TypeError: ``exported`` is no mapping, or has not exactly these parts.
+        TypeError: ``exported`` is not a mapping, or does not have exactly these parts.
     """
     if not isinstance(exported, Mapping):
         raise errors.not_a_state(type(exported).__name__)
@@ -116,7 +118,7 @@ def _same(mine: Any, theirs: Any) -> bool:
 
 
 def _sources(names: Sequence[str], theirs: Any, renamed: Mapping[str, str | None] | None) -> list[int | None]:
-    """For each of our names, where the exported state has it."""
+    """For each of our names, its place in the exported state; None for a loss that starts afresh."""
     if not isinstance(theirs, (list, tuple)) or not all(isinstance(name, str) for name in theirs) or len(set(theirs)) < len(theirs):
         raise errors.state_names(names, theirs)
     wanted: dict[str, str | None] = {name: name for name in names}
@@ -146,7 +148,7 @@ def _checked_array(entry: StateEntry, more: int, value: Any) -> Array:
 
 
 def check_values(entry: StateEntry, array: Array) -> None:
-    """Refuses numbers that no run gives; ``array`` may be of a wider format than the entry.
+    """Raises if a number cannot come from a run. ``array`` may have a wider format than the entry.
 
     Raises:
         ValueError: A number is not finite, or a count is negative, or the entry's format does not hold it.

@@ -1,7 +1,7 @@
 """The exact reference of a training run: every balancer, step after step, in fractions.
 
-Each settings class has ``exact_weights`` and ``exact_aggregate``; if its balancer keeps state, ``weight_format``; if that is more
-than counters, ``exact_committed`` too.
+Each settings class has ``exact_weights`` and ``exact_aggregate``. If its balancer keeps state, it also has ``weight_format``; if
+that state is more than counters, ``exact_committed`` too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one step gives: of its forward the aggregate, the gradients and the weights, by name; the state after its commit."""
+    """What one step gives: the aggregate, gradients and weights of its forward, by name, and the state after its commit."""
 
     aggregate: float
     gradients: dict[str, float]
@@ -38,7 +38,7 @@ def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator
     """A run from the beginning: at each step one forward in training mode, its gradient, and `step()`.
 
     Args:
-        settings: Those of any balancer.
+        settings: The settings of any balancer.
         steps: What each step is given: `Step`, or its first two fields.
     """
     state = initial_state(settings.state)

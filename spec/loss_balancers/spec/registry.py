@@ -16,7 +16,7 @@ from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.state import base_entries
 from loss_balancers.spec.static import StaticLossBalancerSettings
 
-#: By the name of its class: the settings that it has.
+#: From the name of a balancer's class to its settings class.
 SETTINGS: dict[str, Any] = {
     settings.balancer: settings
     for settings in (

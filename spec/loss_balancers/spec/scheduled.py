@@ -1,4 +1,4 @@
-"""`ScheduledLossBalancer` and `WeightedSumLossBalancer`: settings, and the table of weights that both are."""
+"""`ScheduledLossBalancer` and `WeightedSumLossBalancer`: their settings, and their tables of weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScheduledLossBalancerSettings(ByFactors):
         names: The names of the losses. None where ``kd_loss_weight`` names them: those and ``student_loss``.
 
     Raises:
-        TypeError: A weight is neither number nor schedule, or a name no string.
+        TypeError: A weight is neither a number nor a schedule, or a name is not a string.
         ValueError: A weight or their sum is out of bounds at some step, or weights and names do not match.
     """
 
@@ -70,7 +70,7 @@ class ScheduledLossBalancerSettings(ByFactors):
 
     @property
     def dropped(self) -> float:
-        """The largest weight of a student loss that is not among the names, 0 if there is none."""
+        """The largest weight of a student loss that is not among the names, 0 if there is no such weight."""
         return 0.0 if STUDENT_LOSS_KEY in self.names else float(self._weights()[1].max())
 
     def _weights(self) -> tuple[Table, Table]:
@@ -151,10 +151,10 @@ class WeightedSumLossBalancerSettings(ByFactors):
     Args:
         weights: Name of each KD loss to its weight: a number or a schedule, finite and not negative. Held as tuple of
             (name, Schedule) in canonical order.
-        student_weight: That of the student loss; None where there is none.
+        student_weight: The weight of the student loss; None if there is no student loss.
 
     Raises:
-        TypeError: ``weights`` is no mapping, or a weight neither number nor schedule.
+        TypeError: ``weights`` is not a mapping, or a weight is neither a number nor a schedule.
         ValueError: A weight is negative or not finite at some step, or ``weights`` names ``student_loss`` or nothing.
     """
 
@@ -226,8 +226,8 @@ def checked_names(names: Any) -> tuple[str, ...]:
     """Names given at construction, in canonical order.
 
     Raises:
-        TypeError: They are no sequence of strings.
-        ValueError: One comes twice, or none is a KD loss.
+        TypeError: ``names`` is not a sequence of strings.
+        ValueError: A name comes twice, or no name is that of a KD loss.
     """
     if isinstance(names, (str, bytes, bytearray)) or not isinstance(names, Sequence):
         raise errors.names_type(names)

@@ -19,7 +19,7 @@ import numpy as np
 from loss_balancers.spec import errors
 from loss_balancers.spec.checks import element, real_number
 
-#: No schedule is longer: a table has an entry for every step, and this one would take 800 MB.
+#: The longest schedule. A table has an entry for every step, and this one would take 800 MB.
 MAX_STEPS = 100_000_000
 
 #: 1/k! with alternating signs for the odd powers of sin up to 19: up to pi/4, the rest is below a tenth of an ulp.
@@ -29,7 +29,7 @@ _Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Point(NamedTuple):
-    """The value that a schedule has at ``step``, and how it gets there from the point before: "linear" or "cosine"."""
+    """The value that a schedule has at ``step``, and how the curve gets there from the point before: "linear" or "cosine"."""
 
     step: int
     value: float
@@ -48,7 +48,7 @@ class Schedule:
         data: A table instead, one little-endian float64 a step.
 
     Raises:
-        TypeError: A step is no int, or a value no real number.
+        TypeError: A step is not an int, or a value is not a real number.
         ValueError: There is no value, one is not finite, or steps are out of bounds or do not rise.
     """
 
@@ -87,7 +87,7 @@ class Schedule:
 
         Raises:
             TypeError: As at construction.
-            ValueError: As at construction, or ``data`` is no such object.
+            ValueError: As at construction, or ``data`` is not such an object.
         """
         match data:
             case {"points": [_, *_] as points} if len(data) == 1 and all(isinstance(p, list) and len(p) == 3 for p in points):
@@ -120,8 +120,8 @@ def linear(start: float, end: float, steps: int) -> Schedule:
         steps: How many optimizer steps the change takes, at least 1.
 
     Raises:
-        TypeError: A value is no real number, or ``steps`` no int.
-        ValueError: A value is not finite, or ``steps`` below 1.
+        TypeError: A value is not a real number, or ``steps`` is not an int.
+        ValueError: A value is not finite, or ``steps`` is below 1.
     """
     return Schedule((Point(0, start), Point(steps, end)))
 
@@ -141,12 +141,12 @@ def piecewise_linear(values: Mapping[int, float]) -> Schedule:
         values: Step to value, at least one.
 
     Raises:
-        TypeError: ``values`` is no mapping, a step no int, or a value no real number.
-        ValueError: There is none, a step is negative, or a value not finite.
+        TypeError: ``values`` is not a mapping, a step is not an int, or a value is not a real number.
+        ValueError: There is no value, a step is negative, or a value is not finite.
     """
     if not isinstance(values, Mapping) or not values:
         raise errors.schedule_values(values)
-    checked = {_checked_step(step): value for step, value in values.items()}  # an int each, so that they can be sorted
+    checked = {_checked_step(step): value for step, value in values.items()}  # each is an int, so that they can be sorted
     return Schedule(tuple(Point(step, checked[step]) for step in sorted(checked)))
 
 
@@ -168,15 +168,15 @@ def warmup_cosine(peak: float, warmup_steps: int, end: float, steps: int, start:
 def tabulate(schedule: Callable[[int], Any], steps: int) -> Schedule:
     """Any function from step to number as a schedule: an optax schedule, say.
 
-    Called once a step here and now, never again. A million steps take 8 MB.
+    It is called once for each step, here and now, and never again. A million steps take 8 MB.
 
     Args:
         schedule: Called with 0, 1, …, ``steps - 1``. What it returns must be a real number, or an array of one element.
         steps: How many steps the table has; the last value stays.
 
     Raises:
-        TypeError: ``schedule`` cannot be called, ``steps`` is no int, or a value no real number.
-        ValueError: ``steps`` is below 1, or a value not finite.
+        TypeError: ``schedule`` cannot be called, ``steps`` is not an int, or a value is not a real number.
+        ValueError: ``steps`` is below 1, or a value is not finite.
     """
     if not callable(schedule):
         raise errors.schedule_not_callable(schedule)
@@ -236,7 +236,7 @@ def _checked_shape(shape: Any) -> str:
 def _finite(value: Any, step: int) -> float:
     where = f"schedule at step {step}"
     if not isinstance(value, (int, float)) and getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
-        value = element(value, where)  # on any device: optax's schedules return what is on JAX's default one
+        value = element(value, where)  # on any device: a schedule of optax returns an array on JAX's default device
     number = value if type(value) is float else real_number(value, where)
     if not math.isfinite(number):
         raise errors.weight_not_finite(where, number)

@@ -17,8 +17,8 @@ from loss_balancers.spec.tables import Table
 class Settings(ABC):
     """The validated settings of a balancer: a frozen dataclass that is hashable and round-trips through JSON.
 
-    Each has ``balancer``, the class name; ``names``, those of the losses if they are fixed, else empty; and ``state``, the entries
-    of its state.
+    Each has ``balancer``, the class name; ``names``, the names of the losses if they are fixed, else empty; and ``state``, the
+    entries of its state.
     """
 
     balancer: ClassVar[str]
@@ -56,7 +56,7 @@ class Settings(ABC):
 
         Raises:
             TypeError: As at construction.
-            ValueError: As at construction, or ``given`` is no such JSON object.
+            ValueError: As at construction, or ``given`` is not such a JSON object.
         """
         data: Any = given
         if isinstance(given, str):
@@ -71,12 +71,12 @@ class Settings(ABC):
         return cls._of(data)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: pickles and deep copies work the tables out again."""
+        """The fields alone: a pickle or a deep copy works its tables out again."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[reportArgumentType]
 
 
 def _as_given(held: Any) -> Any:
-    """A mapping is held as pairs."""
+    """A setting in the form of its argument: a mapping is held as pairs."""
     return dict(held) if isinstance(held, tuple) and held and isinstance(held[0], tuple) else held
 
 
@@ -93,7 +93,7 @@ def named_schedules(where: str, data: Any) -> dict[str, Schedule]:
     """Schedules by name, as JSON has them.
 
     Raises:
-        ValueError: ``data`` is no mapping, or a schedule none.
+        ValueError: ``data`` is not a mapping, or one of its values is not a schedule.
     """
     if not isinstance(data, Mapping):
         raise errors.setting_value(where, "an object from name to schedule", data)

@@ -2,9 +2,9 @@
 
 State is observed in the forward and committed by ``step()``, once per optimizer step:
 
-- ``pending``, float32 ``(2 n + 2,)``: of the n observed losses the sums since the last commit in canonical order; how many items
-  (or what share of the step) each sum is of; how many calls they sum; how many calls were left out because a sum would not have
-  been finite.
+- ``pending``, float32 ``(2 n + 2,)``: the sums of the n observed losses since the last commit, in canonical order; how many items
+  (or what share of the step) each sum stands for; how many calls they add; how many calls were left out because a sum would not
+  have been finite.
 - ``steps`` and ``skipped``, int32 ``()``: commits so far, and calls left out so far.
 
 and what a method adds. Every entry starts at zero. The reference holds numbers as Python floats and ints. How state moves is in
@@ -76,7 +76,7 @@ def initial_state(entries: Sequence[StateEntry]) -> ReferenceState:
 def observe(state: ReferenceState, call: Call) -> ReferenceState:
     """Adds a call to the pending sums, in float32; leaves it out if a sum would not be finite (spec T3)."""
     pending = Pending.of(state["pending"])
-    losses = call.in_format("f32")[: len(pending.sums)]  # none if the balancer keeps counters alone
+    losses = call.in_format("f32")[: len(pending.sums)]  # empty if the balancer keeps counters alone
     amounts = ((1.0,) * len(call.names) if call.amounts is None else call.amounts)[: len(losses)]
     if not call.shares:
         losses = [arithmetic.rmul(x, amount, "f32") for x, amount in zip(losses, amounts, strict=True)]
@@ -93,7 +93,7 @@ def _added(pending: Sequence[float], more: Sequence[float]) -> tuple[float, ...]
 
 
 def pending_mean(pending: Sequence[float]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-    """The mean of each observed loss, and whether it is one: 0 and False if there is nothing to commit (spec T4)."""
+    """The mean of each observed loss, and whether it is valid: 0 and False if there is nothing to commit (spec T4)."""
     sums, amounts, calls, _ = Pending.of(pending)
     informative = calls < MOST_CALLS and all(map(math.isfinite, (*sums, *amounts)))
     present = tuple(informative and amount > 0 for amount in amounts)

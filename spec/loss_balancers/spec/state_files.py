@@ -20,7 +20,7 @@ _LARGEST_HEADER = 99_000_000
 def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> None:
     """Writes an exported state to a safetensors file: arrays as tensors, the rest as JSON in the metadata (spec T8).
 
-    ``file`` is whole at any moment, the old one or the new one, however many write to it: see `write_whole`.
+    At any moment ``file`` is the old file or the new one, whole, however many processes write to it: see `write_whole`.
 
     Args:
         file: Where to.
@@ -29,7 +29,7 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
     Raises:
         ImportError: safetensors is not installed.
         OSError: The file cannot be written, its folder takes no new file, or the path is that of a folder.
-        TypeError: ``exported`` is no exported state.
+        TypeError: ``exported`` is not an exported state.
         ValueError: Its settings are too large for such a file.
     """
     safetensors = _safetensors()
@@ -61,19 +61,19 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
     safetensors = _safetensors()
     path = os.fspath(file)
     with open(path, "rb"):
-        pass  # what cannot be opened is an OSError in Python's words
+        pass  # a file that cannot be opened is an OSError in Python's words
     try:
         with safetensors.safe_open(path, framework="np") as opened:
             metadata = opened.metadata() or {}
             described = all(part in metadata for part in DESCRIPTION)
             # The tensors of another file are left alone: they may be huge, or of formats that NumPy lacks.
             arrays = {name: opened.get_tensor(name) for name in (opened.keys() if described else ())}
-    except Exception as error:  # safetensors raises whatever NumPy makes of a format, a shape or a size that it lacks
+    except Exception as error:  # safetensors passes on any error that NumPy has for a format, a shape or a size
         raise errors.not_a_state_file(path, str(error)) from error
     if not described:
         raise errors.not_a_state_file(path, f"its metadata lacks one of {list(DESCRIPTION)}")
     for name, array in arrays.items():
-        if array.dtype.isbuiltin != 1:  # bfloat16 where JAX is loaded: what is read must not depend on that
+        if array.dtype.isbuiltin != 1:  # bfloat16 where JAX is loaded: the result must not depend on that
             raise errors.not_a_state_file(path, f"its entry {name!r} is of {array.dtype}, which NumPy itself lacks")
     try:
         description = {part: json.loads(metadata[part]) for part in DESCRIPTION}

@@ -24,7 +24,7 @@ KDLossWeight = float | Sequence[float] | Mapping[str, float]
 class Plan(NamedTuple):
     """What a call applies: ``weights`` to the losses named ``names``, in canonical order, the student last.
 
-    ``factors`` are these weights, or fewer: then the KD losses share the first of them, and are added before it is applied.
+    ``factors`` are these weights, or fewer: then the KD losses share the first factor, and are added before it is applied.
     ``dropped`` is the weight of a student loss that is not there, else 0.
     """
 
@@ -43,7 +43,7 @@ class StaticLossBalancerSettings(Settings):
             each in [0, 1], in sum at most 1. Held as float, tuple, or tuple of (name, weight) in canonical order.
 
     Raises:
-        TypeError: A weight is no real number, or `kd_loss_weight` none of the three forms.
+        TypeError: A weight is not a real number, or `kd_loss_weight` has none of the three forms.
         ValueError: A weight or the sum is out of bounds, or there is no weight.
     """
 
@@ -52,9 +52,9 @@ class StaticLossBalancerSettings(Settings):
     _form: type = field(init=False, repr=False, compare=False, default=float)
 
     balancer: ClassVar[str] = "StaticLossBalancer"
-    #: Any.
+    #: Empty: any names will do.
     names: ClassVar[tuple[str, ...]] = ()
-    #: None.
+    #: Empty: there is no state.
     state: ClassVar[tuple[StateEntry, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class StaticLossBalancerSettings(Settings):
 
     @property
     def _kd_weights(self) -> tuple[float, ...]:
-        """The KD weights in canonical order; the one number where the KD losses share it."""
+        """The KD weights in canonical order; one number if the KD losses share it."""
         held = self.kd_loss_weight
         if self._form is float:
             return (held,)
@@ -93,7 +93,7 @@ class StaticLossBalancerSettings(Settings):
 
     @property
     def _kd_names(self) -> tuple[str, ...] | None:
-        """The KD names that the weights are for, None where they are not named."""
+        """The KD names that the weights are for; None if the weights are not named."""
         return kd_names(tuple(dict(self.kd_loss_weight))) if self._form is dict else None
 
     def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:

@@ -17,7 +17,7 @@ Table = np.ndarray[Any, Any]
 def columns(schedules: Mapping[str, Schedule]) -> Table:
     """The values of schedules at every step, a column each: shape ``(steps, len(schedules))``, float64.
 
-    As long as the longest of them; the others hold their last value.
+    The table is as long as the longest schedule; the others hold their last value.
     """
     steps = max(schedule.steps for schedule in schedules.values())
     table = np.empty((steps, len(schedules)))
@@ -29,10 +29,10 @@ def columns(schedules: Mapping[str, Schedule]) -> Table:
 
 
 def check_bounds(table: Table, names: Sequence[str], low: float, high: float) -> None:
-    """Refuses weights outside [low, high] (spec S2).
+    """Raises if a weight is outside [low, high] (spec S2).
 
     Raises:
-        ValueError: The first step at which a weight is out of bounds, and which weight that is.
+        ValueError: A weight is out of bounds; the error names the first such step, and the weight.
     """
     outside = (table < low) | (table > high)
     if outside.any():
@@ -56,5 +56,5 @@ def rounded(table: Table) -> Table:
 
 
 def at(table: Table, step: int) -> Table:
-    """The row of a step: the last one from the table's end on."""
+    """The row of a step; from the table's end on, the last row."""
     return table[min(step, len(table) - 1)]

@@ -6,7 +6,7 @@ import re
 
 from loss_balancers.spec import errors
 
-#: By package. `pyproject.toml` has the same numbers, and a test holds the two together.
+#: From package to version. `pyproject.toml` has the same numbers; a test compares the two.
 OLDEST = {"torch": "2.8", "jax": "0.6.2", "flax": "0.10.7"}
 
 
@@ -19,7 +19,7 @@ def check_version(part: str, package: str, found: str) -> None:
         found: Its ``__version__``.
 
     Raises:
-        ImportError: It is too old.
+        ImportError: The framework is too old.
     """
     numbers = release(found)
     if numbers and numbers < release(OLDEST[package]):
@@ -27,6 +27,6 @@ def check_version(part: str, package: str, found: str) -> None:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a release: (2, 9, 1) of "2.9.1+cu128". A version before a release counts as that; without numbers: ()."""
+    """The numbers of a release: (2, 9, 1) of "2.9.1+cu128". A pre-release counts as its release; without numbers: ()."""
     found = re.match(r"v?(\d+(?:\.\d+)*)", version)
     return tuple(map(int, found[1].split("."))) if found else ()

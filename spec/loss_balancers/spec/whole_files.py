@@ -15,7 +15,7 @@ from loss_balancers.spec import errors
 #: A folder whose entries are the open descriptors of a process: `/dev/stdout` is a link into one.
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
 
-#: As many links as Linux follows.
+#: Linux follows this many links, too.
 _MOST_LINKS = 40
 
 
@@ -28,14 +28,14 @@ class _Target(NamedTuple):
 
 
 def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
-    """Writes ``data`` to a file. Whoever opens it finds the old content or the new one, whole, at any moment.
+    """Writes ``data`` to a file. A reader finds the old content or the new one, whole, at any moment.
 
     The data goes to a new file in the same folder, ``.loss-balancers-{32 hex digits}.partial``, which is then renamed. Threads,
     processes and containers can write to one file at once: no two use the same name, and the last to rename wins. A process that
     is killed may leave its ``.partial`` file. Nothing reads it, and it can be deleted when no process is writing.
 
     Links are followed. A file that was there keeps its mode, and its owner where the system allows; a new one has the mode that
-    `open` gives. What is no regular file (a device, a pipe, ``/dev/stdout``) is written into and never replaced.
+    `open` gives. A device, a pipe or ``/dev/stdout`` is not a regular file: it is written into and never replaced.
 
     Args:
         file: Where to.
@@ -51,13 +51,13 @@ def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
         _replace(path, target, data)
         return
     own = _own_descriptor(target)
-    # To open the path of a descriptor again would start over at the beginning of the file behind it.
+    # If the path of a descriptor were opened again, writing would start at the beginning of the file behind it.
     with open(path if own is None else os.dup(own), "wb") as stream:
         stream.write(data)
 
 
 def is_replaced(file: str | os.PathLike[str]) -> bool:
-    """Whether `write_whole` puts another file in the place of this one. If not, it writes into what is there.
+    """Whether `write_whole` puts a new file in the place of this one. If not, it writes into what is there.
 
     Raises:
         OSError: The path leads nowhere, or is that of a folder.
@@ -90,7 +90,7 @@ def _followed(path: str) -> _Target:
 
 
 def _own_descriptor(target: _Target) -> int | None:
-    """The descriptor of this process that the path names, None if it names none."""
+    """The descriptor of this process that the path names; None if it does not name one."""
     found = _DESCRIPTORS.fullmatch(target.folder)
     own = found is not None and found[1] in (None, os.path.basename(os.path.realpath("/proc/self")))
     return int(target.name) if own and target.name.isdecimal() else None
@@ -113,7 +113,7 @@ def _replace(path: str, target: _Target, data: bytes) -> None:
                     with suppress(PermissionError):  # only root can give files away
                         os.fchown(stream.fileno(), target.status.st_uid, target.status.st_gid)
                 os.chmod(beside, stat.S_IMODE(target.status.st_mode))
-            os.fsync(stream.fileno())  # before the rename, which a crash of the system might else outlive
+            os.fsync(stream.fileno())  # before the rename: a crash of the system could else leave the new name without its content
         os.replace(beside, os.path.join(target.folder, target.name))
     except BaseException:
         with suppress(OSError):

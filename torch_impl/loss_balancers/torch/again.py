@@ -1,7 +1,7 @@
 """A call like the last one, without working out again what that one has worked out.
 
-Losses on a CPU are few and small: there what the host decides in a call takes as long as its kernels. With four KD losses, float32
-scalars, this makes forward and backward 1.07 times as fast. Any other call goes the long way, which alone words errors.
+Losses on a CPU are few and small: there the host takes as long to decide as the kernels take to compute. With four KD losses,
+float32 scalars, this makes forward and backward 1.07 times as fast. Any other call goes the long way, and only that raises errors.
 
 What is kept on a module is not a tuple: `torch.export` of PyTorch 2.9 and before takes tuples apart there, and fails if their
 lengths change.
@@ -24,7 +24,7 @@ from loss_balancers.torch.rounding import TINY
 
 @dataclass(frozen=True, slots=True)
 class LastPlan:
-    """The plan of the last call, which the next most often needs too: to find it by the hash of the settings takes 3 us."""
+    """The plan of the last call, which the next call usually needs too. To find it by the hash of the settings takes 3 us."""
 
     plan: Plan
 
@@ -42,7 +42,7 @@ class Again:
     linear: LinearMap
 
     def total(self, loss: Mapping[str, Any]) -> Tensor | None:
-        """The aggregate of losses like the last ones; None if they are not."""
+        """The aggregate, if the losses are like those of the last call; else None."""
         if type(loss) is not dict or tuple(loss) != self.given:
             return None
         terms, dtype = [loss[name] for name in self.names], self.dtype
@@ -52,12 +52,12 @@ class Again:
         return total_in_eager(self.linear, None, terms)
 
     def __reduce__(self) -> Any:
-        """Copied and pickled as None: a copy may go to a device or a mode that its tensors do not fit, and makes its own."""
+        """Copied and pickled as None: a copy may go to a device or a mode that these tensors do not fit, and makes its own."""
         return type(None), ()
 
 
 def repeatable(loss: Mapping[str, Any], plan: Plan, terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> Again | None:
-    """How to do this call again, of losses that were checked; None if they do not qualify, or tensors cannot be kept now."""
+    """How to do this call again, for losses that were checked; None if they do not qualify, or tensors cannot be kept now."""
     x = terms[0]
     plain = x.dtype in TINY and dtypes.count(x.dtype) == len(dtypes) == len(plan.factors)
     if not plain or x.ndim or not x.is_cpu or type(x) is not Tensor or not can_keep_tensors(x.device):

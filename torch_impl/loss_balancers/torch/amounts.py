@@ -11,7 +11,7 @@ from torch import Tensor
 from loss_balancers import spec
 from loss_balancers.torch.rounding import FLOAT, finite, keep
 
-#: Well above what is flushed: a number on the host that is larger needs no mask.
+#: Well above the flush to zero: a larger number on the host means that the loss is present, without a mask.
 _SURELY_PRESENT = 1e-30
 
 
@@ -25,7 +25,7 @@ def on_device(amounts: spec.Amounts, device: torch.device) -> Tensor:
 
 
 def _filled(amount: float | Tensor, device: torch.device, size: int) -> Tensor:
-    # A fill and not `torch.tensor`, which copies to the device and waits for that.
+    # A fill and not `torch.tensor`, which copies to the device and waits for the copy.
     return amount if isinstance(amount, Tensor) else torch.full((size,), amount, dtype=FLOAT, device=device)
 
 
@@ -38,15 +38,15 @@ def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
 
 
 def presence(amounts: spec.Amounts, vector: Tensor) -> Tensor | None:
-    """Whether each loss is there, by amounts on the device; None if all are, by numbers on the host."""
+    """Whether each loss is present, by amounts on the device; None if numbers on the host say that all are."""
     return None if all(isinstance(x, float) and x > _SURELY_PRESENT for x in amounts.values) else vector > 0
 
 
 def validity(amounts: spec.Amounts, vector: Tensor) -> Tensor | None:
-    """Whether all amounts are numbers that an amount can be; None if they came from the host, where they are checked."""
+    """Whether all amounts are at least 0 and finite; None if they came from the host, where they were checked."""
     return None if all(isinstance(x, float) for x in amounts.values) else ((vector >= 0) & finite(vector)).all()
 
 
 def without_absent(terms: Sequence[Tensor], present: Tensor) -> list[Tensor]:
-    """The losses, +0 for one that is absent; no gradient reaches that."""
+    """The losses, with +0 for an absent one, which no gradient reaches."""
     return [torch.where(there, x, 0.0) for there, x in zip(present.unbind(0), terms, strict=True)]

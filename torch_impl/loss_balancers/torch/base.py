@@ -26,10 +26,10 @@ class DistillationLossBalancer(nn.Module, ABC):
     checks and the student's reduction. The interface is that of ``modelopt.torch.distill.loss_balancers``.
 
     State:
-        None of its own. No parameters; ``state_dict()`` is empty.
+        None. No parameters; ``state_dict()`` is empty.
 
     Raises:
-        TypeError: Instantiated itself, or a subclass without ``forward``.
+        TypeError: This class itself is instantiated, or a subclass without ``forward``.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ class DistillationLossBalancer(nn.Module, ABC):
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
 
     def canonical(self, loss: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The losses as a balancer wants them: checked, the student's reduced, in canonical order, the student last.
+        """The losses as a balancer wants them: checked, in canonical order, the student's loss reduced and last.
 
         KD losses come by ascending ``idx`` if all names end in a distinct ``_{idx}``, else by name. ``loss`` is not changed.
 
@@ -74,7 +74,7 @@ class DistillationLossBalancer(nn.Module, ABC):
             A new dict from name to loss.
 
         Raises:
-            TypeError: ``loss`` is no mapping, a name no string, or a loss no floating-point tensor.
+            TypeError: ``loss`` is not a mapping, a name is not a string, or a loss is not a floating-point tensor.
             ValueError: There is no KD loss, or shapes or devices differ.
         """
         names, terms, _ = self._ordered(loss)
@@ -82,7 +82,7 @@ class DistillationLossBalancer(nn.Module, ABC):
 
     def _ordered(self, loss: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Tensor], tuple[torch.dtype, ...]]:
         """`canonical`, as names, losses and their dtypes."""
-        if type(loss) is not dict:  # which needs no look at the abstract base class
+        if type(loss) is not dict:  # a dict needs no check against the abstract base class
             spec.check_mapping(loss)
         names = canonical_order(tuple(loss))
         terms = list(map(loss.__getitem__, names))
@@ -94,7 +94,7 @@ class DistillationLossBalancer(nn.Module, ABC):
 def broken_down(
     names: tuple[str, ...], terms: Sequence[Tensor], dtypes: Sequence[Any], weights: Iterable[Tensor], total: Tensor
 ) -> dict[str, Tensor]:
-    """What ``breakdown`` returns: of each loss itself, its weight and their product in the compute format, then the aggregate."""
+    """What ``breakdown`` returns: each loss, its weight and their product in the compute format, then the aggregate."""
     compute = compute_dtype(*dtypes)
     parts: dict[str, Tensor] = {}
     for name, x, weight in zip(names, terms, weights, strict=True):

@@ -16,13 +16,13 @@ from loss_balancers.torch.rounding import FLOAT
 
 
 class CarriesState(nn.Module):
-    """State that is float32 and int32 whatever is done to the model: buffers, all persistent but the table of weights."""
+    """State in buffers, float32 and int32 whatever is done to the model. All are persistent but the table of weights."""
 
     _settings: Any
     _process_group: Any
     steps: Tensor
     pending: Tensor
-    #: The weights of every step, if there are schedules. They follow from the settings, and are saved nowhere.
+    #: The weights of every step, if there are schedules. They follow from the settings, and are not saved.
     _table: Tensor | None
 
     def _register(self, entries: tuple[spec.StateEntry, ...]) -> None:
@@ -36,7 +36,7 @@ class CarriesState(nn.Module):
         self._make_lasting()
 
     def _make_lasting(self) -> None:
-        """Replaces what came into being in inference mode: it could not be written in training later."""
+        """Replaces buffers that were made in inference mode: training could not write them later."""
         for name, x in self._buffers.items():
             if x is not None and x.is_inference():
                 with torch.inference_mode(False):
@@ -50,7 +50,7 @@ class CarriesState(nn.Module):
         """The state by name.
 
         Raises:
-            RuntimeError: Somebody has converted it, and its bits are lost.
+            RuntimeError: Something has converted the state, and its bits are lost.
         """
         self._checked_pending()
         state = {name: getattr(self, name) for name in self._dtypes}
@@ -73,7 +73,7 @@ class CarriesState(nn.Module):
         return look_up(self._table, self.steps)
 
     def _bring_table(self) -> None:
-        """Makes the table anew where state is: FSDP2 moves a buffer, and accelerate loads those that are saved, without a word."""
+        """Makes the table anew on the device of the state: FSDP2 moves single buffers, and accelerate only those that are saved."""
         if self._table is not None and self._table.device != self.pending.device:
             self._make_table()
 
@@ -100,7 +100,7 @@ class CarriesState(nn.Module):
                 module._apply(fn)
 
         def moved(x: Tensor) -> Tensor:
-            y = fn(x.view(torch.int32))  # as integers, which `half()` and its like pass by
+            y = fn(x.view(torch.int32))  # as integers, which `half()` and the like leave alone
             if x.is_meta and not y.is_meta:
                 y.zero_()  # `to_empty` leaves what memory holds; state begins at zero
             return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
@@ -131,7 +131,7 @@ class CarriesState(nn.Module):
                 continue
             if in_place and getattr(self, entry.name).is_meta:
                 wrong.append(f"{prefix}{entry.name}: {on_meta()}")
-            if entry.name == "pending" and entry.named and value.shape == (entry.named + 2,):  # of before there were counts
+            if entry.name == "pending" and entry.named and value.shape == (entry.named + 2,):  # from before there were counts
                 state_dict[prefix + entry.name] = value = torch.cat([value[:-2], value[-2:-1].expand(entry.named), value[-2:]])
             if value.shape == entry.shape:
                 try:
@@ -142,13 +142,13 @@ class CarriesState(nn.Module):
         if wrong:
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        for name, dtype in self._dtypes.items():  # ``assign=True`` takes any dtype
+        for name, dtype in self._dtypes.items():  # ``assign=True`` accepts any dtype
             setattr(self, name, getattr(self, name).to(dtype))
         self._make_lasting()
         self._checked_pending()  # and an assigned state may be on another device
 
 
 def on_meta() -> RuntimeError:
-    """The error where state is to be written on the device "meta", which would leave nothing of it, without a word."""
+    """The error for writing state on the device "meta", which would silently lose it."""
     what = "Call `to_empty(device=...)` on the model first, or pass `assign=True` to `load_state_dict`."
     return spec.errors.state_without_values('on the device "meta"', what)

@@ -18,7 +18,7 @@ from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
 def averaged(state: State, losses: Tensor, present: Tensor | None, beta: float) -> State:
-    """The running sums after ``losses``, of those that are present; as they were if one would not be finite (spec M2)."""
+    """The running sums after the ``losses`` that are present; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * beta) + losses.abs()
     # Not `+ 1.0`: LLVM moves a constant into the select of `keep`, and a GPU adds the product that is left without rounding it.
     fix = keep(state["fix"] * beta) + finite(losses).to(FLOAT)
@@ -44,18 +44,18 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
     first choice where the scales are not known beforehand. Call `step()` once per optimizer step.
 
     With ``m_k = total_k / fix_k``, where ``total_k = beta * total_k + |L_k|`` and ``fix_k = beta * fix_k + 1``:
-    ``w_k = c_k * u / (m_k + eps)``, ``u`` being 1 or the running mean of the loss ``target``; aggregate = ``sum(w_k * L_k)``.
+    ``w_k = c_k * u / (m_k + eps)``, where ``u`` is 1 or the running mean of the loss ``target``; aggregate = ``sum(w_k * L_k)``.
 
     Args:
         names: The names of the losses, fixed; ``student_loss`` among them if there is one.
         weights: Name to ``c_k``, a number or a schedule of at least 0. Default: 1 for each, and for each that is not named.
         beta: The decay of the running means, in [0, 1]. 0: the current loss alone; 1: the mean of all. Default 0.99.
         eps: Added to a running mean; where a mean is not above it, ``w_k = c_k``. Default 1e-8.
-        target: "one", the default, or the name of the loss in whose units the others are brought, the student's say.
+        target: "one", the default, or the name of a loss, such as the student's: the others are brought to its scale.
         lagged: Use committed state alone. Then weights are constant within an optimizer step, however the batch is split, and
             ``w_k = c_k`` in the first. Default False: the running means include the current losses, detached.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
-        process_group: The ranks whose observations are added at `step()`. None: the default group, if there is one; False: none.
+        process_group: The ranks over which `step()` adds. None, the default: the default group, if there is one. False: no ranks.
 
     Shape:
         Scalars, ``()``; the aggregate too.
@@ -69,7 +69,7 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
 
     Raises:
         TypeError: An argument is of the wrong type. At a call: see `canonical`.
-        ValueError: A value is out of bounds, or a name not among ``names``. At a call: other names, or losses that are no scalars.
+        ValueError: A value is out of bounds, or a name is not in ``names``. At a call: other names, or losses that are not scalars.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The one numeric primitive, for those who write their own balancers."""
+"""The one numeric primitive, public so that you can write balancers of your own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loss_balancers.torch.transforms import transformed
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
-#: From how many scalar terms on they are multiplied as one vector, in one kernel instead of one a term.
+#: From this number of scalar terms on, one kernel multiplies them as a vector, in place of a kernel for each term.
 _STACK_FROM = 4
 
 
@@ -40,8 +40,8 @@ def weighted_sum(
     Args:
         terms: At least one tensor, all of one shape and on one device.
         weights: As many finite numbers on the host, or a vector on the device, rounded to the compute format and flushed; its
-            values are not checked. Constants either way: no gradient reaches them, so what requires grad or has a tangent is
-            refused.
+            values are not checked. Constants either way: no gradient reaches them, so a weight that requires grad or has a
+            tangent is an error.
         dtype: The dtype of the result. Default: the common type of the terms (bfloat16 with float16 gives float32).
 
     Shape:
@@ -54,9 +54,9 @@ def weighted_sum(
         The sum. Its gradient to a term is ``keep(RN(w_i * g))`` in the term's dtype, to any order, forward and reverse.
 
     Raises:
-        TypeError: A term is no floating-point tensor, a weight no real number, ``dtype`` not supported, or a weight requires grad
-            or has a tangent: detach it.
-        ValueError: No terms, not as many weights, a weight that is not finite, shapes or devices that differ.
+        TypeError: A term is not a floating-point tensor, a weight is not a real number, ``dtype`` is not supported, or a weight
+            requires grad or has a tangent: detach it.
+        ValueError: There are no terms, weights and terms are not equally many, a weight is not finite, or shapes or devices differ.
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ def _check_known(weights: Any) -> None:
 
 
 def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[torch.dtype, ...]:
-    """The dtypes. Refuses what is no floating-point tensor, and shapes or devices that differ (spec E4 to E6)."""
+    """The dtypes. Raises unless all terms are floating-point tensors of one shape on one device (spec E4 to E6)."""
     shape, device = getattr(terms[0], "shape", None), getattr(terms[0], "device", None)
     dtypes = []
     for x in terms:
@@ -108,7 +108,7 @@ def _describe(loss: object) -> spec.LossInfo:
 def balance(terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: tuple[float, ...] | Tensor) -> Tensor:
     """A balancer's aggregate of checked terms in canonical order (spec A5).
 
-    With fewer weights than terms, the leading terms share the first of them, and are added before it is applied.
+    With fewer weights than terms, the leading terms share the first weight, and are added before it is applied.
     """
     shared = len(terms) - len(weights) + 1
     if shared == 1:
@@ -149,7 +149,7 @@ def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 def linear_map(weights: tuple[float, ...] | None, terms: tuple[torch.dtype, ...], result: torch.dtype | None = None) -> LinearMap:
     """The weighted sum of terms of these dtypes; the result's is their common one unless given (spec A1 to A3).
 
-    None stands for weights that are not known on the host.
+    ``weights`` is None if they are not known on the host.
     """
     result = result or common_dtype(terms)
     compute = compute_dtype(result, *terms)
@@ -159,9 +159,9 @@ def linear_map(weights: tuple[float, ...] | None, terms: tuple[torch.dtype, ...]
 
 
 def can_keep_tensors(device: torch.device) -> bool:
-    """Whether a tensor that is made now is as good later: whatever is active here could make it its own.
+    """Whether a tensor that is made now can be used later: something that is active now could claim it.
 
-    A transform of `torch.func` wraps it, a dispatch mode such as FakeTensorMode makes another of it, a CUDA graph owns its memory.
+    A transform of `torch.func` wraps it, a dispatch mode such as FakeTensorMode replaces it, a CUDA graph owns its memory.
     """
     return not (
         transformed()
@@ -174,19 +174,19 @@ def can_keep_tensors(device: torch.device) -> bool:
 def weights_on_device(
     weights: tuple[float, ...], terms: tuple[torch.dtype, ...], result: torch.dtype | None, device: torch.device, scalars: bool
 ) -> LinearMap:
-    """`linear_map` with its weights on the device, copied once, in the form that is fastest there; the same values in all.
+    """`linear_map` with its weights on the device, copied once, in the form that is fastest there; each form has the same values.
 
-    Only where `can_keep_tensors`: they are kept for the life of the process.
+    Only where `can_keep_tensors` is true: they are kept for the life of the process.
     """
     linear = linear_map(weights, terms, result)
-    # An inference tensor could not be used in training later. And what a mode for functions would make of these, we do not want.
+    # An inference tensor could not be used in training later. And a torch function mode must not replace these tensors.
     with torch.inference_mode(False), torch._C.DisableTorchFunction():
         vector = torch.tensor(linear.weights, dtype=linear.compute, device=device)
         if not scalars or len(terms) < _STACK_FROM:
             return linear._replace(weights=vector.unbind(0))
         if device.type != "cpu":
             return linear._replace(weights=vector)
-        # "In the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
+        # It adds "in the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
         # backward of 17 losses take 104 us instead of 129, of 65 losses 261 instead of 371.
         zero = torch.zeros(1, dtype=linear.compute, device=device)
         index = torch.zeros(len(terms), dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""What is worked out on the host, and must cost a training step nothing."""
+"""Values that the host works out, at no cost to a training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def traced_as_constant(fn: Callable[[*Ts], R]) -> Callable[[*Ts], R]:
-    """`torch.compiler.assume_constant_result`, which would load Dynamo: a second more at import, and for nothing in eager code."""
+    """`torch.compiler.assume_constant_result` without loading Dynamo, which takes a second at import, in vain in eager code."""
     fn._dynamo_marked_constant = True  # type: ignore[reportFunctionMemberAccess]
     return fn
 
@@ -49,7 +49,7 @@ def host_constant(fn: Callable[[*Ts], R]) -> Callable[[*Ts], R]:
 def number(text: str) -> float:
     """The float that `float.hex` wrote, as a constant of the graph.
 
-    Of a float attribute that differs between two modules Dynamo makes a symbol, with which no host code can calculate; text stays.
+    If a float attribute differs between two modules, Dynamo makes it a symbol, with which host code cannot calculate. Text stays.
     """
     return float.fromhex(text)
 

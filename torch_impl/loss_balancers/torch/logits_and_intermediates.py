@@ -19,7 +19,7 @@ from loss_balancers.torch.recomputation import saved_for_backward
 from loss_balancers.torch.rounding import compute_dtype, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
-# Of two settings and not of all: Dynamo of PyTorch 2.11 and before makes no constant of a dataclass.
+# It takes two settings and not the dataclass, of which Dynamo of PyTorch 2.11 and before makes no constant.
 constant_roles = host_constant(roles_of.__wrapped__)
 
 
@@ -37,7 +37,7 @@ def ratio_of(student: Tensor, distilled: Tensor) -> Tensor:
 
 
 def number_of(places: Sequence[int], inputs: Inputs, like: Tensor) -> Tensor:
-    """How many of these losses are present; 1 if none is, to divide by."""
+    """The divisor of a mean: how many of these losses are present, at least 1."""
     if inputs.present is None:
         return torch.full_like(like, float(len(places) or 1))
     count = sum((inputs.present[i].to(like.dtype) for i in places), torch.zeros_like(like))
@@ -45,7 +45,7 @@ def number_of(places: Sequence[int], inputs: Inputs, like: Tensor) -> Tensor:
 
 
 def means_of(inputs: Inputs, compute: torch.dtype) -> tuple[list[Tensor], tuple[torch.dtype, ...]]:
-    """The losses as ratios see them, and their dtypes: shares are divided by what part of the step they are (spec T3)."""
+    """The losses as ratios see them, and their dtypes: a share is divided by the part of the step that it is (spec T5)."""
     if inputs.amounts is None or not inputs.shares:
         return inputs.terms, inputs.dtypes
     amounts = inputs.amounts if inputs.present is None else torch.where(inputs.present, inputs.amounts, 1.0)
@@ -60,14 +60,14 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
 
     For losses whose scales are not known, without state: ModelOpt's balancer for Megatron. With G the logits loss, I the mean
     of the intermediate losses, S the student loss, and ratios detached: ``D = G + I * (G / I)``, aggregate =
-    ``S + D * (S / D) * kd_loss_scale``. Its value, ``S * (1 + kd_loss_scale)``, says nothing of the KD losses: log `breakdown`.
+    ``S + D * (S / D) * kd_loss_scale``. Its value is ``S * (1 + kd_loss_scale)`` whatever the KD losses are: log `breakdown`.
 
     Args:
         kd_loss_scale: What the KD losses are multiplied by: a number or a schedule of at least 0. Default 1, as in ModelOpt.
         skip_original_loss: Leave the student loss out: the aggregate is D. Default False, as in ModelOpt.
         reference: The name of the logits loss. Default: the one KD loss whose name holds "Logits", as in ModelOpt.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
-        process_group: The ranks whose observations are added at `step()`. None: the default group, if there is one; False: none.
+        process_group: The ranks over which `step()` adds. None, the default: the default group, if there is one. False: no ranks.
 
     Shape:
         Scalars, ``()``; the aggregate too.
@@ -81,7 +81,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     Raises:
         TypeError: An argument is of the wrong type. At a call: see `canonical`.
         ValueError: The scale is out of bounds at some step. At a call: no logits loss or several, no student loss where it
-            counts, or losses that are no scalars.
+            counts, or losses that are not scalars.
 
     Example:
         >>> import torch
@@ -94,8 +94,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         No paper. ``modelopt.torch.distill.plugins.megatron`` (NVIDIA ModelOpt), the class of the same name.
 
     Deviations:
-        From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss
-        or two are an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
+        From ModelOpt: the aggregate is returned and the parts are in `breakdown`; the caller's dict is not changed; no logits loss,
+        or two, is an error; where the intermediates are negative or NaN they keep their gradient; a ratio that is not finite is 0
         (intermediates) or 1 (student). Where both are defined, values and gradients are the same bits.
     """
 
@@ -112,7 +112,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = spec.LogitsAndIntermediatesLossBalancerSettings(kd_loss_scale, skip_original_loss, reference)
         super().__init__(settings, auto_step, process_group)
-        constant = settings.constant_scale  # here, since Dynamo would make a tensor of the settings' table
+        constant = settings.constant_scale  # worked out here: Dynamo would make a tensor of the settings' table
         self._constant_scale = None if constant is None else constant.hex()
 
     def _check_names(self, names: tuple[str, ...]) -> None:

@@ -18,10 +18,11 @@ State = dict[str, Tensor]
 
 
 class Inputs(NamedTuple):
-    """The losses of a call in canonical order: as the aggregate takes them, as weights see them, and as they are observed.
+    """The losses of a call in canonical order, in three forms: for the aggregate, for the weights, and for state.
 
-    ``losses`` and ``sums`` are float32 vectors, empty if state observes no losses. ``amounts`` are counts, or shares if ``shares``
-    is set; None if each is 1. ``present`` is None if no loss is absent, ``valid`` if the amounts are checked already.
+    ``losses`` (for the weights) and ``sums`` (for state) are float32 vectors, empty if state observes no losses. ``amounts`` are
+    counts, or shares if ``shares`` is set; None if each is 1. ``present`` is None if no loss is absent. ``valid`` is None if the
+    amounts were checked already.
     """
 
     names: tuple[str, ...]
@@ -35,7 +36,7 @@ class Inputs(NamedTuple):
     shares: bool = False
 
     def masked(self, vector: Tensor) -> Tensor:
-        """A vector with a number per loss: 0 for one that is absent."""
+        """``vector``, which has a number per loss, with 0 for an absent one."""
         return vector if self.present is None else torch.where(self.present, vector, 0.0)
 
 
@@ -62,7 +63,7 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
 
 
 def observed(pending: Tensor, inputs: Inputs) -> Tensor:
-    """``pending`` with a call added; with one call more left out if a sum would not be finite (spec T3)."""
+    """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3)."""
     sums, amounts = inputs.sums, inputs.amounts
     if amounts is None or not len(sums):
         more = pad(pad(sums, (0, len(sums) + 1), value=1.0), (0, 1))
@@ -78,7 +79,7 @@ def observed(pending: Tensor, inputs: Inputs) -> Tensor:
 
 
 def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each observed loss, and whether it is one (spec T4)."""
+    """The mean of each observed loss, and whether it is valid: something was observed, and all is finite (spec T4)."""
     losses, calls = pending[:-2], pending[-2]
     n = len(losses) // 2
     sums, amounts = losses[:n], losses[n:]
@@ -99,7 +100,7 @@ def advanced(state: State, pending: Tensor) -> State:
 
 
 def look_up(table: Tensor, step: Tensor) -> Tensor:
-    """The row of a step: the last one from the table's end on."""
+    """The row of a step; from the table's end on, the last row."""
     return table.index_select(0, step.clamp(max=len(table) - 1).reshape(1)).squeeze(0)
 
 

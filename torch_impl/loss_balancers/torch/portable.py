@@ -1,8 +1,8 @@
-"""Portable functions: the quotient and the product as the spec rounds them, whatever the backend makes of them, with derivatives.
+"""Portable functions: the quotient and the product as the spec rounds them, on any backend, with derivatives.
 
-Division is the correctly rounded one on CPU, and on CUDA in eager mode. Compiled for a GPU it is rewritten (by a constant) and
-approximated (by Triton, in float32), elsewhere nobody says. There the backend's quotient is an estimate only, of which integer
-arithmetic, that no compiler approximates, makes the correctly rounded one.
+Division is correctly rounded on CPU, and on CUDA in eager mode. Compiled for a GPU it is rewritten (if by a constant) and
+approximated (by Triton, in float32); of other devices nothing is documented. On those the backend's quotient is only an estimate,
+and integer arithmetic, which no compiler approximates, makes the correctly rounded quotient of it.
 
 A derivative is made of the same two functions, so that every order of it has the spec's rounding. As in `autograd`, each comes
 in two forms: the plain one for eager autograd and for Dynamo, the transformable one for `torch.func` and forward mode.
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     integer: torch.dtype
     width: int
     top: int
-    #: How many bits of a quotient are multiplied at a time: as many as an integer holds beside a significand, and two to spare.
+    #: How many bits of a quotient are multiplied at a time: an integer holds them beside a significand, with two bits to spare.
     digit: int
 
 
@@ -57,7 +57,7 @@ def div(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor,
         The quotient q, never -0. For a cotangent g, its gradient to ``a`` is ``div(g, b)``, to ``b`` ``rmul(div(g, b), -q)``.
 
     Raises:
-        TypeError: An operand is no array of float32 or float64, or the dtypes differ.
+        TypeError: An operand is not an array of float32 or float64, or the dtypes differ.
         ValueError: The shapes or the devices differ.
 
     Example:
@@ -92,7 +92,7 @@ def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor
         The product, never -0. For a cotangent g, its gradient to ``a`` is ``rmul(g, b)``, to ``b`` ``rmul(g, a)``.
 
     Raises:
-        TypeError: An operand is no array of float32 or float64, or the dtypes differ.
+        TypeError: An operand is not an array of float32 or float64, or the dtypes differ.
         ValueError: The shapes or the devices differ.
 
     Example:
@@ -108,7 +108,7 @@ def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor
 
 
 def div_of_kept(a: Tensor, b: Tensor) -> Tensor:
-    """`div` of constants that are flushed already, as state and weights are: a third of the operations."""
+    """`div` of constants that are flushed already, such as state and weights: a third of the operations."""
     return _settled(keep(a / b)) if _divides(a) else quotient(a, b)
 
 
@@ -118,21 +118,22 @@ def rmul_of_kept(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _divides(a: Tensor) -> bool:
-    """Whether division is correctly rounded here. Else it is repaired, which takes Inductor half a second to compile."""
+    """Whether division is correctly rounded here. Otherwise it is repaired, which takes Inductor half a second to compile."""
     return a.device.type == "cpu" or (a.device.type == "cuda" and not compiling())
 
 
 def _settled(x: Tensor) -> Tensor:
-    """``x``, which Inductor is made to compute once.
+    """``x``, made so that Inductor computes it once.
 
-    It would trace anew what ``x`` is made of for each use, and a flush uses its operand twice: of quotients made of quotients it
-    traced 23,000 operations, and took 17 s, for `LogitsAndIntermediatesLossBalancer` of four losses; so it takes 5.
+    Inductor would trace the operations behind ``x`` anew for each use, and a flush uses its operand twice. For
+    `LogitsAndIntermediatesLossBalancer` of four losses, with quotients of quotients, it traced 23,000 operations in 17 s. This way
+    it takes 5 s.
     """
     return x.as_strided(x.shape, x.stride()) if is_dynamo_compiling() else x
 
 
 def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] = torch.div) -> Tensor:
-    """keep(RN(keep(a) / keep(b))), made of an ``estimate`` of it that may be up to 30 units in the last place off."""
+    """keep(RN(keep(a) / keep(b))), made of an ``estimate`` that may be up to 30 units in the last place off."""
     integer, width, top, digit = LAYOUTS[a.dtype]
     one = 1 << width
     a, b = keep(a), keep(b)
@@ -152,22 +153,22 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
     while low > 0:
         low -= digit
         r = r * (1 << digit) - ((q >> low) & ((1 << digit) - 1)) * n
-    # How many n there are in r, to within 1/2 before it is truncated: what remains is between -1.5n and 1.5n. The nearest quotient
-    # is then q or next to it. No tie: m * 2 * one = (2q + 1) * n would make n a multiple of 2 * one, which is greater than n.
+    # How often n goes into r, to within 1/2 before it is truncated: what remains is between -1.5n and 1.5n. The nearest quotient is
+    # then q or next to it. A tie cannot be: m * 2 * one = (2q + 1) * n would make n a multiple of 2 * one, which is greater than n.
     more = (estimate(r.to(a.dtype), n.to(a.dtype))).to(integer)
     r = r - more * n
     q = q + more + (r + r > n).to(integer) - (r + r < -n).to(integer)
     bits = ((exponent.clamp(0, top) - 1) * one + q).clamp(max=top * one)  # q has the leading bit; infinity on overflow
     ratio = bitcast(bits, a.dtype)
     ratio = torch.where((bits_a ^ bits_b) < 0, -ratio, ratio)
-    # Zero, infinity and NaN follow from a product with a reciprocal: infinity for 0, 0 for infinity. Any other's may be anything.
+    # Zero, infinity and NaN follow from a product with a reciprocal: infinity for 0, 0 for infinity. Others need not be right.
     ordinary = (exponent_a > 0) & (exponent_a < top) & (exponent_b > 0) & (exponent_b < top)
     reciprocal = torch.where(b == 0, torch.inf, torch.where(b.abs() == torch.inf, 0.0, b))
     return keep(torch.where(ordinary, ratio, a * reciprocal))
 
 
 class _Map(NamedTuple):
-    """A function of two arrays, its gradient to each, and what the tangent of each adds to its own."""
+    """A function of two arrays, its gradient to each of them, and what the tangent of each adds to the result's tangent."""
 
     compute: Callable[[Tensor, Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -191,7 +192,7 @@ def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> t
     return rmul(da, b), rmul(a, db)
 
 
-#: By name: a graph of Dynamo can hold that, as an argument of what it does not trace.
+#: By name, since a graph of Dynamo can hold a name as an argument of a function that it does not trace.
 _MAPS = {
     "div": _Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents),
     "rmul": _Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents),
@@ -238,7 +239,7 @@ _transformable = transformable(_Transformable)
 
 
 def _bind(name: str, a: Any, b: Any) -> Tensor:
-    """The function, of operands that it is made for, differentiable in whatever way is asked for."""
+    """The function of checked operands, differentiable in every way that PyTorch has."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in LAYOUTS and a.dtype == b.dtype):
         raise errors.operand_dtypes(*(_kind(x) for x in (a, b)))
     if a.shape != b.shape:

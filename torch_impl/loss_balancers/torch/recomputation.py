@@ -1,6 +1,6 @@
 """Whether a forward is one that activation checkpointing repeats: it must not observe again.
 
-In compiled code that is known when it runs, not when it is traced; so there it is an operation, on the device, which costs 10 us.
+Compiled code knows that when it runs, not when it is traced. There the question is an operation on the device, which costs 10 us.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch.nn.functional import pad
 
 
 def recomputing() -> bool:
-    """Whether this forward runs within a backward; False in a graph, where `unless_recomputing` says it."""
+    """Whether this forward runs within a backward; False in a graph, where `unless_recomputing` decides."""
     return not is_dynamo_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def unless_recomputing(new: Tensor, old: Tensor) -> Tensor:
-    """``new``, but ``old`` where a graph runs within a backward."""
+    """``new``; or ``old`` if a graph is running within a backward."""
     return torch.where(torch.ops.loss_balancers.recomputing(new.device), old, new) if is_dynamo_compiling() else new
 
 
 def saved_for_backward(vector: Tensor) -> Tensor:
-    """``vector``, which the backward of a graph must take as it was in the forward.
+    """``vector``, made so that the backward of a graph takes it as it was in the forward.
 
-    To save memory a compiled backward computes again whatever is cheap, also from state that the graph has overwritten since, and
-    then silently from the wrong state (PyTorch's pull request 197039). By its defaults it never computes a padding again, which
-    costs nothing. Checkpointing within the graph, and settings that ask for more recomputation, do (docs/state.md).
+    To save memory a compiled backward computes again whatever is cheap. If the graph has overwritten the state in the meantime, it
+    silently computes from the wrong state (PyTorch's pull request 197039). By default it never computes a padding again, which
+    costs nothing. Checkpointing within the graph, and settings for more recomputation, still do so (docs/state.md).
     """
     return pad(vector, (0, 1))[:-1] if is_dynamo_compiling() else vector
 
@@ -35,8 +35,9 @@ def _on_device(device: torch.device) -> Tensor:
     return torch.full((), torch._C._current_graph_task_id() != -1, dtype=torch.bool, device=device)
 
 
-# Not `torch.library.custom_op`, which takes 25 us. Of a device and not of a tensor: so a graph begins with it, all balancers in a
-# graph can share it, and what follows is one kernel. Not in a CUDA graph, which would replay what it was at its capture.
+# Not `torch.library.custom_op`, which takes 25 us. Its argument is a device and not a tensor: so a graph begins with it, all
+# balancers in a graph can share it, and what follows is one kernel. It is unfit for a CUDA graph, which would replay the answer
+# of its capture.
 _library = torch.library.Library("loss_balancers", "FRAGMENT")
 _library.define("recomputing(Device device) -> Tensor", tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe))
 _library.impl("recomputing", _on_device, "CompositeExplicitAutograd")

@@ -31,7 +31,7 @@ def keep(x: Tensor) -> Tensor:
 
 
 def finite(x: Tensor) -> Tensor:
-    """Where ``x`` is finite. As `isfinite`, which is four operations, eager and compiled."""
+    """Where ``x`` is finite, in two operations; `isfinite` takes four, eager and compiled."""
     return x.abs() < torch.inf
 
 
@@ -60,7 +60,7 @@ def _representable(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` converted to bfloat16 or float16, also where Inductor would elide that.
 
     Inductor computes both in float32 and elides the conversions in between, so that a fused kernel would read, hand on and
-    differentiate values that the narrow format does not hold. It cannot elide one of whose result it needs the bits.
+    differentiate values that the narrow format does not hold. It cannot elide a conversion whose result is needed as bits.
     """
     x = x.to(dtype)
     return bitcast(bitcast(x, torch.int16) & -1, dtype) if compiling() else x
@@ -72,7 +72,7 @@ def bitcast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Bitcast(Function):
-    """`bitcast` of a tensor that `vmap` maps over. PyTorch has no rule of its own up to 2.11."""
+    """`bitcast` of a tensor that `vmap` maps over. PyTorch itself has no rule for that up to 2.11."""
 
     @staticmethod
     def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -88,7 +88,7 @@ class _Bitcast(Function):
 
 
 def compiling() -> bool:
-    """Whether a compiler gets what is computed here: Dynamo traces it, or AOTAutograd.
+    """Whether a compiler is tracing this code: Dynamo or AOTAutograd.
 
     Up to PyTorch 2.11 Dynamo leaves an `autograd.Function` within a transform of `torch.func` to AOTAutograd.
     """

@@ -17,7 +17,7 @@ from loss_balancers.torch.stateful import StatefulLossBalancer
 class ScheduledLossBalancer(StatefulLossBalancer):
     """Balances KD losses and student loss with weights that follow schedules.
 
-    `StaticLossBalancer` with a schedule wherever that has a number: to anneal distillation, or to begin with it. At every step the
+    It is `StaticLossBalancer` with schedules in place of numbers, to anneal distillation or to begin with it. At every step the
     student's weight is what the KD weights leave of 1. Call `step()` once per optimizer step.
 
     Args:
@@ -26,7 +26,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
             step each is in [0, 1] and their sum at most 1.
         names: The names of the losses, fixed. Default: those of a mapping, and ``student_loss``.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
-        process_group: The ranks whose observations are added at `step()`. None: the default group, if there is one; False: none.
+        process_group: The ranks over which `step()` adds. None, the default: the default group, if there is one. False: no ranks.
 
     Shape:
         Losses of any one shape ``(*shape)``, scalars mostly; the aggregate has it too.
@@ -39,7 +39,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
         of weights, float32 ``(steps of the longest schedule, weights)``, 4 MB per weight for a million steps.
 
     Raises:
-        TypeError: A weight is neither number nor schedule. At a call: see `canonical`.
+        TypeError: A weight is neither a number nor a schedule. At a call: see `canonical`.
         ValueError: A weight or the sum is out of bounds; the error names the first step. Weights and names do not match. At a
             call: other names than those fixed.
 
@@ -88,9 +88,9 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
 
     Args:
         weights: Name of each KD loss to its weight, at least 0 at every step.
-        student_weight: The weight of the student loss. None, the default, if there is none.
+        student_weight: The weight of the student loss. None, the default: there is no student loss.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
-        process_group: The ranks whose observations are added at `step()`. None: the default group, if there is one; False: none.
+        process_group: The ranks over which `step()` adds. None, the default: the default group, if there is one. False: no ranks.
 
     Shape:
         Losses of any one shape ``(*shape)``, scalars mostly; the aggregate has it too.
@@ -103,7 +103,7 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
         of weights, as `ScheduledLossBalancer` has it.
 
     Raises:
-        TypeError: ``weights`` is no mapping, or a weight neither number nor schedule. At a call: see `canonical`.
+        TypeError: ``weights`` is not a mapping, or a weight is neither a number nor a schedule. At a call: see `canonical`.
         ValueError: A weight is negative or not finite; the error names the first step. ``weights`` names ``student_loss``. At a
             call: other names than those fixed.
 

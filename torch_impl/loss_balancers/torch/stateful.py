@@ -31,8 +31,8 @@ _PATIENCE = 100
 def copy_all(state: list[Tensor], values: list[Tensor]) -> None:
     """Writes state: all of it by one call into PyTorch, so that an interrupt comes before or after it.
 
-    Compiled code is one call anyway. There Inductor makes one kernel of the fused copy and of what its values are computed from,
-    whose blocks read ``pending`` while another overwrites it (PyTorch's issue 198033; seen on an H100: steps were lost).
+    Compiled code is one call anyway. There Inductor would fuse the copy with the operations that its values come from, into one
+    kernel whose blocks read ``pending`` while another overwrites it (PyTorch's issue 198033; seen on an H100: steps were lost).
     """
     if compiling():
         for variable, value in zip(state, values, strict=True):
@@ -56,9 +56,9 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     In training mode `forward` observes the losses and changes no weight; :meth:`step` commits, once per optimizer step. Nothing
     is observed in eval mode, nor when a forward is recomputed in a backward (activation checkpointing).
 
-    Over ranks, `step()` is one all-reduce of ``pending``. With ``auto_step`` each training forward has one, since what is due is
-    known on the device alone: all ranks must then have equally many forwards. With ``process_group=False`` each rank has weights
-    of its own. DistributedDataParallel, which sends rank 0's buffers to all, is told to pass by a balancer's.
+    Over ranks, `step()` is one all-reduce of ``pending``. With ``auto_step`` each training forward has one, since only the
+    device knows whether a commit is due: all ranks must then have the same number of forwards. With ``process_group=False`` each
+    rank has weights of its own. DistributedDataParallel sends rank 0's buffers to all ranks, but not those of a balancer.
 
     State:
         ``steps`` and ``skipped``, int32 ``()``; ``pending``, float32 ``(2 n + 2,)``, what this rank observed since the last commit.
@@ -66,7 +66,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         no rank has anything pending. The table of weights is a buffer too, not saved.
     """
 
-    #: Whether losses must be scalars: where their values make weights.
+    #: Whether losses must be scalars: they must if their values make weights.
     _scalars: ClassVar[bool] = False
 
     steps: Tensor
@@ -93,14 +93,14 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
         Args:
             loss: The losses.
-            count: Of how many items or tokens each loss is the mean: a number of at least 0 or a mapping from name to one, on the
-                host or the device. Default 1. A loss with the count 0 is absent: it says nothing, and its weight is 0.
-            share: What part each loss is of the step's mean, in the same forms, if losses are sums over this call's items divided
-                by the number of all items of the step. At most one of the two.
+            count: The number of items or tokens that each loss is the mean of: a number of at least 0, or a mapping from name to
+                number, on the host or the device. Default 1. A loss with the count 0 is absent, and its weight is 0.
+            share: The part of the step's mean that each loss is, in the same forms, where losses are sums over this call's items
+                divided by the number of all items of the step. Give at most one of the two.
 
         Raises:
-            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
-            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+            TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
         """
         inputs = self._inputs(loss, count, share)
         if self.training:
@@ -118,16 +118,16 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
     def step(self) -> None:
         """Commits what was observed since the last call: once per optimizer step, after it, as a learning rate schedule.
 
-        With a process group, the sums and counts of all ranks are added first, in one all-reduce; so all ranks must call it, also
-        one that observed nothing. Without an observation since the last call, state stays as it is but for the counter ``steps``.
+        With a process group, the sums and counts of all ranks are added first, in one all-reduce; so all ranks must call it, even
+        a rank that observed nothing. Without an observation since the last call, only the counter ``steps`` changes.
         """
         self._forwards = -1
         self._commit()
 
     def discard(self) -> None:
-        """Drops what was observed since the last commit: where an optimizer step is not taken, as by a `GradScaler` that skips it.
+        """Drops what was observed since the last commit, for an optimizer step that is not taken (a `GradScaler` skips it, say).
 
-        No counter moves. Each rank drops what is its own, so all ranks must call it.
+        No counter moves. Each rank drops its own observations, so all ranks must call it.
         """
         self.pending.zero_()
 
@@ -143,7 +143,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
         Returns:
             ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Changes
-            no state. Of an absent loss all are 0.
+            no state. For an absent loss all are 0.
 
         ``count``, ``share`` and what it raises: as `forward`.
         """
@@ -155,7 +155,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         """The state as NumPy arrays with settings and names, to be loaded in either framework.
 
         Returns:
-            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. Copies; to copy waits for the device.
+            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. These are copies, and copying waits for the device.
             Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
         """
         settings = self._settings
@@ -167,12 +167,12 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
         Args:
             exported: The state.
-            renamed: Where the losses have changed: for a name of this balancer its name there, None for a loss that starts
+            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
                 afresh. Losses of the state that no name refers to are dropped.
 
         Raises:
-            TypeError: ``exported`` is no mapping.
-            ValueError: It is of another balancer, of other settings or other losses. Then nothing has changed.
+            TypeError: ``exported`` is not a mapping.
+            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
             RuntimeError: This balancer is on the device "meta".
         """
         settings = self._settings
@@ -188,20 +188,20 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
 
     @abstractmethod
     def _factors(self, inputs: Inputs) -> Tensor:
-        """The factors of the losses (spec A5), float32, by committed state and, if the method says so, ``inputs.losses``."""
+        """The factors of the losses (spec A5), float32, made from committed state and, if the method says so, ``inputs.losses``."""
 
     def _aggregate(self, inputs: Inputs) -> Tensor:
         """The aggregate: the sum of the losses by their factors."""
-        factors = saved_for_backward(self._factors(inputs))  # a graph may overwrite the state that they are made of
+        factors = saved_for_backward(self._factors(inputs))  # a graph may overwrite the state that the factors are made of
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
     def _committed(self, mean: Tensor, present: Tensor) -> State:
-        """The method's own state after a commit of the ``mean`` of each loss; of one that is not ``present``, as it was."""
+        """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
         del mean, present
         return {}
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        """Refuses losses of other names than those fixed."""
+        """Raises unless the losses have the fixed names."""
         # As lists: Dynamo of PyTorch 2.11 and before cannot compare a tuple that is a constant of the host.
         if list(names) != list(self.names):
             raise spec.errors.fixed_names(self.names, names)
@@ -211,7 +211,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         return dict(zip(inputs.names, inputs.masked(factors).unbind(0), strict=True))
 
     def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
-        """All that can be wrong with a call is found here, before anything is observed."""
+        """The inputs of a call. Everything that can be wrong with it is found here, before anything is observed."""
         names, terms, dtypes = self._ordered(loss)
         self._check_names(names)
         if self._scalars and terms[0].ndim:
@@ -239,7 +239,7 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         pending.copy_(unless_recomputing(observed(pending, inputs), pending))
 
     def _commit(self, due: Tensor | None = None) -> None:
-        """Commits, with ``due`` where that is true: the decision stays on the device."""
+        """Commits; if ``due`` is given, only where it is true, so that the decision stays on the device."""
         state = self._state()
         pending = self._over_ranks(state["pending"])
         own = self._committed(*pending_mean(pending)) if len(pending) > 2 else {}

@@ -22,7 +22,7 @@ from loss_balancers.torch.rounding import compute_dtype
 
 @host_constant
 def static_plan(settings: str, names: tuple[str, ...]) -> spec.Plan:
-    """`spec.static_plan` of settings as text: Dynamo of PyTorch 2.11 and before makes no constant of a dataclass."""
+    """`spec.static_plan` for settings as text, since Dynamo of PyTorch 2.11 and before makes no constant of a dataclass."""
     return spec.static_plan(spec.StaticLossBalancerSettings.from_json(settings), names)
 
 
@@ -48,7 +48,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         None. No parameters; ``state_dict()`` is empty.
 
     Raises:
-        TypeError: A weight is no real number, or ``kd_loss_weight`` none of the three forms. At a call: see `canonical`.
+        TypeError: A weight is not a real number, or ``kd_loss_weight`` has none of the three forms. At a call: see `canonical`.
         ValueError: A weight or their sum is out of bounds, or there is none. At a call: weights and KD losses do not match.
 
     Example:
@@ -91,13 +91,13 @@ class StaticLossBalancer(DistillationLossBalancer):
 
         Args:
             loss: The losses.
-            count: Of how many items each loss is the mean, as the balancers with state take it: a number or a mapping from name to
-                number. Here it says one thing alone: a loss with the count 0 is absent, and its weight is 0.
-            share: What part each loss is of the step's mean, in the same forms; 0 says the same.
+            count: The number of items that each loss is the mean of, as balancers with state take it: a number, or a mapping from
+                name to number. Here only 0 matters: a loss with the count 0 is absent, and its weight is 0.
+            share: The part of the step's mean that each loss is, in the same forms; 0 says the same.
 
         Raises:
-            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
-            ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
+            TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
         """
         plain = count is None and share is None
         eager = plain and self._student_loss_reduction_fn is None and not is_dynamo_compiling()
@@ -121,7 +121,7 @@ class StaticLossBalancer(DistillationLossBalancer):
             Numbers on the host; with ``count`` or ``share`` scalars on the device, in the compute format.
 
         Raises:
-            TypeError: ``loss`` is no mapping, or a name no string.
+            TypeError: ``loss`` is not a mapping, or a name is not a string.
             ValueError: There is no KD loss, or weights and KD losses do not match.
         """
         if count is not None or share is not None:
@@ -135,8 +135,8 @@ class StaticLossBalancer(DistillationLossBalancer):
         """What `forward` makes of each loss, for logging: detached, on the device, the same names at every step.
 
         Returns:
-            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Of an
-            absent loss all are 0.
+            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. For
+            an absent loss all are 0.
 
         ``count``, ``share`` and what it raises: as `forward`.
         """
@@ -155,14 +155,14 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     @staticmethod
     def _present(names: tuple[str, ...], terms: list[Tensor], count: Any, share: Any) -> tuple[list[Tensor], Tensor | None]:
-        """The losses without those that are absent, and which are there; None if all are."""
+        """The losses, +0 for an absent one, and whether each is present; None if all are."""
         amounts = spec.checked_amounts(names, count, share)
         present = None if amounts is None else presence(amounts, on_device(amounts, terms[0].device))
         return terms if present is None else without_absent(terms, present), present
 
     def _plan(self, names: tuple[str, ...]) -> spec.Plan:
         if is_dynamo_compiling():
-            return static_plan(self._text, names)  # to keep it on self would compile again
+            return static_plan(self._text, names)  # keeping it on self would cause another compilation
         last = self._last_plan
         if last is None or last.plan.names != names:
             self._last_plan = last = LastPlan(spec.static_plan(self._settings, names))
@@ -170,7 +170,7 @@ class StaticLossBalancer(DistillationLossBalancer):
 
     def _warn_once(self, message: str) -> None:
         if is_dynamo_compiling():
-            warn_while_tracing(message)  # once per compilation: to note it on self would compile again
+            warn_while_tracing(message)  # once per compilation: a note on self would cause another
         elif not self._warned:
             self._warned = True
             warnings.warn(message, UserWarning, stacklevel=5)  # past two frames of nn.Module

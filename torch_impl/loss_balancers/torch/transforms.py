@@ -1,7 +1,7 @@
 """Derivatives and batches by `torch.func` and by forward mode, in eager code and within compiled functions.
 
 Dynamo has no form of an `autograd.Function` for them. It traces the forward, and forward mode then differentiates each operation
-in it: a `hardshrink` has no tangent at a zero loss, and bits have none at all. What it makes of a backward has no rule for `vmap`.
+in it: a `hardshrink` has no tangent at a zero loss, and bits have none at all. The backward that it makes has no rule for `vmap`.
 So Dynamo must not look inside: the function stands in its graph as it is, and AOTAutograd, which runs that graph under the
 transforms, calls the function as eager code does.
 """
@@ -33,7 +33,7 @@ def under_torch_func() -> bool:
 
 
 def transformable(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` for calls that are transformed. It takes tensors and constants, has a `jvp` and a rule for `vmap`."""
+    """``function.apply`` for transformed calls. ``function`` takes tensors and constants, and has a `jvp` and a rule for `vmap`."""
 
     @traced_as_constant
     def leave_untraced() -> None:
@@ -49,7 +49,7 @@ def transformable(function: type[Function]) -> Callable[..., Any]:
 
 
 class _Constant(Function):
-    """The identity of what no derivative may reach, at whatever level of nested transforms it would come from."""
+    """The identity for a value that no derivative may reach, from any level of nested transforms."""
 
     generate_vmap_rule = True
 
@@ -72,10 +72,10 @@ _constant = transformable(_Constant)
 
 
 def refuse_derivatives(x: Any, where: str) -> None:
-    """Raises if a transform of `torch.func` or forward mode differentiates by ``x``: an array does not say so itself.
+    """Raises if a transform of `torch.func` or forward mode differentiates by ``x``: the array itself does not say so.
 
     Raises:
-        TypeError: One does.
+        TypeError: A transform or forward mode does.
     """
     if transformed() and isinstance(x, Tensor) and x.is_floating_point():
         _constant(x, where)
@@ -85,8 +85,8 @@ checks.derivative_checks.append(refuse_derivatives)
 
 
 def refuse_dual_level_outside() -> None:
-    """Raises in a function that is compiled within a dual level: what Inductor makes of it returns no tangents."""
-    # Where there is no level, Dynamo reads that from the module as it reads any global number: it compiles again once there is one.
+    """Raises in a function that is compiled within a dual level: Inductor's code for it would return no tangents."""
+    # If there is no level, Dynamo reads that from the module like any global number, and compiles again when there is one.
     level = forward_ad._current_level if _level() < 0 else _level_outside()
     if level >= 0:
         raise errors.compiled_within_a_dual_level()
@@ -99,7 +99,7 @@ def _level() -> int:
 
 @traced_as_constant
 def _level_outside() -> int:
-    """The level at which compilation began: one that the function itself enters is above it."""
+    """The level at which compilation began. A level that the function itself enters is above it."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     return InstructionTranslator.current_tx().output.dual_level

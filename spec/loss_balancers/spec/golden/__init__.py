@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 class Vector(NamedTuple):
     """One step: losses in, aggregate and gradients out. Values are floats that their format represents.
 
-    Of a balancer that changes over time also the weights, and the state after the step: a number or a tuple of them by entry.
+    With a balancer that changes over time also the weights, and the state after the step: a number or a tuple of them by entry.
     ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given.
     """
 
@@ -31,10 +31,10 @@ class Vector(NamedTuple):
 class Group(NamedTuple):
     """Sequences of steps that share settings, names and formats, so that one compiled function serves them all.
 
-    Each sequence begins with a new balancer. All groups of one balancer and label have as many sequences, of as many steps: of one,
-    if the balancer has no state. ``formats`` has the names in the shuffled order in which the losses are to be given; ``label`` is
-    the column of the parity matrix: a format, or ``mixed``. ``weights`` are those that never change. ``keyword`` is ``count``
-    or ``share`` if every call is given that, else empty.
+    Each sequence begins with a new balancer. All groups of one balancer and label have the same number of sequences, each of the
+    same number of steps (1 if the balancer has no state). ``formats`` has the names in the shuffled order in which losses are to be
+    given; ``label`` is the column of the parity matrix: a format, or ``mixed``. ``weights`` are the weights that never change.
+    ``keyword`` is ``count`` or ``share`` if every call is given that, else empty.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Group(NamedTuple):
 
 
 def stems() -> list[str]:
-    """The files of vectors that there are, without their suffix: each named as the module of its balancer."""
+    """The names of the files of vectors, without their suffix: each is named like the module of its balancer."""
     return sorted(file.name.removesuffix(".json") for file in resources.files(__name__).iterdir() if file.name.endswith(".json"))
 
 
@@ -64,7 +64,7 @@ def golden_text(stem: str = "static") -> str:
 
 
 def golden_hash(stem: str = "static") -> str:
-    """SHA-256 of the vectors, by which two hosts know that they ran the same ones.
+    """SHA-256 of the vectors, by which two hosts know that they ran the same vectors.
 
     The hash is of the values in their order, written as JSON with one value a line. The layout of the file does not matter.
     """

@@ -16,12 +16,12 @@ from loss_balancers.spec.keys import canonical_order
 from loss_balancers.spec.reference import Answer, Step, run
 from loss_balancers.spec.settings import Settings
 
-#: Steps of a sequence. As many in every group, so that lanes can run all sequences of a column side by side.
+#: Steps of a sequence: the same number in every group, so that lanes can run all sequences of a column side by side.
 STEPS = 8
 
 
 class Form(NamedTuple):
-    """Settings, the names of the losses that they meet, and the sets of formats in which they do.
+    """Settings, the names of the losses that they get, and the sets of formats of those losses.
 
     ``keyword`` is given at every call: ``count`` or ``share``, or neither.
     """
@@ -127,7 +127,7 @@ class _Inputs:
 
 
 def _sequences(inputs: _Inputs) -> Iterator[list[dict[str, float]]]:
-    """What training gives; what is no number, or none to learn from; the ends of the range; both signs, and scales far apart."""
+    """What training gives; zeros, NaN and infinity; the ends of the range; both signs, and scales far apart."""
     both = (1, -1)
 
     def tiny(times: Callable[[int], Fraction]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_plan, static_reference
 
 SEED = 20_240_601
-#: Which forms a set of formats gets: float32 most, the others those that differ most. Each is compiled on each lane.
+#: The forms of each set of formats. Each is compiled on each lane, so float32 has most of them, the others those that differ most.
 FORMS_OF = {
     "f32": (
         *("number-1-alone", "number-3", "sequence-2", "sequence-2-dropped", "mapping-3", "mapping-student"),
