@@ -9,10 +9,11 @@ from functools import cache
 from typing import Any
 
 from loss_balancers.parity.bits import from_bits
-from loss_balancers.parity.certificate import make_certificate
-from loss_balancers.parity.lanes import LABELS, Result, find_lanes
+from loss_balancers.parity.certificates.certificate import make_certificate
+from loss_balancers.parity.golden.result import Result
+from loss_balancers.parity.golden.vectors import LABELS, Value, Vectors, cases, columns, digest, installed_vectors
+from loss_balancers.parity.lanes.known import find_lanes
 from loss_balancers.parity.run import run_lane
-from loss_balancers.parity.vectors import Value, Vectors, cases, columns, digest, installed_vectors
 from loss_balancers.spec import Group, load_golden
 
 BALANCER = "StaticLossBalancer"

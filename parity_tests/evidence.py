@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loss_balancers.parity.certificates.merge import merge
+from loss_balancers.parity.certificates.reading import read_certificate
 from loss_balancers.parity.files import write_text
-from loss_balancers.parity.merge import merge
-from loss_balancers.parity.reading import read_certificate
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

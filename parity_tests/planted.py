@@ -15,8 +15,9 @@ import loss_balancers.jax
 import loss_balancers.jax.rounding
 import loss_balancers.torch
 import loss_balancers.torch.rounding
-from loss_balancers.parity.lanes import Lane, Result
-from loss_balancers.parity.own_process import in_own_process
+from loss_balancers.parity.golden.result import Result
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity.lanes.own_process import in_own_process
 from loss_balancers.spec import Group
 
 #: An ulp of 1 in float32.

@@ -13,8 +13,8 @@ import loss_balancers.torch
 from loss_balancers.parity import assert_twins
 from loss_balancers.parity.bits import array_bits, to_bits
 from loss_balancers.parity.jax_versions import enable_x64
-from loss_balancers.parity.twin_cases import specials
-from loss_balancers.parity.twin_lanes import MODES
+from loss_balancers.parity.twins.cases import specials
+from loss_balancers.parity.twins.lanes import MODES
 from loss_balancers.spec import FORMATS
 
 LANES = [f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes]

@@ -8,7 +8,7 @@ import pytest
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity import LaneAbsentError, assert_twins
-from loss_balancers.parity.twin_lanes import MODES
+from loss_balancers.parity.twins.lanes import MODES
 
 LANES = [f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes]
 X = {"MSELoss_0": 3.0}
@@ -107,7 +107,7 @@ def test_an_error_of_a_balancer_says_where_it_came_up() -> None:
 
 
 def test_a_lane_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    import loss_balancers.parity.lanes as module
+    import loss_balancers.parity.lanes.known as module
 
     lanes = [lane._replace(why_absent=lambda: "no C++ compiler") for lane in module.known_lanes()]
     monkeypatch.setattr(module, "known_lanes", lambda: lanes)

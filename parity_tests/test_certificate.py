@@ -17,15 +17,19 @@ import torch
 from certificates import BALANCER, doctored, few_vectors, jax_certificate, torch_certificate
 from jsonschema import Draft202012Validator
 
-from loss_balancers.parity import reading
 from loss_balancers.parity.bits import to_bits
-from loss_balancers.parity.certificate import CertificateError, make_certificate
+from loss_balancers.parity.certificates import reading
+from loss_balancers.parity.certificates.certificate import CertificateError, make_certificate
+from loss_balancers.parity.certificates.host import device_kind
+from loss_balancers.parity.certificates.reading import check, read_certificate
 from loss_balancers.parity.files import write_json
-from loss_balancers.parity.host import clean, device_kind, flags
-from loss_balancers.parity.lanes import LABELS, Lane, Result, find_lanes
-from loss_balancers.parity.reading import check, read_certificate
+from loss_balancers.parity.golden.result import Result
+from loss_balancers.parity.golden.vectors import LABELS, Value, cases, columns, digest, installed_vectors
+from loss_balancers.parity.lanes.known import find_lanes
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity.lanes.switches import flags
 from loss_balancers.parity.run import run_lane
-from loss_balancers.parity.vectors import Value, cases, columns, digest, installed_vectors
+from loss_balancers.parity.text import clean
 from loss_balancers.spec import Group
 
 ONE, MINUS_ZERO = to_bits(1.0, "f32"), 0x80000000
@@ -392,7 +396,7 @@ class Missing(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in {"torch", "jax", "jaxlib", "flax", "optax", "ml_dtypes", "scipy"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
-import loss_balancers.parity.certificate, loss_balancers.parity.merge
+import loss_balancers.parity.certificates.certificate, loss_balancers.parity.certificates.merge
 from loss_balancers.parity.cli import main
 sys.argv = ["loss-balancers", "merge", sys.argv[1]]
 try:

@@ -12,11 +12,11 @@ import pytest
 from certificates import doctored, few_sequences, few_vectors, jax_certificate, sequences_certificate
 from typer.testing import CliRunner
 
-from loss_balancers.parity import vectors
-from loss_balancers.parity.certificate import CertificateError
+from loss_balancers.parity.certificates.certificate import CertificateError
+from loss_balancers.parity.certificates.reading import at, read_certificate
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.files import json_text
-from loss_balancers.parity.reading import at, read_certificate
+from loss_balancers.parity.golden import vectors
 
 SEED = 20261
 Path_ = tuple[str | int, ...]

@@ -8,9 +8,9 @@ import pytest
 from certificates import BALANCER, doctored, few_vectors, jax_certificate, torch_certificate
 from typer.testing import CliRunner, Result
 
-from loss_balancers.parity import vectors
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.files import write_json
+from loss_balancers.parity.golden import vectors
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 CASES = (f"{BALANCER} weights K=3 forward", f"{BALANCER} weights K=3 gradient")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import loss_balancers.parity.vectors
+import loss_balancers.parity.golden.vectors
 from loss_balancers.parity.bits import from_bits, to_bits
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.vectors import Vectors, installed_vectors
+from loss_balancers.parity.golden.vectors import Vectors, installed_vectors
 from loss_balancers.spec import load_golden
 
 QUICK = ["parity", "--lane", "torch-cpu-eager"]
@@ -41,7 +41,7 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
     sequences = [*groups[index].sequences[:12], (doctored,), *groups[index].sequences[13:]]
     groups[index] = groups[index]._replace(sequences=tuple(sequences))
     found = {"StaticLossBalancer": Vectors("0" * 64, tuple(groups))}
-    monkeypatch.setattr(loss_balancers.parity.vectors, "installed_vectors", lambda: found)
+    monkeypatch.setattr(loss_balancers.parity.golden.vectors, "installed_vectors", lambda: found)
     file = tmp_path / "matrix.json"
     result = _run(*QUICK, "--json", str(file))
     assert result.exit_code == 1
@@ -82,7 +82,7 @@ def test_wrong_usage_is_exit_status_2(arguments: list[str], words: str) -> None:
 
 
 def test_a_lane_that_is_absent_is_an_error_and_no_skip(monkeypatch: pytest.MonkeyPatch) -> None:
-    import loss_balancers.parity.lanes as module
+    import loss_balancers.parity.lanes.known as module
 
     lanes = [lane._replace(why_absent=lambda: "no C++ compiler") for lane in module.find_lanes()]
     monkeypatch.setattr(module, "find_lanes", lambda: lanes)

@@ -13,10 +13,10 @@ from certificates import doctored, few_vectors, torch_certificate
 from evidence import BLOCK, CERTIFICATE, README, matrix_block
 from hypothesis import HealthCheck, settings
 
+from loss_balancers.parity.certificates.merge import merge
+from loss_balancers.parity.certificates.reading import check, read_certificate
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.lanes import known_lanes
-from loss_balancers.parity.merge import merge
-from loss_balancers.parity.reading import check, read_certificate
+from loss_balancers.parity.lanes.known import known_lanes
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -144,7 +144,7 @@ def _names(schema: object) -> set[str]:
 
 def test_the_guide_to_certificates_names_every_field() -> None:
     guide = TEXTS["docs/certificates.md"]
-    schema = json.loads((files("loss_balancers.parity") / "certificate.schema.json").read_text("utf-8"))
+    schema = json.loads((files("loss_balancers.parity.certificates") / "certificate.schema.json").read_text("utf-8"))
     stated = {name for name in _names(schema) if "." not in name}
     assert [name for name in sorted(stated) if f"`{name}`" not in guide and f'"{name}"' not in guide] == []
     assert {"digests", "actual_format", "cotangent", "python"} <= stated

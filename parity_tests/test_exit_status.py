@@ -21,7 +21,7 @@ PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from certificates import few_vectors
-import loss_balancers.parity.vectors as vectors
+import loss_balancers.parity.golden.vectors as vectors
 from loss_balancers.parity.cli import main
 vectors.installed_vectors = few_vectors
 if sys.argv[1] == "audit":

@@ -2,9 +2,10 @@
 
 import pytest
 
-from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
+from loss_balancers.parity.golden.vectors import LABELS, installed_vectors
+from loss_balancers.parity.lanes.known import find_lanes
+from loss_balancers.parity.lanes.lane import Lane
 from loss_balancers.parity.run import run_lane
-from loss_balancers.parity.vectors import installed_vectors
 from loss_balancers.spec import load_golden
 from loss_balancers.spec.registry import SETTINGS
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from loss_balancers.parity.merge import merge
-from loss_balancers.parity.reading import read_certificate
-from loss_balancers.parity.vectors import installed_vectors
+from loss_balancers.parity.certificates.merge import merge
+from loss_balancers.parity.certificates.reading import read_certificate
+from loss_balancers.parity.golden.vectors import installed_vectors
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))

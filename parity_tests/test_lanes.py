@@ -19,18 +19,20 @@ import torch
 from planted import devices_seen, with_fault, without_guards
 from typer.testing import CliRunner
 
-import loss_balancers.parity.lanes as module
+import loss_balancers.parity.lanes.known as module
 from loss_balancers.parity import run
 from loss_balancers.parity.bits import from_bits
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.jax_lanes import jax_lanes
-from loss_balancers.parity.jax_modes import run_mode as run_in_jax
-from loss_balancers.parity.jax_program import Packed
-from loss_balancers.parity.lanes import KNOWN_DEVICES, LABELS, Lane, find_lanes, known_lanes, why_no_format
-from loss_balancers.parity.own_process import in_own_process
+from loss_balancers.parity.golden.vectors import LABELS, case_name, columns, installed_vectors
+from loss_balancers.parity.lanes.absent import KNOWN_DEVICES, why_no_format
+from loss_balancers.parity.lanes.in_jax import jax_lanes
+from loss_balancers.parity.lanes.in_torch import torch_lanes
+from loss_balancers.parity.lanes.jax_modes import run_in_jax
+from loss_balancers.parity.lanes.jax_program import Packed
+from loss_balancers.parity.lanes.known import find_lanes, known_lanes
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity.lanes.own_process import in_own_process
 from loss_balancers.parity.run import run_lane
-from loss_balancers.parity.torch_lanes import torch_lanes
-from loss_balancers.parity.vectors import case_name, columns, installed_vectors
 from loss_balancers.spec import FORMATS, load_golden
 
 GROUPS = load_golden()
@@ -111,13 +113,13 @@ import os
 from functools import partial
 from pathlib import Path
 
-from loss_balancers.parity.lanes import Lane
-from loss_balancers.parity.torch_modes import run_mode
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity import run_in_torch
 
 
 def run(device, groups):
     (Path(__file__).parent / "ran" / f"{device}-{os.getpid()}").touch()
-    yield from run_mode("cpu", "eager", groups)
+    yield from run_in_torch("cpu", "eager", groups)
 
 
 def lanes():
@@ -158,7 +160,7 @@ def _entry_point(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
 
 
 def test_two_lanes_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    _entry_point(monkeypatch, "loss_balancers.parity.torch_lanes:torch_lanes")
+    _entry_point(monkeypatch, "loss_balancers.parity.lanes.in_torch:torch_lanes")
     with pytest.raises(ValueError, match=r"distinct names. Received torch-cpu-eager, .* more than once. Rename a mode"):
         known_lanes()
 
@@ -348,8 +350,8 @@ def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.
 def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
     lane = _lane("torch-cpu-eager")._replace(why_absent=lambda: "its beads are lost", at_once=at_once)
     monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
-    batches = run._together(columns(GROUPS, ["f32"]))
-    for job in run._jobs(lane, batches):
+    lots = run._lots(columns(GROUPS, ["f32"]))
+    for job in run._jobs(lane, lots):
         assert run._run_cells(lane.name, job) == ([], {lane.name: "its beads are lost"}, {})
 
 

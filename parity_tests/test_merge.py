@@ -12,13 +12,13 @@ from certificates import BALANCER, doctored, few_vectors, jax_certificate, torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from loss_balancers.parity import vectors
-from loss_balancers.parity.certificate import CertificateError
+from loss_balancers.parity.certificates.certificate import CertificateError
+from loss_balancers.parity.certificates.merge import merge
+from loss_balancers.parity.certificates.reading import check
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.files import write_json
-from loss_balancers.parity.merge import merge
-from loss_balancers.parity.reading import check
-from loss_balancers.parity.tables import SHOWN, as_markdown, in_words, print_matrix
+from loss_balancers.parity.golden import vectors
+from loss_balancers.parity.report.tables import SHOWN, as_markdown, in_words, print_matrix
 
 CASE = "sequence-2-dropped-f32[4]"
 

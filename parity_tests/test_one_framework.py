@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from loss_balancers.parity import jax_modes, torch_modes
-from loss_balancers.parity.lanes import KNOWN_DEVICES, MODES
+from loss_balancers.parity.lanes import jax_modes, torch_modes
+from loss_balancers.parity.lanes.absent import KNOWN_DEVICES
+from loss_balancers.parity.lanes.known import MODES
 
 MAIN = "from loss_balancers.parity.cli import main; main()"
 NOT_NEEDED = ("jsonschema", "jinja2", "hypothesis", "pytest")

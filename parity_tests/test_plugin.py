@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.twin_lanes import read_lanes
+from loss_balancers.parity.twins.lanes import read_lanes
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "your_twins"

@@ -5,7 +5,7 @@ import re
 import pytest
 from report_cases import FORGED, doctored, forged, matrix
 
-from loss_balancers.parity.report import html_report
+from loss_balancers.parity.report.page import html_report
 
 
 def test_the_same_matrix_gives_the_same_page() -> None:

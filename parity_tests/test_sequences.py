@@ -17,10 +17,10 @@ import torch
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_modes import run_mode as run_in_jax
-from loss_balancers.parity.run import differences
-from loss_balancers.parity.torch_modes import run_mode as run_in_torch
-from loss_balancers.parity.vectors import case_name, cases, values_of
+from loss_balancers.parity.golden.comparison import differences
+from loss_balancers.parity.golden.vectors import case_name, cases, values_of
+from loss_balancers.parity.lanes.jax_modes import run_in_jax
+from loss_balancers.parity.lanes.torch_modes import run_in_torch
 from loss_balancers.spec import (
     Amounts,
     EMANormalizedLossBalancerSettings,

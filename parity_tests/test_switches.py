@@ -18,15 +18,15 @@ import torch._inductor.config as inductor
 from certificates import torch_certificate
 from torch._dynamo import config, lookup_backend
 
-from loss_balancers.parity import LaneAbsentError, assert_twins, host
-from loss_balancers.parity.compiled import NotCompiledError
-from loss_balancers.parity.host import flags, turned
-from loss_balancers.parity.jax_compiled import compiled as compiled_by_jax
+from loss_balancers.parity import LaneAbsentError, assert_twins
 from loss_balancers.parity.jax_versions import enable_x64
-from loss_balancers.parity.lanes import find_lanes
+from loss_balancers.parity.lanes.absent import NotCompiledError
+from loss_balancers.parity.lanes.jax_compiled import compiled as compiled_by_jax
+from loss_balancers.parity.lanes.known import find_lanes
+from loss_balancers.parity.lanes.switches import concerns, flags, turned
+from loss_balancers.parity.lanes.torch_compiled import compiled as compiled_by_torch
+from loss_balancers.parity.report.tables import as_markdown
 from loss_balancers.parity.run import run_lane
-from loss_balancers.parity.tables import as_markdown
-from loss_balancers.parity.torch_compiled import compiled as compiled_by_torch
 from loss_balancers.spec import load_golden
 
 GROUPS = [group for group in load_golden() if group.id == "sequence-2-f32"]
@@ -102,7 +102,7 @@ def test_a_program_that_is_compiled_once_and_then_run_by_python_is_found() -> No
 
 
 def test_what_is_compiled_is_compiled_by_inductor_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    import loss_balancers.parity.torch_compiled as module
+    import loss_balancers.parity.lanes.torch_compiled as module
 
     asked: list[str] = []
     monkeypatch.setattr(module, "lookup_backend", lambda name: asked.append(name) or lookup_backend(name))
@@ -274,15 +274,15 @@ def test_what_the_kit_sets_itself_is_not_turned() -> None:
     assert turned({"env.XLA_FLAGS": ours}) == {}
     assert turned({"env.XLA_FLAGS": f"--xla_x=1 {ours}"}) == {"env.XLA_FLAGS": "--xla_x=1"}
     assert turned({"env.TORCH_COMPILE_DISABLE": "1"}) == {"env.TORCH_COMPILE_DISABLE": "1"}
-    assert not host.concerns("env.XLA_FLAGS", "torch")
-    assert not host.concerns("inductor.use_fast_math", "jax")
+    assert not concerns("env.XLA_FLAGS", "torch")
+    assert not concerns("inductor.use_fast_math", "jax")
 
 
 def _matrix(data: dict[str, Any]) -> dict[str, Any]:
     from certificates import few_vectors
 
-    from loss_balancers.parity.merge import merge
-    from loss_balancers.parity.reading import check
+    from loss_balancers.parity.certificates.merge import merge
+    from loss_balancers.parity.certificates.reading import check
 
     return merge([check(data, "a.json", few_vectors())])
 

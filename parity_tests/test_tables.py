@@ -7,8 +7,8 @@ import pytest
 from report_cases import doctored, matrix
 from rich.console import Console
 
-from loss_balancers.parity.absences import absences
-from loss_balancers.parity.tables import as_markdown, print_matrix
+from loss_balancers.parity.report.absences import absences
+from loss_balancers.parity.report.tables import as_markdown, print_matrix
 
 
 def _text(made, width: int) -> str:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, find, given, seed, settings
 
 from loss_balancers.parity import assert_twins, drawn_cases, loss_dicts
 from loss_balancers.parity.bits import array_bits, as_numpy, to_bits
-from loss_balancers.parity.twin_cases import FORMATS_OF_LABEL, read_cases
+from loss_balancers.parity.twins.cases import FORMATS_OF_LABEL, read_cases
 from loss_balancers.spec import FORMATS
 
 

@@ -12,7 +12,7 @@ from runs import BALANCERS, drawn, make
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity import assert_twins
-from loss_balancers.parity.twin_lanes import MODES
+from loss_balancers.parity.twins.lanes import MODES
 
 LANES = [f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes]
 QUICK = [lane for lane in LANES if lane not in ("torch-cpu-compiled", "torch-cpu-step")]

@@ -13,8 +13,8 @@ import pytest
 import versions
 from versions_page import FILE, page
 
-from loss_balancers.parity.lanes import MODES
-from loss_balancers.parity.measured import measurements, said_of, versions_of
+from loss_balancers.parity.certificates.measured import measurements, said_of, versions_of
+from loss_balancers.parity.lanes.known import MODES
 from loss_balancers.spec.versions import OLDEST
 
 ROOT = Path(__file__).parent.parent

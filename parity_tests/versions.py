@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from versions_page import FILE, page
 
-from loss_balancers.parity import measured
+from loss_balancers.parity.certificates import measured
+from loss_balancers.parity.certificates.host import FRAMEWORKS
+from loss_balancers.parity.certificates.measured import measurements
 from loss_balancers.parity.files import write_text
-from loss_balancers.parity.host import FRAMEWORKS
-from loss_balancers.parity.measured import measurements
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(measured.__file__).parent / measured.FILE

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loss_balancers.parity.lanes import LABELS, MODES
-from loss_balancers.parity.measured import PAGE
+from loss_balancers.parity.certificates.measured import PAGE
+from loss_balancers.parity.golden.vectors import LABELS
+from loss_balancers.parity.lanes.known import MODES
 from loss_balancers.spec.versions import OLDEST, release
 
 FILE = Path(__file__).parent.parent / PAGE
