@@ -14,7 +14,7 @@ FILE, PAGE = "versions.json", "docs/evidence/versions.md"
 
 
 def measurements() -> list[dict[str, Any]]:
-    """What came out of each pair of versions: `parity_tests/versions.py` says what is in it."""
+    """What came out of each pair of versions: `tools/versions.py` says what is in it."""
     return json.loads((files("loss_balancers.parity.certificates") / FILE).read_text("utf-8"))
 
 

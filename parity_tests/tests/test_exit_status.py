@@ -19,7 +19,7 @@ from loss_balancers.parity.files import write_json
 #: The command line with a few of the vectors, and with an audit that compiles nothing.
 PROGRAM = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1] / "helpers")!r})
 from certificates import few_vectors
 import loss_balancers.parity.golden.vectors as vectors
 from loss_balancers.parity.cli import main

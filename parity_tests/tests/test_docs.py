@@ -18,7 +18,7 @@ from loss_balancers.parity.certificates.reading import check, read_certificate
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.lanes.known import known_lanes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
     *sorted(file for folder in ("docs", "examples") for file in (ROOT / folder).rglob("*.md")),

@@ -18,7 +18,7 @@ import yaml
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.twins.lanes import read_lanes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "your_twins"
 WORKFLOW = EXAMPLE / ".github" / "workflows" / "parity.yml"
 HEAVY = {"torch", "jax", "jaxlib", "flax", "numpy", "ml_dtypes", "hypothesis", "typer"}

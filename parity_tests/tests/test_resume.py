@@ -11,7 +11,7 @@ from resume_program import live
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import read_state, save_state
 
-PROGRAM = Path(__file__).with_name("resume_program.py")
+PROGRAM = Path(__file__).parents[1] / "helpers" / "resume_program.py"
 STEPS, KILLS = 800, 20
 
 

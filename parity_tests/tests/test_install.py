@@ -13,7 +13,7 @@ from environments import Environment, pack, wheels_of_what_is_here
 from loss_balancers.parity.audit import TARGETS
 from loss_balancers.spec import errors
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "your_twins"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 #: What stands after `pip install`, up to the end of the line, of the code or of the command.

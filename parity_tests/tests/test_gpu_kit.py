@@ -20,7 +20,7 @@ from loss_balancers.parity.certificates.merge import merge
 from loss_balancers.parity.certificates.reading import read_certificate
 from loss_balancers.parity.golden.vectors import installed_vectors
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("KILLS", "2"))
 #: What the kit must do without.
 BLOCK = """

@@ -27,9 +27,10 @@ def test_all_that_is_missing_is_said_at_once() -> None:
         "a row in docs/balancers.md",
         "clauses in docs/spec",
         "a mention in README.md",
-        "tests of its errors in parity_tests/test_errors.py",
+        "tests of its errors in parity_tests/tests/test_errors.py",
         "tests of its settings in spec/tests",
-        "tests of its drawn runs in parity_tests/test_drawn.py or parity_tests/test_schedules.py or parity_tests/test_sequences.py",
+        "tests of its drawn runs in parity_tests/tests/test_drawn.py or parity_tests/tests/test_schedules.py or "
+        "parity_tests/tests/test_sequences.py",
         "an audit, or the reason why not in completeness.py",
     ]
 

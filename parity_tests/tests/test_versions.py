@@ -17,7 +17,7 @@ from loss_balancers.parity.certificates.measured import measurements, said_of, v
 from loss_balancers.parity.lanes.known import MODES
 from loss_balancers.spec.versions import OLDEST
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 

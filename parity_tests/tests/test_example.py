@@ -18,7 +18,7 @@ import loss_balancers.jax
 from loss_balancers.spec import schedules
 from loss_balancers.spec.registry import SETTINGS
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "distill_digits.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "distill_digits.py"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import loss_balancers.torch
 from loss_balancers.spec.reference import run
 from loss_balancers.spec.registry import SETTINGS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLASSES = [name for name in loss_balancers.torch.__all__ if name.endswith("LossBalancer")]
 #: The ranks that state is shared over: each framework's own way.
 RANKS = {"process_group": "ranks", "axis_name": "ranks"}

@@ -16,7 +16,7 @@ from loss_balancers.parity.audit.state_cases import state_cases
 from loss_balancers.spec import golden
 from loss_balancers.spec.registry import SETTINGS, stem
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 #: Balancers whose arithmetic the audit does not read for JAX, each with the reason.
 NOT_AUDITED = {
     "ScheduledLossBalancer": "the sum of `StaticLossBalancer`, by weights that are looked up",
@@ -24,9 +24,9 @@ NOT_AUDITED = {
 }
 #: Tests that name balancers themselves: what is wrong in a call, or in a setting, is another thing for each.
 TESTS = {
-    "errors": ("parity_tests/test_errors.py",),
+    "errors": ("parity_tests/tests/test_errors.py",),
     "settings": ("spec/tests",),
-    "drawn runs": tuple(f"parity_tests/test_{name}.py" for name in ("drawn", "schedules", "sequences")),
+    "drawn runs": tuple(f"parity_tests/tests/test_{name}.py" for name in ("drawn", "schedules", "sequences")),
 }
 
 

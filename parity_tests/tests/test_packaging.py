@@ -15,7 +15,7 @@ from evidence import CERTIFICATE
 
 from loss_balancers.spec.errors import with_extra
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = ("spec", "torch_impl", "jax_impl", "parity_tests")
 PROBE = """
 import importlib.abc, sys
@@ -99,7 +99,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
 
 def _wrong_in_sdist(names: set[str]) -> list[str]:
     """What of this tree an sdist lacks, and what it has that nobody wrote."""
-    folders = [*PARTS, "docs", "examples", "benchmarks", "browser_tests"]
+    folders = [*PARTS, "docs", "examples", "benchmarks", "browser_tests", "tools"]
     written = {".py", ".json", ".typed", ".html", ".css", ".js", ".md", ".toml", ".yml"}
     wanted = {
         file.relative_to(ROOT).as_posix() for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in written
