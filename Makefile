@@ -47,7 +47,7 @@ parity: $(STAMP) ## the golden vectors on every lane of this machine
 	@$(BIN)/loss-balancers parity
 
 versions: $(STAMP) ## golden vectors and unit tests on the oldest versions, the newest, and some between (30 GB)
-	@$(BIN)/python parity_tests/versions.py $(VERSIONS)
+	@$(BIN)/python tools/versions.py $(VERSIONS)
 
 audit: .venv-audit/.installed ## what compilers emit for 5 TPUs, 3 GPUs and the CPU, against the spec (Linux x86-64)
 	@.venv-audit/bin/loss-balancers audit $(AUDIT) $(foreach target,$(TARGETS),--target $(target))
@@ -63,7 +63,7 @@ audit-evidence: audit ## the same, written where the documents show it
 	@touch .venv-audit/.installed
 
 evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it
-	@$(BIN)/python parity_tests/evidence.py
+	@$(BIN)/python tools/evidence.py
 
 bench: $(STAMP) ## forward and backward against ModelOpt's balancer, and what a count costs
 	@$(BIN)/python benchmarks/against_modelopt.py
@@ -79,7 +79,7 @@ golden: $(STAMP) ## write the golden vectors again, from the exact reference
 	@$(BIN)/python -m loss_balancers.spec.golden
 
 release-check: $(STAMP) ## all of a release except for the upload (a rehearsal without TAG=v1.2.3)
-	@$(BIN)/python parity_tests/release_check.py
+	@$(BIN)/python tools/release_check.py
 
 gpu-kit: $(STAMP) ## a folder that runs everything on a host with a GPU, in minutes and without network (docs/gpu.md)
 	@$(BIN)/python gpu_kit/build.py out/gpu-kit

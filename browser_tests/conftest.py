@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from loss_balancers.parity.report import html_report
+from loss_balancers.parity.report.page import html_report
 
 PHONE = {"width": 375, "height": 800}
 DESK = {"width": 1280, "height": 900}

@@ -16,7 +16,7 @@ from harness import compare
 
 import loss_balancers.torch
 from gpu_kit.figures import NOT_HERE, first_line, record
-from loss_balancers.parity.vectors import balancer_of, installed_vectors, shape
+from loss_balancers.parity.golden.vectors import balancer_of, installed_vectors, shape
 from loss_balancers.spec import Group
 
 #: Rounds that count. A round takes 2 x 5 ms, so a comparison takes about a second.

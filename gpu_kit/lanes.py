@@ -8,11 +8,12 @@ from typing import Any
 
 from gpu_kit.figures import change, first_line, record
 from gpu_kit.job import ABSENT
-from loss_balancers.parity.certificate import make_certificate
-from loss_balancers.parity.compiled import NotCompiledError
-from loss_balancers.parity.lanes import LABELS, Lane
-from loss_balancers.parity.run import Cell, run_lane
-from loss_balancers.parity.vectors import columns, installed_vectors
+from loss_balancers.parity.certificates.certificate import make_certificate
+from loss_balancers.parity.golden.comparison import Cell
+from loss_balancers.parity.golden.vectors import LABELS, columns, installed_vectors
+from loss_balancers.parity.lanes.absent import NotCompiledError
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity.run import run_lane
 
 #: The columns in order of what they tell; those together that share compilations.
 CHUNKS = (("f32",), ("bf16", "f16"), ("f64", "mixed"))
@@ -55,10 +56,10 @@ def run(job: str, folder: Path) -> int:
 def _lanes(framework: str) -> list[Lane]:
     """Those of one framework: the other would start its own device."""
     if framework == "torch":
-        from loss_balancers.parity.torch_lanes import torch_lanes
+        from loss_balancers.parity.lanes.in_torch import torch_lanes
 
         return torch_lanes()
-    from loss_balancers.parity.jax_lanes import jax_lanes
+    from loss_balancers.parity.lanes.in_jax import jax_lanes
 
     return jax_lanes()
 

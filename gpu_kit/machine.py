@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu_kit.figures import NOT_HERE, first_line, record
-from loss_balancers.parity.host import clean, flags_of, host
+from loss_balancers.parity.certificates.host import host
+from loss_balancers.parity.lanes.switches import flags_of
+from loss_balancers.parity.text import clean
 
 #: Distributions whose versions matter to what is computed, and to how fast.
 PACKAGES = (

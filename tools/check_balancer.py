@@ -20,7 +20,7 @@ from loss_balancers.spec.golden.files import FILES
 from loss_balancers.spec.registry import SETTINGS, stem
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests")
+TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests")
 #: Words in the names of test files that compile, or that run other programs: lanes, minutes, or no balancer of their own.
 LEFT_OUT = (
     *("compiled", "audit", "certificate", "cuda", "ddp", "golden", "gpu_kit"),
@@ -79,7 +79,7 @@ def parity(balancer: str) -> int:
 
 def main(balancer: str) -> None:
     """Checks one balancer: what it lacks, its golden vectors on every lane, its rows of the tests."""
-    sys.path.insert(0, str(ROOT / "parity_tests"))
+    sys.path.insert(0, str(ROOT / "parity_tests" / "helpers"))
     from completeness import lacks
 
     name, console = balancer_of(balancer), Console(highlight=False)

@@ -1,4 +1,4 @@
-"""`div` and `rmul`: what the quotient is made of, errors, and what JAX does to a function. Their bits: parity_tests/test_div.py."""
+"""`div` and `rmul`: what the quotient is made of, errors, and what JAX does to a function. Their bits: `test_div.py`."""
 
 import subprocess
 import sys

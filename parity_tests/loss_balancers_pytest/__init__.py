@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     names = _asked(config)
     if names is None:
         return
-    from loss_balancers.parity.twin_lanes import read_lanes
+    from loss_balancers.parity.twins.lanes import read_lanes
 
     try:
         read_lanes(names)

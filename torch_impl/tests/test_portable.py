@@ -1,4 +1,4 @@
-"""`div` and `rmul`: what a quotient is made of, errors, what PyTorch does to a function. Their bits: parity_tests/test_div.py."""
+"""`div` and `rmul`: what a quotient is made of, errors, what PyTorch does to a function. Their bits: `test_div.py`."""
 
 import os
 import shutil

@@ -21,7 +21,7 @@ except ImportError as error:
     sys.exit(70)
 
 if TYPE_CHECKING:
-    from loss_balancers.parity.lanes import Lane
+    from loss_balancers.parity.lanes.lane import Lane
 
 #: Exit statuses. 1 is said of results alone, 2 of how a command was called. The others are those of sysexits.h and of shells.
 DIFFERENT, USAGE_ERROR, UNEXPECTED, NOT_WRITTEN, INTERRUPTED = 1, 2, 70, 74, 130
@@ -64,14 +64,15 @@ def parity(
 
     Exit status 0 if every result is bit-identical to the exact reference, 1 on any difference, 2 on wrong usage.
     """
-    from loss_balancers.parity.certificate import make_certificate
+    from loss_balancers.parity.certificates.certificate import make_certificate
+    from loss_balancers.parity.certificates.merge import merge as merged
+    from loss_balancers.parity.certificates.reading import check
     from loss_balancers.parity.files import json_text
-    from loss_balancers.parity.lanes import LABELS, MODES, find_lanes, why_no_framework
-    from loss_balancers.parity.merge import merge as merged
-    from loss_balancers.parity.reading import check
+    from loss_balancers.parity.golden.vectors import LABELS, columns, installed_vectors
+    from loss_balancers.parity.lanes.absent import why_no_framework
+    from loss_balancers.parity.lanes.known import MODES, find_lanes
+    from loss_balancers.parity.report.tables import print_matrix
     from loss_balancers.parity.run import run_lanes
-    from loss_balancers.parity.tables import print_matrix
-    from loss_balancers.parity.vectors import columns, installed_vectors
 
     known, vectors = find_lanes(), installed_vectors()
     for name in balancer or ():
@@ -127,13 +128,13 @@ def merge(
     Exit status 0 if all lanes agree on every bit, 1 if any two do not or one differs from the reference, 2 if a certificate or the
     audit is refused: then nothing is written.
     """
-    from loss_balancers.parity.certificate import CertificateError
-    from loss_balancers.parity.claims import AuditError, read_audit
+    from loss_balancers.parity.certificates.certificate import CertificateError
+    from loss_balancers.parity.certificates.claims import AuditError, read_audit
+    from loss_balancers.parity.certificates.merge import merge as merged
+    from loss_balancers.parity.certificates.reading import read_certificate
     from loss_balancers.parity.files import json_text
-    from loss_balancers.parity.merge import merge as merged
-    from loss_balancers.parity.reading import read_certificate
-    from loss_balancers.parity.tables import as_markdown, print_matrix
-    from loss_balancers.parity.vectors import installed_vectors
+    from loss_balancers.parity.golden.vectors import installed_vectors
+    from loss_balancers.parity.report.tables import as_markdown, print_matrix
 
     inputs = {"one of the certificates": certificates, "the audit": [] if audit_file is None else [audit_file]}
     _check_outputs({"--json": json_file, "--markdown": markdown, "--html": html}, inputs)
@@ -153,11 +154,11 @@ def lanes(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the list to this file as JSON.", dir_okay=False)] = None,
 ) -> None:
     """Lists every lane that is known: those present on this machine, and for each that is absent the reason."""
+    from loss_balancers.parity.certificates.measured import lines_here
     from loss_balancers.parity.files import json_text
-    from loss_balancers.parity.lanes import known_lanes
-    from loss_balancers.parity.measured import lines_here
-    from loss_balancers.parity.survey import print_survey, survey
-    from loss_balancers.parity.vectors import installed_vectors
+    from loss_balancers.parity.golden.vectors import installed_vectors
+    from loss_balancers.parity.lanes.known import known_lanes
+    from loss_balancers.parity.lanes.survey import print_survey, survey
 
     _check_outputs({"--json": json_file})
     with console.status("Trying what is here"):
@@ -186,7 +187,7 @@ def audit(
 
 def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> list[str]:
     """The lanes to run. One that was asked for must not be absent."""
-    from loss_balancers.parity.lanes import known_lanes
+    from loss_balancers.parity.lanes.known import known_lanes
 
     by_name = {lane.name: lane for lane in known}
     for name in names or ():
@@ -254,7 +255,7 @@ def _verdict(matrix: Mapping[str, Any]) -> int:
 
 
 def _html(matrix: Mapping[str, Any]) -> str:
-    from loss_balancers.parity.report import html_report
+    from loss_balancers.parity.report.page import html_report
 
     return html_report(matrix)
 

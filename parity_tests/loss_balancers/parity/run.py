@@ -1,4 +1,4 @@
-"""Runs vectors on lanes and finds, cell by cell, what is not bit-identical to the exact reference."""
+"""Runs vectors on lanes, which columns together and in which process, and finds what is not bit-identical, cell by cell."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from itertools import cycle, islice
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from loss_balancers.parity.bits import describe, from_bits, same, to_bits, ulp_distance
-from loss_balancers.parity.compiled import NotCompiledError
-from loss_balancers.parity.host import Flag, flags_of
-from loss_balancers.parity.lanes import LABELS, Lane, find_lanes
-from loss_balancers.parity.own_process import begin, one_process, where_it_runs
-from loss_balancers.parity.vectors import Case, Value, case_name, cases, columns, digest, shape, values_of
+from loss_balancers.parity.golden.comparison import Cell, differences
+from loss_balancers.parity.golden.vectors import LABELS, Value, case_name, cases, columns, digest, shape, values_of
+from loss_balancers.parity.lanes.absent import NotCompiledError
+from loss_balancers.parity.lanes.known import find_lanes
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity.lanes.own_process import begin, one_process, where_it_runs
+from loss_balancers.parity.lanes.switches import Flag, flags_of
 from loss_balancers.spec import Group, Vector
 
 #: The labels that run with another, since a compilation has its price: both formats of 16 bits, and those with float64, for which
@@ -25,77 +26,6 @@ _RELATED = {"f16": "bf16", "mixed": "f64"}
 
 #: Groups by balancer and label.
 Columns = dict[tuple[str, str], list[Group]]
-
-
-class Difference(NamedTuple):
-    """One value of a case that is not the reference's: in another format, or with other bits."""
-
-    case: str
-    what: str
-    format: str
-    expected: int
-    actual_format: str
-    actual: int
-
-    @property
-    def title(self) -> str:
-        """What differs, and the format where that is what differs."""
-        return self.what if self.actual_format == self.format else f"{self.what} ({self.actual_format}, not {self.format})"
-
-    @property
-    def comparable(self) -> tuple[str, int, int]:
-        """A format that both values can be compared in, the bits expected and the actual ones."""
-        if self.actual_format == self.format:
-            return self.format, self.expected, self.actual
-        return (
-            "f64",
-            to_bits(from_bits(self.expected, self.format), "f64"),
-            to_bits(from_bits(self.actual, self.actual_format), "f64"),
-        )
-
-    @property
-    def ulp(self) -> int | None:
-        """The distance in ulp, None where one of the two is NaN."""
-        fmt, expected, actual = self.comparable
-        return ulp_distance(actual, expected, fmt)
-
-    def __str__(self) -> str:
-        fmt, expected, actual = self.comparable
-        return f"{self.case}, {self.title}: {describe(actual, expected, fmt)}"
-
-
-class Cell(NamedTuple):
-    """One balancer on one lane in one column: a digest for each case, in the order of the vectors, and every difference.
-
-    Or, where the device lacks a format of the column, none of them, and ``absent`` says why.
-    """
-
-    lane: str
-    balancer: str
-    label: str
-    digests: tuple[str, ...] = ()
-    differences: tuple[Difference, ...] = ()
-    absent: str | None = None
-
-    @property
-    def vectors(self) -> int:
-        """How many cases ran."""
-        return len(self.digests)
-
-    @property
-    def identical(self) -> int:
-        """How many of them have the bits of the reference in every value."""
-        return self.vectors - len({difference.case for difference in self.differences})
-
-    @property
-    def first(self) -> Difference | None:
-        """The first difference."""
-        return next(iter(self.differences), None)
-
-    @property
-    def worst(self) -> Difference | None:
-        """The difference with the largest distance; a NaN against a number is the worst."""
-        return max(self.differences, key=lambda d: math.inf if d.ulp is None else d.ulp, default=None)
 
 
 def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS) -> list[Cell]:
@@ -107,11 +37,11 @@ def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS
         labels: The columns to run.
     """
     chosen = columns(groups, labels)
-    cells = {(cell.balancer, cell.label): cell for together in _together(chosen) for cell in _cells(lane, together)}
-    return [cells[pair] for pair in chosen]
+    cells = {(cell.balancer, cell.label): cell for lot in _lots(chosen) for cell in _cells(lane, lot)}
+    return [cells[column] for column in chosen]
 
 
-def _together(chosen: Columns) -> list[Columns]:
+def _lots(chosen: Columns) -> list[Columns]:
     """The columns that one run of a lane can serve: of related labels, and of one shape. A compilation for each would take minutes.
 
     What a balancer without state gives depends on no order: its vectors join where they fit.
@@ -164,17 +94,17 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
         advance: Called with each cell as it is done.
     """
     chosen = columns(groups, LABELS)
-    batches = _together(chosen)
+    lots = _lots(chosen)
     lanes = {name: lane for name, lane in _lanes_here().items() if name in names}
     here = [name for name, lane in lanes.items() if lane.device != "cpu"]
     rest = sorted(lanes.keys() - set(here), key=_turn)
     done: dict[tuple[str, str, str], Cell] = {}
     ran = Ran({}, {}, {})
 
-    def finish(job: _Job) -> None:
-        ran.absent.update(job.absent)
-        ran.flags.update(job.flags)
-        for cell in job.cells:
+    def finish(given: _Given) -> None:
+        ran.absent.update(given.absent)
+        ran.flags.update(given.flags)
+        for cell in given.cells:
             done[cell.lane, cell.balancer, cell.label] = cell
             advance(cell)
 
@@ -183,11 +113,11 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
             # First no column at all, to find out whether there is a compiler. Inductor then compiles its headers, the first time,
             # which takes as long as a lane and a lock on them: meanwhile the other worker runs lanes that need none.
             jobs = [(name, []) for name in rest if name.endswith("compiled")]
-            jobs += [(name, job) for name in rest for job in _jobs(lanes[name], batches)]
+            jobs += [(name, job) for name in rest for job in _jobs(lanes[name], lots)]
             futures = [pool.submit(_run_cells, *job) for job in jobs]
             for name in here:
-                for batch in batches:
-                    finish(_run_cells(name, [batch]))
+                for lot in lots:
+                    finish(_run_cells(name, [lot]))
             for future in as_completed(futures):
                 finish(future.result())
         except BaseException:
@@ -196,7 +126,7 @@ def run_lanes(names: Sequence[str], groups: Sequence[Group], advance: Callable[[
             for worker in workers:
                 worker.terminate()
             raise
-    ran.rows.update({name: [done[name, *pair] for pair in chosen] for name in names if name not in ran.absent})
+    ran.rows.update({name: [done[name, *column] for column in chosen] for name in names if name not in ran.absent})
     return ran
 
 
@@ -205,9 +135,9 @@ def _turn(name: str) -> tuple[bool, bool, str]:
     return not _lanes_here()[name].at_once, not name.endswith(("compiled", "step")), name
 
 
-def _jobs(lane: Lane, batches: Sequence[Columns]) -> list[list[Columns]]:
+def _jobs(lane: Lane, lots: Sequence[Columns]) -> list[list[Columns]]:
     """What a worker does of a lane before it turns to others."""
-    return [list(batches)] if lane.at_once else [[batch] for batch in batches]
+    return [list(lots)] if lane.at_once else [[lot] for lot in lots]
 
 
 def _begin_worker() -> None:
@@ -220,7 +150,7 @@ def _lanes_here() -> dict[str, Lane]:
     return {lane.name: lane for lane in find_lanes()}
 
 
-class _Job(NamedTuple):
+class _Given(NamedTuple):
     """What a job gives: cells and the flags that they were computed with, by lane; or why the lane is absent."""
 
     cells: list[Cell]
@@ -228,35 +158,35 @@ class _Job(NamedTuple):
     flags: dict[str, dict[str, Flag]] = {}  # noqa: RUF012
 
 
-def _run_cells(name: str, job: Sequence[Columns]) -> _Job:
+def _run_cells(name: str, job: Sequence[Columns]) -> _Given:
     """The cells of some columns on a lane. Where the lane is absent none, but why: known before, or found by what ran."""
     lane = _lanes_here()[name]
     if (reason := lane.why_absent()) is not None:
-        return _Job([], {name: reason})
+        return _Given([], {name: reason})
     with one_process():
         try:
-            cells = [cell for together in job for cell in _cells(lane, together)]
+            cells = [cell for lot in job for cell in _cells(lane, lot)]
         except NotCompiledError as error:
-            return _Job([], {name: str(error)})
-        return _Job(cells, flags={name: where_it_runs(lane.run, flags_of, lane.framework)} if job else {})
+            return _Given([], {name: str(error)})
+        return _Given(cells, flags={name: where_it_runs(lane.run, flags_of, lane.framework)} if job else {})
 
 
-def _cells(lane: Lane, together: Columns) -> list[Cell]:
-    reasons = {pair: lane.why_no_column(groups) for pair, groups in together.items()}
-    absent = [Cell(lane.name, *pair, absent=reason) for pair, reason in reasons.items() if reason is not None]
-    present = {pair: groups for pair, groups in together.items() if reasons[pair] is None}
+def _cells(lane: Lane, lot: Columns) -> list[Cell]:
+    reasons = {column: lane.why_no_column(groups) for column, groups in lot.items()}
+    absent = [Cell(lane.name, *column, absent=reason) for column, reason in reasons.items() if reason is not None]
+    present = {column: groups for column, groups in lot.items() if reasons[column] is None}
     return [*absent, *_cells_of_present(lane, present)] if present else absent
 
 
-def _cells_of_present(lane: Lane, together: Columns) -> list[Cell]:
-    groups = [group for chosen in together.values() for group in chosen]
+def _cells_of_present(lane: Lane, lot: Columns) -> list[Cell]:
+    groups = [group for chosen in lot.values() for group in chosen]
     given: dict[tuple[str, str], tuple[Value, ...]] = {}
     for index, results in enumerate(lane.run(_laid_out(groups))):
         for group, result in zip(groups, results, strict=True):
             if index < len(group.vectors):
                 given[group.balancer, case_name(group, index)] = values_of(result)
-    expected = {pair: cases(chosen) for pair, chosen in together.items()}
-    if set(given) != {(balancer, case.name) for (balancer, _), of_pair in expected.items() for case in of_pair}:
+    expected = {column: cases(chosen) for column, chosen in lot.items()}
+    if set(given) != {(balancer, case.name) for (balancer, _), of_column in expected.items() for case in of_column}:
         count = sum(map(len, expected.values()))
         raise RuntimeError(f"The lane {lane.name} gave {len(given)} results for {count} vectors.")
     return [
@@ -264,27 +194,8 @@ def _cells_of_present(lane: Lane, together: Columns) -> list[Cell]:
             lane=lane.name,
             balancer=balancer,
             label=label,
-            digests=tuple(digest(given[balancer, case.name]) for case in of_pair),
-            differences=tuple(different for case in of_pair for different in differences(case, given[balancer, case.name])),
+            digests=tuple(digest(given[balancer, case.name]) for case in of_column),
+            differences=tuple(different for case in of_column for different in differences(case, given[balancer, case.name])),
         )
-        for (balancer, label), of_pair in expected.items()
+        for (balancer, label), of_column in expected.items()
     ]
-
-
-def differences(case: Case, given: Sequence[Value]) -> list[Difference]:
-    """Each value that was given for a case and is not the reference's.
-
-    Raises:
-        RuntimeError: Other values were given than the case has, such as the gradient to another loss.
-    """
-    if [value.what for value in given] != [value.what for value in case.values]:
-        raise RuntimeError(f"{case.name} gave {[value.what for value in given]}, not {[value.what for value in case.values]}.")
-    found = (difference(case.name, wanted, actual) for wanted, actual in zip(case.values, given, strict=True))
-    return [different for different in found if different is not None]
-
-
-def difference(case: str, wanted: Value, actual: Value) -> Difference | None:
-    """How a value differs from the one wanted; None if it has the same format and the same bits, or both are NaN."""
-    if wanted.format == actual.format and same(actual.bits, wanted.bits, wanted.format):
-        return None
-    return Difference(case, wanted.what, wanted.format, wanted.bits, actual.format, actual.bits)

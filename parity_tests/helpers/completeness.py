@@ -1,0 +1,75 @@
+"""What a balancer of the registry must have, beside its settings: everything that it lacks, at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import loss_balancers.jax
+import loss_balancers.torch
+from loss_balancers.parity.audit.cases import all_cases
+from loss_balancers.parity.audit.state_cases import state_cases
+from loss_balancers.spec import golden
+from loss_balancers.spec.registry import SETTINGS, stem
+
+ROOT = Path(__file__).parents[2]
+#: Balancers whose arithmetic the audit does not read for JAX, each with the reason.
+NOT_AUDITED = {
+    "ScheduledLossBalancer": "the sum of `StaticLossBalancer`, by weights that are looked up",
+    "WeightedSumLossBalancer": "the sum of `StaticLossBalancer`, by weights that are looked up",
+}
+#: Tests that name balancers themselves: what is wrong in a call, or in a setting, is another thing for each.
+TESTS = {
+    "errors": ("parity_tests/tests/test_errors.py",),
+    "settings": ("spec/tests",),
+    "drawn runs": tuple(f"parity_tests/tests/test_{name}.py" for name in ("drawn", "schedules", "sequences")),
+}
+
+
+def lacks(balancer: str, settings: Any) -> list[str]:
+    """What a balancer lacks, in words; empty if nothing."""
+    return list(_lacking(balancer, settings))
+
+
+def _lacking(balancer: str, settings: Any) -> Iterator[str]:
+    for twin in (loss_balancers.torch, loss_balancers.jax):
+        if balancer not in twin.__all__:
+            yield f"a class in {twin.__name__}"
+    if find_spec(f"{golden.__name__}.{stem(balancer)}") is None:
+        yield f"spec/golden/{stem(balancer)}.py, which draws its vectors"
+    if stem(balancer) not in golden.stems():
+        yield f"spec/golden/{stem(balancer)}.json, which `make golden` writes"
+    examples = settings.examples()
+    if not examples:
+        yield "examples of its settings"
+    if f"| `{balancer}` |" not in _text("docs/balancers.md"):
+        yield "a row in docs/balancers.md"
+    if f"`{balancer}" not in _text("docs/spec"):
+        yield "clauses in docs/spec"
+    if f"{balancer}" not in _text("README.md"):
+        yield "a mention in README.md"
+    for what, paths in TESTS.items():
+        if not any(re.search(rf"\b{balancer}(Settings)?\b", _text(path)) for path in paths):
+            yield f"tests of its {what} in {' or '.join(paths)}"
+    audited = {case.name.split(" ")[0] for case in all_cases()}
+    if balancer not in audited | NOT_AUDITED.keys():
+        yield "an audit, or the reason why not in completeness.py"
+    if any(each.state for each in examples.values()) and balancer not in {each.case.name.split(" ")[0] for each in state_cases()}:
+        yield "an audit of what its compiled code overwrites"
+
+
+@cache
+def _text(path: str) -> str:
+    """A file, or all of a folder."""
+    files = sorted(file for file in (ROOT / path).rglob("*") if file.suffix in (".md", ".py")) or [ROOT / path]
+    return "\n".join(file.read_text("utf-8") for file in files)
+
+
+def everything() -> dict[str, list[str]]:
+    """What each balancer lacks; those alone that lack something."""
+    found = {balancer: lacks(balancer, settings) for balancer, settings in SETTINGS.items()}
+    return {balancer: lacking for balancer, lacking in found.items() if lacking}

@@ -1,0 +1,1 @@
+"""What a balancer gave in a step, the golden vectors that say what it must give, and what differs."""

@@ -1,0 +1,1 @@
+"""Lanes: framework x device x mode. Each runs golden vectors and hands back bits."""

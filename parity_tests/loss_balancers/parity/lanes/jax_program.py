@@ -1,0 +1,182 @@
+"""The balancers of some groups in JAX as pure functions, state in and state out: what every mode transforms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+import loss_balancers.jax
+from loss_balancers.parity.golden.result import Result
+from loss_balancers.parity.golden.vectors import balancer_of, state_bits
+from loss_balancers.parity.jax_versions import merged_copy
+from loss_balancers.spec import FORMATS, Group
+from loss_balancers.spec.registry import SETTINGS
+
+Losses = dict[str, Array]
+#: ``count`` or ``share``, by name of the loss, or neither.
+Keywords = dict[str, Losses]
+
+
+class Balanced(NamedTuple):
+    """What one step gives for each group: of its forward aggregate, gradients and weights, and the state after the commit."""
+
+    outputs: list[Array]
+    gradients: list[Losses]
+    weights: list[Losses]
+    states: list[dict[str, Array]]
+
+
+#: From the states of all balancers, losses, cotangents and keywords to the next states and what is given, packed or not.
+Step = Callable[[Any, list[Losses], list[Array], list[Keywords]], tuple[Any, Any]]
+
+
+class Program:
+    """The balancers of groups, taken apart: a graph that does not change, and the state ``begin`` of new ones."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = groups
+        self.graph, self.begin = nnx.split([balancer_of(group, loss_balancers.jax) for group in groups])
+        self._entries = [[entry.name for entry in SETTINGS[group.balancer].from_json(group.settings).state] for group in groups]
+
+    def step(
+        self, state: Any, batch: list[Losses], cotangents: list[Array], keywords: list[Keywords], forward: Any = None
+    ) -> tuple[Any, Balanced]:
+        """A forward, its gradient and a commit."""
+        outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b, keywords), batch, has_aux=True)
+        (gradients,) = pullback(cotangents)
+        balancers = merged_copy(self.graph, observed)
+        balanced = self.balanced(balancers, batch, keywords, outputs, gradients)
+        return nnx.state(balancers), balanced
+
+    def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Array], Any]:
+        """The aggregates, and the state with the losses observed."""
+        balancers = merged_copy(self.graph, state)
+        return self.outputs(balancers, batch, keywords), nnx.state(balancers)
+
+    def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords]) -> list[Array]:
+        """The aggregates. Observes the losses."""
+        return [balancer(losses, **more) for balancer, losses, more in zip(balancers, batch, keywords, strict=True)]
+
+    def balanced(
+        self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords], outputs: list[Array], gradients: list[Losses]
+    ) -> Balanced:
+        """All that is given. Commits what was observed."""
+        weights, states = [], []
+        for balancer, losses, more, entries in zip(balancers, batch, keywords, self._entries, strict=True):
+            weights.append(balancer.weights(losses, **more) if entries else {})
+            if entries:
+                balancer.step()
+            states.append({name: getattr(balancer, name)[...] for name in entries})
+        return Balanced(outputs, gradients, weights, states)
+
+
+@jax.tree_util.register_pytree_node_class
+class Packed:
+    """The arrays of a tree as a vector for each dtype.
+
+    XLA on CPU compiles a few vectors faster than many scalars, in each of which it may repeat what they share: the golden vectors
+    take a tenth less in float32, and a quarter less where formats are mixed.
+    """
+
+    def __init__(self, vectors: dict[str, Any], like: Any) -> None:
+        self._vectors, self._like = vectors, like
+
+    @classmethod
+    def of(cls, tree: Any) -> Packed:
+        """Packs arrays of JAX."""
+        arrays, structure = jax.tree.flatten(tree)
+        of_dtype: dict[str, list[Array]] = {}
+        for x in arrays:
+            of_dtype.setdefault(str(x.dtype), []).append(x.ravel())
+        like = structure, tuple((str(x.dtype), x.shape) for x in arrays)
+        return cls({dtype: jnp.concatenate(flat) for dtype, flat in of_dtype.items()}, like)
+
+    def unpacked(self) -> Any:
+        """The tree, with arrays of NumPy."""
+        structure, kinds = self._like
+        rest = {dtype: np.asarray(vector) for dtype, vector in self._vectors.items()}
+        arrays = []
+        for dtype, shape in kinds:
+            flat, rest[dtype] = np.split(rest[dtype], [math.prod(shape)])
+            arrays.append(flat.reshape(shape))
+        return jax.tree.unflatten(structure, arrays)
+
+    def tree_flatten(self) -> Any:
+        """The vectors, and what does not change, as `register_pytree_node_class` asks."""
+        return (self._vectors,), self._like
+
+    @classmethod
+    def tree_unflatten(cls, like: Any, children: Any) -> Packed:
+        """The reverse."""
+        (vectors,) = children
+        return cls(vectors, like)
+
+
+def packed(step: Step) -> Step:
+    """The step with what it gives of each group packed, to be compiled."""
+
+    def packed_step(state: Any, *batch: Any) -> Any:
+        state, balanced = step(state, *batch)
+        return state, [Packed.of(of_group) for of_group in zip(*balanced, strict=True)]
+
+    return packed_step
+
+
+def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords]]:
+    """Losses, cotangents and keywords of one step of each group.
+
+    As arrays of NumPy: each of JAX's would go through its dispatch.
+    """
+    vectors = [group.sequences[sequence][t] for group in groups]
+    losses = [
+        {name: array(value, FORMATS[group.formats[name]].dtype) for name, value in vector.losses.items()}  # type: ignore[index]
+        for group, vector in zip(groups, vectors, strict=True)
+    ]
+    cotangents = [
+        array(vector.cotangent, FORMATS[group.result].dtype)  # type: ignore[index]
+        for group, vector in zip(groups, vectors, strict=True)
+    ]
+    keywords = [
+        {group.keyword: {name: array(value, "float32") for name, value in vector.amounts.items()}} if group.keyword else {}
+        for group, vector in zip(groups, vectors, strict=True)
+    ]
+    return losses, cotangents, keywords
+
+
+def array(value: float, dtype: str = "bool") -> Any:
+    """A scalar of a dtype that JAX has."""
+    return np.asarray(value, jnp.dtype(dtype))
+
+
+def results(balanced: Balanced | list[Packed]) -> list[Result]:
+    """What was given, packed or not, as bits, group by group."""
+    given = jax.device_get(balanced)
+    of_groups = zip(*given, strict=True) if isinstance(given, Balanced) else (of_group.unpacked() for of_group in given)
+    return [
+        Result(_bits({"": output})[""], _bits(gradients), _bits(weights), _bits(state))
+        for output, gradients, weights, state in of_groups
+    ]
+
+
+def _bits(arrays: Any) -> dict[str, tuple[str, int]]:
+    return state_bits({name: np.asarray(x) for name, x in arrays.items()})
+
+
+def wide(x: Array) -> Array:
+    """In float32; float64 stays."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def narrowed(x: Array, dtype: Any) -> Any:
+    """``x`` in its own format if that holds it, else as it is, which will then count as a difference."""
+    as_given = np.asarray(x)
+    narrow = as_given.astype(dtype)
+    exact = np.isnan(as_given) or narrow.astype(as_given.dtype) == as_given
+    return narrow if exact else as_given

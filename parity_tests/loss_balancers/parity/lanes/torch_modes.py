@@ -1,0 +1,265 @@
+"""The modes of PyTorch's lanes: eager, compiled, under `torch.func.vmap`, and inside a compiled training step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+import loss_balancers.torch
+from loss_balancers.parity.golden.result import Result
+from loss_balancers.parity.golden.vectors import balancer_of, shape, state_bits
+from loss_balancers.parity.lanes.torch_compiled import compiled
+from loss_balancers.spec import FORMATS, Group
+from loss_balancers.torch.stateful import StatefulLossBalancer
+
+DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
+
+Losses = dict[str, Tensor]
+#: ``count`` or ``share``, by name of the loss, or neither.
+Keywords = dict[str, Losses]
+Results = Iterator[list[Result]]
+
+
+def run_in_torch(device: str, mode: str, groups: Sequence[Group]) -> Results:
+    """Runs groups in a mode, on a device as PyTorch calls it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some vectors drop the student's weight on purpose
+        results = list(MODES[mode](device, groups))
+    yield from results
+
+
+class Program:
+    """The balancers of some groups. All in one function, so that the compiled modes have one graph: one each would take minutes."""
+
+    def __init__(self, device: str, groups: Sequence[Group]) -> None:
+        self.device, self.groups = device, groups
+        self.balancers = [balancer_of(group, loss_balancers.torch).to(device) for group in groups]
+        self.changing = [balancer for balancer in self.balancers if isinstance(balancer, StatefulLossBalancer)]
+        self._begin = [balancer.export_state() for balancer in self.changing]
+
+    def begin(self) -> None:
+        """Makes them as new."""
+        for balancer, state in zip(self.changing, self._begin, strict=True):
+            balancer.load_state(state)
+
+    def forward(self, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Tensor], list[Losses]]:
+        """Aggregates and weights. In training mode it observes the losses."""
+        outputs = [balancer(losses, **more) for balancer, losses, more in zip(self.balancers, batch, keywords, strict=True)]
+        return outputs, [_weights(*given) for given in zip(self.balancers, batch, keywords, strict=True)]
+
+    def of_vectors(self, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Tensor], list[Losses]]:
+        """The same of losses of shape (1,): where a float64 scalar enters a graph, Dynamo traces all of it twice."""
+        return self.forward([{name: x.squeeze(0) for name, x in losses.items()} for losses in batch], keywords)
+
+    def observe(self, batch: list[Losses], keywords: list[Keywords]) -> None:
+        """What a forward in training mode observes."""
+        for balancer, losses, more in zip(self.balancers, batch, keywords, strict=True):
+            if isinstance(balancer, StatefulLossBalancer):
+                balancer.observe(losses, **more)
+
+    def commit(self) -> None:
+        """The end of an optimizer step."""
+        for balancer in self.changing:
+            balancer.step()
+
+    def results(self, outputs: Sequence[Tensor], gradients: Sequence[Losses], weights: Sequence[Losses]) -> list[Result]:
+        """What was given as bits, group by group."""
+        return [
+            Result(state_bits({"": output})[""], state_bits(of_each), state_bits(by_name), state_bits(_state(balancer)))
+            for balancer, output, of_each, by_name in zip(self.balancers, outputs, gradients, weights, strict=True)
+        ]
+
+    def steps(self, run: Callable[[list[Losses], list[Tensor], list[Keywords]], list[Result]]) -> Results:
+        """Each step of each sequence, which begins with balancers as new."""
+        sequences, steps = shape(self.groups[0])
+        for sequence in range(sequences):
+            self.begin()
+            for t in range(steps):
+                yield run(*self.batch(sequence, t))
+
+    def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor], list[Keywords]]:
+        """Losses, cotangents and keywords of one step of each group."""
+        vectors = [group.sequences[sequence][t] for group in self.groups]
+        losses = [
+            {name: self._tensor(value, group.formats[name]) for name, value in vector.losses.items()}
+            for group, vector in zip(self.groups, vectors, strict=True)
+        ]
+        keywords = [
+            {group.keyword: {name: self._tensor(x, "f32") for name, x in vector.amounts.items()}} if group.keyword else {}
+            for group, vector in zip(self.groups, vectors, strict=True)
+        ]
+        return losses, [self._tensor(v.cotangent, g.result) for g, v in zip(self.groups, vectors, strict=True)], keywords
+
+    def _tensor(self, value: float, fmt: str) -> Tensor:
+        return torch.tensor(value, dtype=DTYPES[fmt], device=self.device)
+
+
+def _weights(balancer: Any, losses: Losses, keywords: Keywords) -> Losses:
+    """The weights of a balancer that changes."""
+    return balancer.weights(losses, **keywords) if isinstance(balancer, StatefulLossBalancer) else {}
+
+
+def _state(balancer: Any) -> dict[str, Tensor]:
+    if not isinstance(balancer, StatefulLossBalancer):
+        return {}
+    return {entry.name: getattr(balancer, entry.name) for entry in balancer._settings.state}
+
+
+def _eager(device: str, groups: Sequence[Group]) -> Results:
+    program = Program(device, groups)
+    return _called(program, program.of_vectors, program.commit)
+
+
+def _compiled(device: str, groups: Sequence[Group]) -> Results:
+    # Dynamo counts compilations by the code of a function, which all columns share, and gives up after a few.
+    torch.compiler.reset()
+    program = Program(device, groups)
+    # The commit is left out of it, as by most: the training step compiles that too.
+    return _called(program, compiled(program.of_vectors), program.commit)
+
+
+def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
+    """As a training loop does: a forward, its backward by autograd, a commit."""
+
+    def step(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
+        vectors = [{name: x.reshape(1).requires_grad_() for name, x in losses.items()} for losses in batch]
+        leaves = [x for losses in vectors for x in losses.values()]
+        outputs, weights = forward(vectors, keywords)
+        # A student loss that is left out of the aggregate is not in the graph: its gradient is zero.
+        gradients = iter(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
+        commit()
+        return program.results(outputs, [{name: next(gradients).squeeze(0) for name in losses} for losses in batch], weights)
+
+    return program.steps(step)
+
+
+class _WithWeights(torch.nn.Module):
+    """A forward that gives the weights too, for `functional_call`."""
+
+    def __init__(self, balancer: torch.nn.Module) -> None:
+        super().__init__()
+        self.balancer = balancer
+
+    def forward(self, losses: Losses, keywords: Keywords) -> tuple[Tensor, Losses]:
+        return self.balancer(losses, **keywords), _weights(self.balancer, losses, keywords)
+
+
+def _vmap(device: str, groups: Sequence[Group]) -> Results:
+    """All sequences at once under `torch.func.vmap`, with their states stacked: the forward in eval mode, value and gradient.
+
+    `torch.func` refuses to change state: what is observed and committed, is so outside of it, by a balancer for each sequence.
+    """
+    sequences, steps = shape(groups[0])
+    programs = [Program(device, groups) for _ in range(sequences)]
+    wrapped = [[_WithWeights(balancer).eval() for balancer in program.balancers] for program in programs]
+    found: dict[tuple[int, int], list[Result]] = {}
+    for t in range(steps):
+        batches, cotangents, keywords = zip(*(program.batch(sequence, t) for sequence, program in enumerate(programs)), strict=True)
+        given = []
+        for modules, *of_group in zip(*(zip(*x, strict=True) for x in (wrapped, batches, keywords, cotangents)), strict=True):
+            given.append(_of_all(modules, *tree_map(lambda *xs: torch.stack(xs), *zip(*of_group, strict=True))))
+        for sequence, program in enumerate(programs):
+            program.observe(batches[sequence], keywords[sequence])
+            program.commit()
+            outputs, gradients, weights = zip(
+                *((o[sequence], _at(g, sequence), _at(w, sequence)) for o, g, w in given), strict=True
+            )
+            found[sequence, t] = program.results(outputs, gradients, weights)
+    return (found[sequence, t] for sequence in range(sequences) for t in range(steps))
+
+
+def _of_all(
+    modules: Sequence[torch.nn.Module], losses: Losses, keywords: Keywords, cotangents: Tensor
+) -> tuple[Tensor, Losses, Losses]:
+    """Aggregate, gradients and weights of one group in all sequences."""
+    buffers = {
+        name: torch.stack([dict(module.named_buffers())[name] for module in modules]) for name, _ in modules[0].named_buffers()
+    }
+
+    def step(buffers: Losses, losses: Losses, keywords: Keywords, cotangent: Tensor) -> tuple[Tensor, Losses, Losses]:
+        given: Any = torch.func.vjp(lambda x: torch.func.functional_call(modules[0], buffers, (x, keywords)), losses, has_aux=True)
+        output, pullback, weights = given
+        return output, pullback(cotangent)[0], weights
+
+    return torch.func.vmap(step)(buffers, losses, keywords, cotangents)
+
+
+def _at(stacked: Losses, index: int) -> Losses:
+    return {name: x[index] for name, x in stacked.items()}
+
+
+def _step(device: str, groups: Sequence[Group]) -> Results:
+    """A compiled training step: losses from parameters, the aggregate used further, its gradient; then update and commit."""
+    torch.compiler.reset()
+    program = Program(device, groups)
+    dtypes = [{name: DTYPES[fmt] for name, fmt in group.formats.items()} for group in groups]
+    # For each group its own: Inductor tries to fuse all that has an operand in common, pair by pair.
+    ones = [torch.ones(1, dtype=_wide(narrow.values()), device=device) for narrow in dtypes]
+    rates = [one / 8 for one in ones]
+
+    def losses_from(parameters: list[Tensor], ones: list[Tensor]) -> list[Losses]:
+        """Arithmetic in the wide format, then the conversion that Inductor elides."""
+        return [
+            {name: x.to(dtype) for (name, dtype), x in zip(narrow.items(), (p * one).unbind(), strict=True)}
+            for narrow, p, one in zip(dtypes, parameters, ones, strict=True)
+        ]
+
+    def objective(parameters: list[Tensor], cotangents: list[Tensor], keywords: list[Keywords], ones: list[Tensor]) -> Any:
+        outputs, weights = program.forward(losses_from(parameters, ones), keywords)
+        outputs = [o.to(p.dtype) for o, p in zip(outputs, parameters, strict=True)]
+        # Each aggregate gets its cotangent; the sum itself is nobody's business.
+        terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
+        return torch.stack(terms).sum(), [o.detach() for o in outputs], weights
+
+    def update(parameters: list[Tensor], rates: list[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        program.commit()
+        return [p.detach() - rate * g for p, rate, g in zip(parameters, rates, gradients, strict=True)]
+
+    objective, update = compiled(objective), compiled(update)
+
+    def run(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
+        # A vector of all losses of a group: a scalar each would make the compiler work three times as long.
+        parameters = [
+            torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow]).requires_grad_()
+            for losses, narrow in zip(batch, dtypes, strict=True)
+        ]
+        # Cotangents are vectors for the reason that `of_vectors` gives.
+        total, outputs, weights = objective(parameters, [x.reshape(1) for x in cotangents], keywords, ones)
+        gradients = torch.autograd.grad(total, parameters)
+        update(parameters, rates, gradients)
+        return program.results(
+            [_narrowed(o, ct.dtype) for o, ct in zip(outputs, cotangents, strict=True)],
+            [
+                {name: _narrowed(x, dtype) for (name, dtype), x in zip(narrow.items(), g, strict=True)}
+                for narrow, g in zip(dtypes, gradients, strict=True)
+            ],
+            weights,
+        )
+
+    return program.steps(run)
+
+
+def _wide(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in its own format if that holds it, else as it is, which will then count as a difference."""
+    narrow = x.to(dtype)
+    exact = bool(x.isnan()) or bool(narrow.to(x.dtype) == x)
+    return narrow if exact else x
+
+
+MODES: dict[str, Callable[[str, Sequence[Group]], Results]] = {
+    "eager": _eager,
+    "compiled": _compiled,
+    "vmap": _vmap,
+    "step": _step,
+}
+#: Those that need `torch.compile`.
+COMPILED = ("compiled", "step")

@@ -1,0 +1,58 @@
+"""Every golden vector on every lane of this host, compared as bits."""
+
+import pytest
+
+from loss_balancers.parity.golden.vectors import LABELS, installed_vectors
+from loss_balancers.parity.lanes.known import find_lanes
+from loss_balancers.parity.lanes.lane import Lane
+from loss_balancers.parity.run import run_lane
+from loss_balancers.spec import load_golden
+from loss_balancers.spec.registry import SETTINGS
+
+GROUPS = [group for vectors in installed_vectors().values() for group in vectors.groups]
+STATIC = load_golden()
+PROMISED = {
+    *(f"torch-cpu-{mode}" for mode in ("eager", "compiled", "vmap", "step")),
+    *(f"jax-cpu-{mode}" for mode in ("eager", "jit", "vmap", "scan", "remat", "step", "sharded", "x64")),
+}
+
+
+def test_all_promised_lanes_are_known() -> None:
+    assert {lane.name for lane in find_lanes()} >= PROMISED
+
+
+def test_there_are_enough_vectors_in_every_column() -> None:
+    counts = {label: sum(len(group.vectors) for group in GROUPS if group.label == label) for label in LABELS}
+    assert sum(counts.values()) >= 400
+    assert min(counts.values()) >= 100
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("lane", find_lanes(), ids=lambda lane: lane.name)
+def test_golden_vectors_are_bit_identical(lane: Lane, label: str) -> None:
+    if reason := lane.why_absent():
+        pytest.skip(reason)
+    cells = run_lane(lane, GROUPS, [label])
+    assert [cell.balancer for cell in cells] == list(SETTINGS)
+    for cell in cells:
+        if cell.absent is None:
+            assert cell.vectors > 0
+            assert cell.identical == cell.vectors, f"{cell.balancer}: first {cell.first}; worst {cell.worst}"
+        else:
+            assert lane.device != "cpu", cell
+
+
+def test_a_lane_that_is_off_by_one_bit_is_found() -> None:
+    """The comparison of lanes can fail: a lane whose every aggregate has its last bit flipped agrees on nothing."""
+    eager = next(lane for lane in find_lanes() if lane.name == "torch-cpu-eager")
+
+    def off_by_one(groups):
+        for results in eager.run(groups):
+            yield [r._replace(aggregate=(r.aggregate[0], r.aggregate[1] ^ 1)) for r in results]
+
+    (cell,) = run_lane(eager._replace(run=off_by_one), STATIC, ["f32"])
+    # NaN aggregates stay NaN with a flipped bit, and agree by class; an infinity becomes a NaN, a zero a subnormal.
+    nan = sum(vector.aggregate != vector.aggregate for group in STATIC if group.label == "f32" for vector in group.vectors)
+    assert cell.identical == nan
+    assert cell.first is not None
+    assert cell.first.what == "the aggregate"

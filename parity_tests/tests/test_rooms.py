@@ -1,0 +1,138 @@
+"""The rooms of the parity kit, and who imports whom: no files import one another in a circle, and no import runs back up."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import loss_balancers.parity
+
+KIT, AUDIT = "loss_balancers.parity", "loss_balancers.audit"
+#: These load what a user asks for when it is asked for, so that what they import late may be anything.
+DOORS = (KIT, f"{KIT}.cli")
+#: By file, the files that it imports; all by their names with dots.
+Imports = Mapping[str, set[str]]
+
+
+def _order(text: str) -> dict[str, int]:
+    """The place of each room in the list that the docstring of the kit has: a line is one place."""
+    (listed,) = re.findall(r"^Its rooms,.*?\n\n((?:- `.*\n)+)", text, re.MULTILINE)
+    return {
+        room: place for place, line in enumerate(listed.splitlines()) for room in re.findall(r"`(\w+)`", line.partition(": ")[0])
+    }
+
+
+ROOMS = _order(loss_balancers.parity.__doc__ or "")
+
+
+def _sources() -> dict[str, str]:
+    """The text of each file of the kit and of the audit."""
+    folders = {name: Path(str(spec.origin)).parent for name in (KIT, AUDIT) if (spec := find_spec(name)) is not None}
+    return {
+        ".".join([name, *file.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): file.read_text("utf-8")
+        for name, folder in folders.items()
+        for file in folder.rglob("*.py")
+    }
+
+
+def _imports(sources: Mapping[str, str]) -> Imports:
+    """Who imports whom, wherever the import stands: within a function too, and where a type checker alone reads it."""
+    return {name: set(_imported(name, sources)) - {name} for name in sources}
+
+
+def _imported(name: str, sources: Mapping[str, str]) -> Iterator[str]:
+    tree = ast.parse(sources[name])
+    for node in tree.body if name in DOORS else ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import, which this test does not read"
+            # A name is a file of the package, or else it comes from the package's own file.
+            wholes = [f"{node.module}.{one}" for one in names]
+            names = [whole if whole in sources else str(node.module) for whole in wholes]
+        yield from (one for one in names if one in sources)
+
+
+def _circles(imports: Imports) -> list[list[str]]:
+    """Files that import one another, straight or through others."""
+    reached = {name: _reached(imports, name) for name in imports}
+    circles = {tuple(sorted(other for other in reached[name] if name in reached[other])) for name in imports}
+    return [list(circle) for circle in sorted(circles) if circle]
+
+
+def _reached(imports: Imports, start: str) -> set[str]:
+    found: set[str] = set()
+    left = [start]
+    while left:
+        new = imports[left.pop()] - found
+        found |= new
+        left += new
+    return found
+
+
+def _back_up(imports: Imports) -> list[str]:
+    """Imports from a room that stands later in the order."""
+    return sorted(f"{name} imports {other}" for name, others in imports.items() for other in others if _place(other) > _place(name))
+
+
+def _place(name: str) -> int:
+    """The kit's own file stands above all. The audit is beside the other rooms: it builds on them, and only the doors open it."""
+    if name.startswith((AUDIT, f"{KIT}.audit")):
+        return ROOMS["cli"]
+    return len(ROOMS) if name == KIT else ROOMS[name.removeprefix(f"{KIT}.").partition(".")[0]]
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    assert _circles(_imports(_sources())) == []
+
+
+def test_no_import_runs_back_up_the_order_of_the_rooms() -> None:
+    assert _back_up(_imports(_sources())) == []
+
+
+def test_every_room_of_the_list_is_there_and_is_read() -> None:
+    imports = _imports(_sources())
+    there = {name.removeprefix(f"{KIT}.").partition(".")[0] for name in imports if name.startswith(f"{KIT}.")}
+    assert there - {"audit"} == set(ROOMS)
+    assert {"lanes.in_torch", "lanes.in_jax"} <= {one.removeprefix(f"{KIT}.") for one in imports[f"{KIT}.lanes.known"]}
+    assert sum(map(len, imports.values())) > 100
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        f"from {KIT}.lanes.known import known_lanes",
+        f"from {KIT}.lanes import known",
+        f"import {KIT}.lanes.known",
+        f"def f():\n    from {KIT}.lanes.known import known_lanes",
+        f"if TYPE_CHECKING:\n    from {KIT}.lanes.known import known_lanes",
+    ],
+    ids=["a name", "a file", "whole", "in a function", "for types"],
+)
+def test_a_planted_circle_is_found(planted: str) -> None:
+    sources = _sources()
+    sources[f"{KIT}.lanes.lane"] += f"\n{planted}\n"
+    (circle,) = _circles(_imports(sources))
+    assert {f"{KIT}.lanes.lane", f"{KIT}.lanes.known", f"{KIT}.lanes.in_torch"} <= set(circle)
+    assert _back_up(_imports(sources)) == []  # it stays within a room
+
+
+@pytest.mark.parametrize(
+    ("room", "planted"),
+    [
+        ("golden.vectors", f"from {KIT}.lanes.lane import Lane"),
+        ("report.tables", f"def f():\n    from {KIT}.twins.run import run_twin"),
+        ("bits", f"from {KIT}.golden.result import Bits"),
+        ("run", f"from {KIT}.cli import app"),
+        ("files", f"from {KIT} import assert_same_bits"),
+    ],
+)
+def test_a_planted_import_that_runs_back_up_is_found(room: str, planted: str) -> None:
+    sources = _sources()
+    sources[f"{KIT}.{room}"] += f"\n{planted}\n"
+    (found,) = _back_up(_imports(sources))
+    assert found.startswith(f"{KIT}.{room} imports {KIT}")
