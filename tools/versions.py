@@ -23,7 +23,7 @@ from versions_page import FILE, page
 from loss_balancers.parity.certificates import measured
 from loss_balancers.parity.certificates.host import FRAMEWORKS
 from loss_balancers.parity.certificates.measured import measurements
-from loss_balancers.parity.files import write_text
+from loss_balancers.parity.files import write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(measured.__file__).parent / measured.FILE
@@ -86,7 +86,7 @@ def keep(found: dict[str, Any]) -> None:
     if found["results"] or found["name"] not in earlier:
         earlier[found["name"]] = found
     ordered = [earlier[pair.name] for pair in PAIRS if pair.name in earlier]
-    write_text(RESULTS, json.dumps(ordered, indent=1) + "\n")
+    write_json(RESULTS, ordered)
     write_text(FILE, page(ordered))
 
 

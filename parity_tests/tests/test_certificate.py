@@ -24,7 +24,7 @@ from loss_balancers.parity.certificates.host import device_kind
 from loss_balancers.parity.certificates.reading import check, read_certificate
 from loss_balancers.parity.files import write_json
 from loss_balancers.parity.golden.result import Result
-from loss_balancers.parity.golden.vectors import LABELS, Value, cases, columns, digest, installed_vectors
+from loss_balancers.parity.golden.vectors import LABELS, Value, cases, column_digest, columns, digest, installed_vectors
 from loss_balancers.parity.lanes.known import find_lanes
 from loss_balancers.parity.lanes.lane import Lane
 from loss_balancers.parity.lanes.switches import flags
@@ -69,7 +69,7 @@ def test_it_holds_what_the_lanes_gave_and_reads_back(tmp_path: Path) -> None:
         assert [cell.label for cell in lane.cells] == list(LABELS)
         for cell in lane.cells:
             groups = columns(few_vectors()[BALANCER].groups, LABELS)[BALANCER, cell.label]
-            assert cell.digests == tuple(digest(case.values) for case in cases(groups))
+            assert cell.digest == column_digest(digest(case.values) for case in cases(groups))
             assert (cell.vectors, cell.identical, cell.differences) == (12, 12, ())
     assert data["frameworks"]["jax"] == jax.__version__
     assert data["frameworks"]["torch"] == torch.__version__
@@ -103,6 +103,8 @@ def test_a_digest_takes_every_nan_for_the_same(fmt: str) -> None:
 
 def test_a_digest_is_made_as_documented() -> None:
     """How it is made may not move without the schema's version."""
+    of_cases = "0123456789abcdef", "fedcba9876543210"
+    assert column_digest(of_cases) == hashlib.sha256(b"0123456789abcdeffedcba9876543210").hexdigest()[:16]
     text = b'[["the aggregate", "f32", "0x3f800000"], ["the gradient to a", "bf16", "0x8000"]]'
     made = digest([Value("the aggregate", "f32", ONE), Value("the gradient to a", "bf16", 0x8000)])
     assert made == hashlib.sha256(text).hexdigest()[:16]
@@ -171,15 +173,16 @@ D_FIELD = f"lanes[1].balancers.{BALANCER}.f32"
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (_edit(f"{C}/digests/5", lambda d: d[:-1] + ("0" if d[-1] != "0" else "1")), f"{CELL}.digests[5]: "),
+        (_edit(f"{C}/digest", lambda d: d[:-1] + ("0" if d[-1] != "0" else "1")), f"{CELL}.digest: "),
         (_edit(f"{C}/identical", lambda n: n - 1), f"{CELL}.identical: is 11, but 0 of 12 vectors are listed as different."),
         (_edit(f"{C}/identical", lambda n: -n), f"{CELL}.identical: -12 is less than the minimum of 0"),
         (_edit(f"{C}/identical", float), f"{CELL}.identical: 12.0 is not of type 'integer'"),
         (_edit(f"{C}/identical", lambda n: 10**200), f"{CELL}.identical: 1000"),
         (_edit(f"{C}/vectors", lambda n: n + 1), f"{CELL}.vectors: is 13, but there are 12 vectors."),
         (_edit(f"{C}/vectors", lambda n: True), f"{CELL}.vectors: True is not of type 'integer'"),
-        (_edit(f"{C}/digests", lambda d: d[:-1]), f"{CELL}.digests: has 11 digests for 12 vectors."),
-        (_edit(f"{C}/digests/3", lambda d: d + "\n"), f"{CELL}.digests[3]: "),
+        (_edit(f"{C}/digest", lambda d: d[:-1]), f"{CELL}.digest: "),
+        (_edit(f"{C}/digest", lambda d: d + "\n"), f"{CELL}.digest: "),
+        (_edit(f"{C}/digest", lambda d: [d] * 12), f"{CELL}.digest: "),
         (_edit(f"{C}/differences", lambda d: None), f"{CELL}.differences: None is not of type 'array'"),
         (_edit("lanes", lambda lanes: [*lanes, lanes[0]]), "lanes[2]: the lane jax-cpu-eager stands twice."),
         (_edit("lanes", lambda lanes: []), "lanes: [] should be non-empty"),
@@ -201,8 +204,8 @@ D_FIELD = f"lanes[1].balancers.{BALANCER}.f32"
         (_edit("vectors", lambda v: {}), "vectors: {} should be non-empty"),
         (_edit("vectors", lambda v: v | {"Other": "0" * 64}), "vectors: must have the balancers"),
         (_edit(f"vectors/{BALANCER}", lambda v: "0" * 64), f"vectors.{BALANCER}: the certificate is of other vectors"),
-        (_edit("schema", lambda v: "loss-balancers-certificate/2"), "schema: is loss-balancers-certificate/2; this library reads"),
-        (_edit("schema", lambda v: "loss-balancers-matrix/1"), "schema: 'loss-balancers-certificate/1' was expected"),
+        (_edit("schema", lambda v: "loss-balancers-certificate/1"), "schema: is loss-balancers-certificate/1; this library reads"),
+        (_edit("schema", lambda v: "loss-balancers-matrix/1"), "schema: 'loss-balancers-certificate/2' was expected"),
         (lambda data: data.pop("created"), "'created' is a required property"),
         (_edit(f"{D}/identical", lambda n: n + 1), f"{D_FIELD}.identical: is 12, but 1 of 12"),
         (_edit(f"{D}/differences", lambda d: []), f"{D_FIELD}.identical: is 11, but 0 of 12"),
@@ -231,7 +234,7 @@ D_FIELD = f"lanes[1].balancers.{BALANCER}.f32"
         ),
         (_edit(f"{D}/differences/0/values/0/bits", lambda d: "0x40cb"), f"{D_FIELD}.differences[0].values[0].bits: 0x40cb has not"),
         (_edit(f"{D}/differences/0/values/0/actual_format", lambda d: "f64"), f"{D_FIELD}.differences[0].values[0].bits: "),
-        (_edit(f"{D}/digests/10", lambda d: "0" * 16), f"{D_FIELD}.digests[10]: 0000000000000000 is not the digest of sequence-2-"),
+        (_edit(f"{D}/digest", lambda d: "0" * 16), f"{D_FIELD}.digest: 0000000000000000 is not the digest of this column: "),
     ],
 )
 def test_an_edit_is_refused_by_field(edit: Callable[[dict[str, Any]], None], words: str) -> None:
@@ -244,7 +247,7 @@ def test_an_edit_is_refused_by_field(edit: Callable[[dict[str, Any]], None], wor
 def test_a_value_edited_with_its_bits_contradicts_its_digest() -> None:
     data = doctored(jax_certificate())
     _edit(f"{D}/differences/0/values/0", lambda value: value | {"actual": "0x1.0000000000000p+0", "bits": "0x3f800000"})(data)
-    assert _refusal(data).startswith(f"{D_FIELD}.digests[10]: ")
+    assert _refusal(data).startswith(f"{D_FIELD}.digest: ")
 
 
 def test_a_value_that_does_not_differ_is_no_difference() -> None:

@@ -147,7 +147,7 @@ def test_the_guide_to_certificates_names_every_field() -> None:
     schema = json.loads((files("loss_balancers.parity.certificates") / "certificate.schema.json").read_text("utf-8"))
     stated = {name for name in _names(schema) if "." not in name}
     assert [name for name in sorted(stated) if f"`{name}`" not in guide and f'"{name}"' not in guide] == []
-    assert {"digests", "actual_format", "cotangent", "python"} <= stated
+    assert {"digest", "actual_format", "cotangent", "python"} <= stated
     matrix = merge([check(doctored(torch_certificate()), "a.json", few_vectors())])
     entries = [*matrix["lanes"], *matrix["cells"], *matrix["disagreements"], matrix["disagreements"][0]["values"][0]]
     stated = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import BALANCER, doctored, few_vectors, jax_certificate, torch_certificate
+from certificates import BALANCER, doctored, few_vectors, fitting_digest, jax_certificate, torch_certificate
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -16,7 +16,7 @@ from loss_balancers.parity.certificates.certificate import CertificateError
 from loss_balancers.parity.certificates.merge import merge
 from loss_balancers.parity.certificates.reading import check
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.files import write_json
+from loss_balancers.parity.files import json_text, write_json
 from loss_balancers.parity.golden import vectors
 from loss_balancers.parity.report.tables import SHOWN, as_markdown, in_words, print_matrix
 
@@ -156,8 +156,7 @@ def _change_value(actual_format: str, actual: str, bits: str) -> Callable[[dict[
         data = doctored(data)
         cell = data["lanes"][-1]["balancers"][BALANCER]["f32"]
         cell["differences"][0]["values"][0] |= {"actual_format": actual_format, "actual": actual, "bits": bits}
-        case = next(case for case in vectors.cases(few_vectors()[BALANCER].groups) if case.name == CASE)
-        cell["digests"][10] = vectors.digest([vectors.Value("the aggregate", actual_format, int(bits, 16)), *case.values[1:]])
+        cell["digest"] = fitting_digest(cell, "f32")
         return data
 
     return change
@@ -251,14 +250,12 @@ def test_a_text_lists_some_disagreements_and_says_how_many_more() -> None:
 
 def test_refused_certificates_are_exit_status_2_and_nothing_is_written(tmp_path: Path) -> None:
     bad = torch_certificate()
-    bad["lanes"][0]["balancers"][BALANCER]["f32"]["digests"][5] = "0" * 16
+    bad["lanes"][0]["balancers"][BALANCER]["f32"]["digest"] = "0" * 16
     options = [word for kind in ("json", "markdown", "html") for word in (f"--{kind}", str(tmp_path / f"matrix.{kind}"))]
     result = _run(tmp_path, jax_certificate(), bad, options=tuple(options))
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
-    assert (
-        f"{tmp_path}/b.json: lanes[0].balancers.{BALANCER}.f32.digests[5]: 0000000000000000 is not the digest of" in result.output
-    )
+    assert f"{tmp_path}/b.json: lanes[0].balancers.{BALANCER}.f32.digest: 0000000000000000 is not the digest of" in result.output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
@@ -285,7 +282,7 @@ def test_one_certificate_twice_is_refused(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_exit_status_2_and_nothing_is_written(options: list[str], words: str, tmp_path: Path) -> None:
     options = [option.format(tmp_path) for option in options]
-    before = json.dumps(torch_certificate(), indent=2) + "\n"
+    before = json_text(torch_certificate())
     result = _run(tmp_path, torch_certificate(), options=tuple(options)) if options else CliRunner().invoke(app, ["merge"])
     assert result.exit_code == 2
     assert words.format(tmp_path) in " ".join(result.output.split())

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from loss_balancers.parity.golden.comparison import Cell, differences
-from loss_balancers.parity.golden.vectors import LABELS, Value, case_name, cases, columns, digest, shape, values_of
+from loss_balancers.parity.golden.vectors import LABELS, Value, case_name, cases, column_digest, columns, digest, shape, values_of
 from loss_balancers.parity.lanes.absent import NotCompiledError
 from loss_balancers.parity.lanes.known import find_lanes
 from loss_balancers.parity.lanes.lane import Lane
@@ -194,7 +194,8 @@ def _cells_of_present(lane: Lane, lot: Columns) -> list[Cell]:
             lane=lane.name,
             balancer=balancer,
             label=label,
-            digests=tuple(digest(given[balancer, case.name]) for case in of_column),
+            vectors=len(of_column),
+            digest=column_digest(digest(given[balancer, case.name]) for case in of_column),
             differences=tuple(different for case in of_column for different in differences(case, given[balancer, case.name])),
         )
         for (balancer, label), of_column in expected.items()

@@ -15,7 +15,7 @@ from loss_balancers.parity.lanes.lane import Lane
 from loss_balancers.parity.lanes.switches import Flag, flags
 from loss_balancers.parity.text import clean
 
-SCHEMA = "loss-balancers-certificate/1"
+SCHEMA = "loss-balancers-certificate/2"
 _HEX_DIGITS = {"bf16": 4, "f16": 4, "f32": 8, "f64": 16, "i32": 8}
 
 
@@ -101,7 +101,7 @@ def _cell(cell: Cell, inputs: Mapping[tuple[str, str], Case]) -> dict[str, Any]:
     return {
         "vectors": cell.vectors,
         "identical": cell.identical,
-        "digests": list(cell.digests),
+        "digest": cell.digest,
         "differences": [_case(inputs[cell.balancer, name], found) for name, found in by_case.items()],
     }
 

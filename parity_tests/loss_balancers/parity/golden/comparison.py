@@ -48,7 +48,7 @@ class Difference(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One balancer on one lane in one column: a digest for each case, in the order of the vectors, and every difference.
+    """One balancer on one lane in one column: how many cases ran, the digest of all that they gave, and every difference.
 
     Or, where the device lacks a format of the column, none of them, and ``absent`` says why.
     """
@@ -56,14 +56,10 @@ class Cell(NamedTuple):
     lane: str
     balancer: str
     label: str
-    digests: tuple[str, ...] = ()
+    vectors: int = 0
+    digest: str = ""
     differences: tuple[Difference, ...] = ()
     absent: str | None = None
-
-    @property
-    def vectors(self) -> int:
-        """How many cases ran."""
-        return len(self.digests)
 
     @property
     def identical(self) -> int:

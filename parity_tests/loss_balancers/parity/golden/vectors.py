@@ -84,7 +84,7 @@ def case_name(group: Group, index: int) -> str:
 
 
 def cases(groups: Iterable[Group]) -> list[Case]:
-    """Every vector of the groups, group by group: the order of the digests in a certificate."""
+    """Every vector of the groups, group by group: the order in which a certificate takes them."""
     return [case for group in groups for case in _cases(group)]
 
 
@@ -132,6 +132,11 @@ def digest(values: Iterable[Value]) -> str:
     # As JSON, because a name may hold any character.
     rows = [(value.what, value.format, hex(_one_nan(value))) for value in values]
     return hashlib.sha256(json.dumps(rows).encode("ascii")).hexdigest()[:DIGEST_DIGITS]
+
+
+def column_digest(digests: Iterable[str]) -> str:
+    """A short hash over the digests of a column's cases, in the order of the vectors."""
+    return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:DIGEST_DIGITS]
 
 
 def _one_nan(value: Value) -> int:
