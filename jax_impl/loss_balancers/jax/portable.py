@@ -199,6 +199,6 @@ ad.defbilinear(product_p, lambda g, a, b: rmul(g, b), lambda g, a, b: rmul(g, a)
 
 quotient_p = _primitive(quotient)
 mlir.register_lowering(quotient_p, mlir.lower_fun(_quotient_on_tpu, multiple_results=False), platform="tpu")
-# Transposed to the dividend alone. To the divisor: t -> div(rmul(t, -q), b), of which g -> rmul(div(g, b), -q) is the transpose.
+# Transposed to the dividend alone. The divisor has the tangent t -> div(rmul(t, -q), b); its transpose is g -> rmul(div(g, b), -q).
 ad.defbilinear(quotient_p, lambda g, a, b: div(g, b), None)
 ad.defjvp2(quotient_p, lambda t, q, a, b: div(t, b), lambda t, q, a, b: div(rmul(t, -q), b))

@@ -13,7 +13,7 @@ from loss_balancers.spec.state import StateEntry
 
 SCHEMA = "loss-balancers-state/2"
 
-#: The schema before, which is still read. Its ``pending`` has one count for all losses: that of the calls.
+#: The schema before, which is still read. Its ``pending`` has one count for all losses: the number of calls.
 _ONE_COUNT = "loss-balancers-state/1"
 
 #: The parts of an exported state that are not arrays.
