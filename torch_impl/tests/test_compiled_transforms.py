@@ -76,6 +76,7 @@ def of_a_vector(f):
 TRANSFORMS = {
     "vjp": lambda f, x, t: vjp(f, *x)[1](f(*t)),
     "jvp": jvp,
+    "jvp-of-vmap": lambda f, x, t: jvp(vmap(f), batch(x), batch(t)),
     "dual-level": dual_level,
     "jacfwd": lambda f, x, t: jacfwd(f, each(x))(*x),
     "jacfwd-of-a-vector": lambda f, x, t: jacfwd(of_a_vector(f))(torch.stack(x)),
@@ -85,6 +86,8 @@ TRANSFORMS = {
     "vmap-of-jvp": lambda f, x, t: vmap(lambda x, t: jvp(f, x, t))(batch(x), batch(t)),
     "hessian": lambda f, x, t: hessian(squared(f), each(x))(*x),
     "hessian-of-a-vector": lambda f, x, t: hessian(of_a_vector(squared(f)))(torch.stack(x)),
+    "hessian-of-a-square": lambda f, x, t: hessian(of_a_vector(lambda *x: f(*x) ** 2))(torch.stack(x)),
+    "jacfwd-of-jacfwd": lambda f, x, t: jacfwd(jacfwd(of_a_vector(squared(f))))(torch.stack(x)),
     "grad-of-grad": lambda f, x, t: grad(grad(lambda a: f(*(y * a * a for y in x))))(t[0]),
     "jvp-of-grad": lambda f, x, t: jvp(grad(squared(f), each(x)), x, t),
     "grad-of-jvp": lambda f, x, t: grad(lambda *x: jvp(squared(f), x, t)[1], each(x))(*x),

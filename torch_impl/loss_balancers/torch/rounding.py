@@ -88,7 +88,9 @@ class _Bitcast(Function):
         return bitcast(*args), in_dims[0]
 
 
-_transformable_bitcast = transformable(_Bitcast)
+@transformable
+def _transformable_bitcast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return _Bitcast.apply(x, dtype)
 
 
 def compiling() -> bool:
