@@ -84,6 +84,51 @@ def put_in_later(rank, part):
     return train(wrapper, balancer, rank)
 
 
+class InAList(nn.Module):
+    """A list of parts, one of which may be a balancer: the model calls that."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts: Any = parts
+
+    def forward(self, given):
+        return next(part for part in self.parts if isinstance(part, EMANormalizedLossBalancer))(given)
+
+
+class Counts(nn.Module):
+    """Another's module, with a buffer named as one of ours."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.pending = nn.Buffer(torch.tensor(float(value)))
+
+
+def in_a_list(rank, container, change):
+    """The state, where a list in a wrapped model changes by what PyTorch calls no hook for; and buffers of others in the list."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    wrapper = DistributedDataParallel(Model(InAList(container([Counts(1), Counts(2)]))))
+    parts: Any = wrapper.module.balancer.parts
+    change(parts, balancer)
+    for part in parts:
+        if isinstance(part, Counts):
+            part.pending.add_(rank)  # theirs is sent, whatever ours is called
+    state = train(wrapper, balancer, rank)
+    return [state, [part.pending.item() for part in parts if isinstance(part, Counts)]]
+
+
+def deleted_before(parts, balancer):
+    """A balancer moves up in the list, to where another's buffers were."""
+    parts.append(balancer)
+    del parts[0]
+
+
+def put_in_a_copy(rank):
+    """A copy of a wrapper gets its balancer later, and the copy of that copy another."""
+    wrapper = copy.deepcopy(copy.deepcopy(DistributedDataParallel(Model(None))))
+    wrapper.module.balancer = EMANormalizedLossBalancer(NAMES)
+    return train(wrapper, wrapper.module.balancer, rank)
+
+
 def wrapped_after_an_observation(rank):
     """What a rank has observed before it wraps its model is its own."""
     balancer = EMANormalizedLossBalancer(NAMES)
@@ -125,11 +170,22 @@ def sent():
     return seen
 
 
+def needs_us(balancer):
+    """Whether the set of names in the pickle of a wrapper is of this library."""
+    return b"loss_balancers" in pickle.dumps(DistributedDataParallel(Model(balancer)).parameters_to_ignore)
+
+
+def half_made():
+    """What comes of registering a module whose `__init__` has not run, where a wrapper lives."""
+    _kept, parent = DistributedDataParallel(Model(None)), nn.Module()
+    return says(lambda: setattr(parent, "child", nn.Linear.__new__(nn.Linear)))
+
+
 def says(call):
     """The error of a call, or "nothing"."""
     try:
         call()
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError) as error:
         return str(error)
     return "nothing"
 
@@ -170,12 +226,18 @@ def main(folder, rank):
         "wrapped again beside": wrapped_again_beside(rank),
         "put in later": put_in_later(rank, lambda balancer: balancer),
         "put in later, within a part": put_in_later(rank, Inside),
+        "inserted into a list": in_a_list(rank, nn.ModuleList, lambda parts, balancer: parts.insert(0, balancer)),
+        "inserted into a sequence": in_a_list(rank, lambda parts: nn.Sequential(*parts), lambda parts, b: parts.insert(1, b)),
+        "moved up in a list": in_a_list(rank, nn.ModuleList, deleted_before),
+        "put in a copy later": put_in_a_copy(rank),
         "wrapped after an observation": wrapped_after_an_observation(rank),
         "loaded": loaded_on_each_rank(rank, None),
         "loaded, each its own": loaded_on_each_rank(rank, False),
         "deepcopy": copied(rank, copy.deepcopy),
         "pickle": copied(rank, lambda wrapper: pickle.loads(pickle.dumps(wrapper))),
+        "a pickle names": [needs_us(None), needs_us(EMANormalizedLossBalancer(NAMES))],
         "sent": sent(),
+        "half made": half_made(),
         "joined": joined(rank),
     }
     dist.barrier()

@@ -15,7 +15,7 @@ from loss_balancers import spec
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.versions import release
-from loss_balancers.torch import StaticLossBalancer, functional
+from loss_balancers.torch import EMANormalizedLossBalancer, StaticLossBalancer, functional, portable
 from loss_balancers.torch.portable import div, rmul
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
@@ -76,6 +76,7 @@ def of_a_vector(f):
 TRANSFORMS = {
     "vjp": lambda f, x, t: vjp(f, *x)[1](f(*t)),
     "jvp": jvp,
+    "jvp-of-vmap": lambda f, x, t: jvp(vmap(f), batch(x), batch(t)),
     "dual-level": dual_level,
     "jacfwd": lambda f, x, t: jacfwd(f, each(x))(*x),
     "jacfwd-of-a-vector": lambda f, x, t: jacfwd(of_a_vector(f))(torch.stack(x)),
@@ -85,6 +86,8 @@ TRANSFORMS = {
     "vmap-of-jvp": lambda f, x, t: vmap(lambda x, t: jvp(f, x, t))(batch(x), batch(t)),
     "hessian": lambda f, x, t: hessian(squared(f), each(x))(*x),
     "hessian-of-a-vector": lambda f, x, t: hessian(of_a_vector(squared(f)))(torch.stack(x)),
+    "hessian-of-a-square": lambda f, x, t: hessian(of_a_vector(lambda *x: f(*x) ** 2))(torch.stack(x)),
+    "jacfwd-of-jacfwd": lambda f, x, t: jacfwd(jacfwd(of_a_vector(squared(f))))(torch.stack(x)),
     "grad-of-grad": lambda f, x, t: grad(grad(lambda a: f(*(y * a * a for y in x))))(t[0]),
     "jvp-of-grad": lambda f, x, t: jvp(grad(squared(f), each(x)), x, t),
     "grad-of-jvp": lambda f, x, t: grad(lambda *x: jvp(squared(f), x, t)[1], each(x))(*x),
@@ -158,6 +161,13 @@ def test_each_balancer_with_state(make, draw):
         balancer(draw(i))
         balancer.step()
     assert_compiled_gives_what_eager_gives(FEW, of_balancer(balancer.eval()), FORMATS["bf16"])
+
+
+def test_quotients_by_bits(monkeypatch):
+    """As on a device that only estimates quotients: a balancer with state looks at bits there, eager and compiled."""
+    monkeypatch.setattr(portable, "_divides", lambda a: False)
+    balancer = EMANormalizedLossBalancer(NAMES).eval()
+    assert_compiled_gives_what_eager_gives(several("jvp", "vmap", "vmap-of-grad"), of_balancer(balancer), FORMATS["f32"])
 
 
 @pytest.mark.parametrize("function", [by_number, by_vector])

@@ -43,6 +43,7 @@ def test_models_that_share_compiled_code(ranks, mode):
         "wrapped again beside",
         "put in later",
         "put in later, within a part",
+        "put in a copy later",
         "wrapped after an observation",
         "deepcopy",
         "pickle",
@@ -51,6 +52,21 @@ def test_models_that_share_compiled_code(ranks, mode):
 def test_each_rank_keeps_what_it_observed(ranks, case):
     for seen in ranks:
         assert seen[case] == EXPECTED
+
+
+@pytest.mark.parametrize("case", ["inserted into a list", "inserted into a sequence", "moved up in a list"])
+def test_a_list_that_changes_without_a_hook(ranks, case):
+    """And others' buffers are sent as ever, also where ours are called the same, or were in their place."""
+    for seen in ranks:
+        state, others = seen[case]
+        assert state == EXPECTED
+        assert others == ([1.0, 2.0] if "inserted" in case else [2.0])
+
+
+def test_what_others_do_works_as_without_us(ranks):
+    for seen in ranks:
+        assert seen["half made"] == "nothing"
+        assert seen["a pickle names"] == [False, True]
 
 
 def test_committed_state_goes_to_all_ranks_when_the_model_is_wrapped(ranks):

@@ -132,12 +132,32 @@ class _Spread(Function):
         return None, None, _Total.apply(ctx.linear, ctx.weights, *grad_outputs)
 
 
+class _Whole:
+    """A linear map as one argument. Of a tuple PyTorch counts the parts, and finds no tangent for each (2.13)."""
+
+    __slots__ = ("linear",)
+
+    def __init__(self, linear: LinearMap) -> None:
+        self.linear = linear
+
+
+# Made within what Dynamo does not trace: its graph can hold a tuple, but no object of another class.
+@transformable
+def _transformable_total(linear: LinearMap, weights: Tensor | None, *terms: Tensor) -> Tensor:
+    return _TransformableTotal.apply(_Whole(linear), weights, *terms)
+
+
+@transformable
+def _transformable_spread(linear: LinearMap, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
+    return _TransformableSpread.apply(_Whole(linear), weights, g)
+
+
 class _TransformableTotal(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(linear: LinearMap, weights: Tensor | None, *terms: Tensor) -> Tensor:
-        return total(linear, weights, terms)
+    def forward(whole: _Whole, weights: Tensor | None, *terms: Tensor) -> Tensor:
+        return total(whole.linear, weights, terms)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -146,19 +166,19 @@ class _TransformableTotal(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
-        return None, None, *_TransformableSpread.apply(ctx.linear, *ctx.saved_tensors or (None,), g)
+        return None, None, *_transformable_spread(ctx.linear, *ctx.saved_tensors or (None,), g)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return _TransformableTotal.apply(ctx.linear, *ctx.saved_tensors or (None,), *grad_inputs[2:])
+        return _transformable_total(ctx.linear, *ctx.saved_tensors or (None,), *grad_inputs[2:])
 
 
 class _TransformableSpread(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(linear: LinearMap, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
-        return tuple(spread(linear, weights, g))
+    def forward(whole: _Whole, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
+        return tuple(spread(whole.linear, weights, g))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -166,21 +186,21 @@ class _TransformableSpread(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, None, _TransformableTotal.apply(ctx.linear, *ctx.saved_tensors or (None,), *grad_outputs)
+        return None, None, _transformable_total(ctx.linear, *ctx.saved_tensors or (None,), *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return _TransformableSpread.apply(ctx.linear, *ctx.saved_tensors or (None,), grad_inputs[2])
+        return _transformable_spread(ctx.linear, *ctx.saved_tensors or (None,), grad_inputs[2])
 
 
 def _keep_inputs(ctx: Any, inputs: Any) -> None:
-    ctx.linear, weights, *_ = inputs
+    whole, weights, *_ = inputs
+    ctx.linear = whole.linear
     if weights is not None:  # saved as `torch.func` wants it, for weights that are mapped over too
         ctx.save_for_backward(weights)
         ctx.save_for_forward(weights)
 
 
-_transformable_total = transformable(_TransformableTotal)
 # `Function.apply` without its Python part, which serves `torch.func` alone and takes 4 us, as much as two kernels.
 _eager_total = super(Function, _Total).apply  # type: ignore[reportAttributeAccessIssue]
 _eager_scalar_total = super(Function, _ScalarTotal).apply  # type: ignore[reportAttributeAccessIssue]

@@ -21,7 +21,13 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers.spec import errors
 from loss_balancers.torch.rounding import bitcast, compiling, keep
-from loss_balancers.torch.transforms import refuse_dual_level_outside, transformable, transformed
+from loss_balancers.torch.transforms import (
+    negative_of_tangent,
+    refuse_dual_level_outside,
+    sum_of_tangents,
+    transformable,
+    transformed,
+)
 
 
 class Layout(NamedTuple):
@@ -181,7 +187,7 @@ def _div_gradient(g: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, T
 
 
 def _div_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    return div(da, b), div(rmul(db, -q), b)
+    return div(da, b), div(rmul(db, negative_of_tangent(q)), b)
 
 
 def _rmul_gradient(g: Tensor, a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,11 +237,12 @@ class _Transformable(Function):
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        left, right = _MAPS[ctx.name].tangents(*grad_inputs[1:], *ctx.saved_tensors)
-        return left + right
+        return sum_of_tangents(*_MAPS[ctx.name].tangents(*grad_inputs[1:], *ctx.saved_tensors))
 
 
-_transformable = transformable(_Transformable)
+@transformable
+def _transformable(name: str, a: Tensor, b: Tensor) -> Tensor:
+    return _Transformable.apply(name, a, b)
 
 
 def _bind(name: str, a: Any, b: Any) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, hardshrink
-from torch._C._functorch import is_batchedtensor
 from torch._guards import TracingContext
 from torch.autograd import Function
-from torch.compiler import is_dynamo_compiling
+
+from loss_balancers.torch.transforms import transformable, transformed
 
 #: The format of state.
 FLOAT = torch.float32
@@ -68,11 +68,12 @@ def _representable(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def bitcast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x.view(dtype)`` for a dtype as wide as that of ``x``, within `vmap` too."""
-    return _Bitcast.apply(x, dtype) if not is_dynamo_compiling() and is_batchedtensor(x) else x.view(dtype)
+    # Whether `vmap` maps over ``x`` is not asked: `grad` may stand between the two, and in a graph nobody knows.
+    return _transformable_bitcast(x, dtype) if transformed() else x.view(dtype)
 
 
 class _Bitcast(Function):
-    """`bitcast` of a tensor that `vmap` maps over. PyTorch itself has no rule for that up to 2.11."""
+    """`bitcast` within `vmap`. PyTorch itself has no rule for that up to 2.11."""
 
     @staticmethod
     def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,6 +86,11 @@ class _Bitcast(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return bitcast(*args), in_dims[0]
+
+
+@transformable
+def _transformable_bitcast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return _Bitcast.apply(x, dtype)
 
 
 def compiling() -> bool:

@@ -9,7 +9,7 @@ transforms, calls the function as eager code does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers.spec import checks, errors
 from loss_balancers.torch.host import traced_as_constant
+
+R = TypeVar("R")
 
 
 @traced_as_constant
@@ -32,20 +34,66 @@ def under_torch_func() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def transformable(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` for transformed calls. ``function`` takes tensors and constants, and has a `jvp` and a rule for `vmap`."""
+def transformable(function: Callable[..., R]) -> Callable[..., R]:
+    """``function``, not traced by Dynamo. It takes tensors and constants, and calls an `autograd.Function` that can be transformed.
+
+    That has a rule for `vmap` and, unless what it takes is constant, a `jvp`.
+    """
 
     @traced_as_constant
     def leave_untraced() -> None:
         torch.compiler.allow_in_graph(function)  # here and not at import, since it loads Dynamo
 
-    def apply(*inputs: Any) -> Any:
+    def apply(*inputs: Any) -> R:
         if is_dynamo_compiling():
             refuse_dual_level_outside()
             leave_untraced()
-        return function.apply(*inputs)
+        return function(*inputs)
 
     return apply
+
+
+class _Linear(Function):
+    """A linear operation within a `jvp`, of which an outer `jvp` gets a tangent too.
+
+    PyTorch turns forward mode off within a `jvp`, for its own level and all around it; what a plain operation gives there has a
+    second tangent of 0, without a word (PyTorch 2.8 to 2.13). A function of this kind turns it on again below its own level.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, *terms: Tensor) -> Tensor:
+        return _LINEAR[name][0](*terms)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return None, *_LINEAR[ctx.name][1](*grad_outputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+        return _Linear.apply(ctx.name, *grad_inputs[1:])
+
+
+#: By name: the operation, and its gradients.
+_LINEAR: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], tuple[Tensor, ...]]]] = {
+    "sum": (torch.add, lambda g: (g, g)),
+    "negative": (torch.neg, lambda g: (-g,)),
+}
+
+
+def sum_of_tangents(left: Tensor, right: Tensor) -> Tensor:
+    """``left + right``, within a `jvp`."""
+    return _Linear.apply("sum", left, right)
+
+
+def negative_of_tangent(x: Tensor) -> Tensor:
+    """``-x``, within a `jvp`."""
+    return _Linear.apply("negative", x)
 
 
 class _Constant(Function):
@@ -68,7 +116,9 @@ class _Constant(Function):
         raise errors.learnable(ctx.where, "has a tangent")
 
 
-_constant = transformable(_Constant)
+@transformable
+def _constant(x: Tensor, where: str) -> Tensor:
+    return _Constant.apply(x, where)
 
 
 def refuse_derivatives(x: Any, where: str) -> None:

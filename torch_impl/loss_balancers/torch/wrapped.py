@@ -1,26 +1,27 @@
 """What DistributedDataParallel does to a balancer in its model, and how it is kept from that.
 
 By default it sends rank 0's buffers to all ranks at every forward, over what each rank has observed. Each wrapper has a set of
-names that it passes by. PyTorch calls a hook whenever a module gets a submodule; there the names of a balancer's buffers are added
-to that set, while the wrapper is made, or when a wrapped model gets its balancer later. No code of the balancer has to run for it.
+names that it passes by, and asks it about each buffer whenever it lists what to send. Our set looks at whose buffer that is now, so
+it does not matter when or how the model got its balancer. A wrapper gets it when it is made: PyTorch calls a hook whenever a module
+gets a submodule, and a wrapper's first is its model. No code of the balancer has to run for it.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from torch import distributed as dist
 from torch import nn
-from torch.compiler import is_dynamo_compiling
 from torch.distributed.algorithms.join import Join
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from loss_balancers.spec import errors
-from loss_balancers.torch.carried import CarriesState
+from loss_balancers.torch.carried import CarriesState, carried_names
 
 #: The wrappers of the process.
 _wrappers: WeakSet[DistributedDataParallel] = WeakSet()
@@ -30,58 +31,64 @@ _contexts: WeakKeyDictionary[DistributedDataParallel, tuple[object, tuple[ref[Jo
 
 
 class PassedBy(set[str]):
-    """The names that a wrapper passes by, but for one moment: when it is made, it sends committed state to all ranks.
+    """The names that a wrapper passes by: those that it was given, and the buffers of all balancers in its model.
 
-    It does so with everything in a model, since rank 0 may be the only one that has loaded it.
+    But for one moment: when a wrapper is made, it sends committed state to all ranks. It does so with everything in a model, since
+    rank 0 may be the only one that has loaded it.
     """
 
-    def __init__(self, names: Iterable[str], sent_once: Iterable[str], wrapper: DistributedDataParallel) -> None:
+    def __init__(self, names: Iterable[str], model: nn.Module, made: DistributedDataParallel | None = None) -> None:
         super().__init__(names)
-        self._sent_once = frozenset(sent_once)
-        self._wrapper = ref(wrapper)
+        self._model = model
+        #: The wrapper, while it is made.
+        self._made = None if made is None else ref(made)
 
     def __contains__(self, name: object) -> bool:
-        # A wrapper lists the buffers to send at a forward, then sends everything once, then makes its reducer.
-        wrapper = self._wrapper()
-        if hasattr(wrapper, "reducer"):
-            wrapper.parameters_to_ignore = set(self)  # type: ignore[reportOptionalMemberAccess] -- which answers faster
-        elif hasattr(wrapper, "modules_buffers") and name in self._sent_once:
-            return False
+        if isinstance(name, str):
+            path, _, last = name.rpartition(".")
+            if last in carried_names and isinstance(owner := _submodule(self._model, path), CarriesState):
+                return not (owner._is_shared(last) and self._sends_once())
         return super().__contains__(name)
 
+    def _sends_once(self) -> bool:
+        # A wrapper lists the buffers to send at a forward, then sends everything once, then makes its reducer.
+        wrapper = None if self._made is None else self._made()
+        if wrapper is None or hasattr(wrapper, "reducer"):
+            self._made = None
+            return False
+        return hasattr(wrapper, "modules_buffers")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PassedBy:
+        return PassedBy(self, deepcopy(self._model, memo))
+
     def __reduce__(self) -> Any:
-        return set, (list(self),)
+        # What has no balancer can be unpickled where this library is not.
+        has_one = any(isinstance(module, CarriesState) for module in self._model.modules())
+        return (PassedBy, (list(self), self._model)) if has_one else (set, (list(self),))
 
 
-def _pass_by(wrapper: DistributedDataParallel, tree: nn.Module, prefix: str) -> None:
-    """Has ``wrapper`` pass by the buffers of all balancers in ``tree``, which is, or will be, at ``prefix`` in its model."""
-    passed_by, sent_once = set(), set()
-    for path, module in tree.named_modules(prefix=prefix, remove_duplicate=False):
-        if isinstance(module, CarriesState):
-            names = {name for name, _ in module.named_buffers(path, recurse=False)}
-            passed_by |= names
-            sent_once |= {name for name in names if module._is_shared(name.rpartition(".")[2])}
-    if passed_by:
-        wrapper.parameters_to_ignore = PassedBy(wrapper.parameters_to_ignore | passed_by, sent_once, wrapper)
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = model
+    for part in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(part)
+    return module
+
+
+def _watch(wrapper: DistributedDataParallel, model: nn.Module) -> None:
+    _wrappers.add(wrapper)
+    wrapper.parameters_to_ignore = PassedBy(wrapper.parameters_to_ignore, model, wrapper)
 
 
 def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """What PyTorch calls when a module gets a submodule."""
-    if child is None or is_dynamo_compiling():  # traced, it would have guards on the wrappers of the process
-        return
-    if name == "module" and isinstance(parent, DistributedDataParallel):
-        _wrappers.add(parent)
-        _pass_by(parent, child, "")
-    elif _wrappers and any(isinstance(module, CarriesState) for module in child.modules()):
-        for wrapper in _wrappers:
-            for prefix, module in wrapper.module.named_modules(remove_duplicate=False):
-                if module is parent:
-                    _pass_by(wrapper, child, f"{prefix}.{name}" if prefix else name)
+    """What PyTorch calls when a module gets a submodule: whatever module, so here is nothing that could fail for one."""
+    if name == "module" and child is not None and isinstance(parent, DistributedDataParallel):
+        _watch(parent, child)
 
 
 register_module_module_registration_hook(_on_registration)
 if dist.is_available() and dist.is_initialized():  # else there is no wrapper yet
-    _wrappers.update(x for x in gc.get_objects() if issubclass(type(x), DistributedDataParallel))
+    for _wrapper in [x for x in gc.get_objects() if issubclass(type(x), DistributedDataParallel)]:
+        _watch(_wrapper, _wrapper.module)
 
 
 def check_not_joining(balancer: nn.Module) -> None:

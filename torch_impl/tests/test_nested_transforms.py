@@ -1,0 +1,138 @@
+"""One transform of `torch.func` within another, around every balancer: what the spec says of the products, bit for bit."""
+
+import pytest
+import torch
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import loss_balancers.torch
+from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import registry
+from loss_balancers.torch import functional
+from loss_balancers.torch.portable import div, rmul
+
+pytestmark = [
+    # PyTorch 2.13's own, for every autograd.Function that Dynamo traces, and at the first compilation or forward mode of a process.
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(params=registry.examples())
+def balancer(request, draw):
+    """One of every kind, with weights that are its own: some steps in."""
+    balancer = registry.make(registry.examples()[request.param], loss_balancers.torch)
+    for i in range(3):
+        balancer(draw(i))
+        if hasattr(balancer, "step"):
+            balancer.step()
+    return balancer.eval()
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def mode(request):
+    """A function as it is, or compiled."""
+    if request.param == "eager":
+        yield lambda f: f
+    else:
+        torch._dynamo.reset()
+        yield lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")
+        torch._dynamo.reset()
+
+
+def of_a_vector(balancer, names):
+    """The balancer, of its losses in one tensor."""
+    return lambda x: balancer(dict(zip(names, x.unbind(), strict=True)))
+
+
+def derivatives_of_a_square(f, x):
+    """Row i is the gradient of ``f`` for the cotangent 2 w_i, where w_i is the derivative by loss i; by plain autograd."""
+    leaf = x.clone().requires_grad_()
+    (weights,) = torch.autograd.grad(f(leaf), leaf)
+    return torch.stack([torch.autograd.grad(f(leaf), leaf, 2 * w)[0] for w in weights])
+
+
+def test_second_derivatives(balancer, mode, draw):
+    losses = draw(7)
+    x = torch.stack(list(losses.values()))
+    f = of_a_vector(balancer, list(losses))
+    expected = derivatives_of_a_square(f, x)
+
+    def derivatives(x):
+        squared = lambda x: f(x) ** 2  # noqa: E731
+        return hessian(squared)(x), jacrev(jacrev(squared))(x), jacfwd(jacfwd(f))(x)
+
+    forward_of_reverse, reverse_of_reverse, forward_of_forward = mode(derivatives)(x)
+    assert_same_bits(forward_of_reverse, expected.T.contiguous())
+    assert_same_bits(reverse_of_reverse, expected)
+    assert_same_bits(forward_of_forward, torch.zeros(len(x), len(x)))
+
+
+def test_forward_mode_twice(balancer, mode, draw):
+    """Of losses that are squares: the second tangent of each is 2, and of all others 0."""
+    x = torch.stack(list(draw(7).values()))
+    names = list(draw())
+    f = of_a_vector(balancer, names)
+    weights = balancer.weights(dict(zip(names, x * x, strict=True)))
+    expected = 2 * torch.diag(torch.stack([torch.as_tensor(weights[name], dtype=torch.float32) for name in names]))
+    assert_same_bits(mode(jacfwd(jacfwd(lambda x: f(x * x))))(x), expected)
+
+
+def test_forward_mode_around_a_batch(balancer, mode, draw):
+    names = list(draw())
+    x, t = (torch.stack([torch.stack(list(draw(seed + i).values())) for i in range(3)]) for seed in (7, 17))
+    f = of_a_vector(balancer, names)
+    aggregates, tangents, *_ = mode(lambda x, t: jvp(vmap(f), (x,), (t,)))(x, t)
+    for i in range(len(x)):
+        assert_same_bits(aggregates[i], f(x[i]))
+        assert_same_bits(tangents[i], jvp(f, (x[i],), (t[i],))[1])
+
+
+#: Ways to a second derivative of a function of one number.
+TWICE = {
+    "jvp of jvp": lambda f: along(along(f)),
+    "jacfwd of jacfwd": lambda f: jacfwd(jacfwd(f)),
+    "vmap of jvp, twice": lambda f: along_mapped(along_mapped(f)),
+    "jvp of grad": lambda f: along(grad(f)),
+    "grad of jvp": lambda f: grad(along(f)),
+}
+#: Functions of one number, and their second derivatives.
+PORTABLE = {
+    "rmul": (lambda x: rmul(x, x), lambda x: 2.0),
+    "rmul, third power": (lambda x: rmul(rmul(x, x), x), lambda x: 6 * x),
+    "div of a square": (lambda x: div(x * x, torch.tensor(3.0)), lambda x: 2 / 3),
+    "div by it": (lambda x: div(torch.tensor(1.0), x), lambda x: 2 / x**3),
+}
+
+
+def along(f):
+    """The derivative, by forward mode."""
+    return lambda x: jvp(f, (x,), (torch.ones_like(x),))[1]
+
+
+def along_mapped(f):
+    """The same, in a batch."""
+    return lambda x: vmap(lambda t: jvp(f, (x,), (t,))[1])(torch.ones(2))[0]
+
+
+@pytest.mark.parametrize("twice", TWICE)
+@pytest.mark.parametrize("function", PORTABLE)
+def test_portable_functions(function, twice, mode):
+    """Nothing is lost in a `jvp` within a `jvp`, where PyTorch turns forward mode off."""
+    f, second = PORTABLE[function]
+    torch.testing.assert_close(mode(TWICE[twice](f))(torch.tensor(3.0)), torch.tensor(second(3.0)))
+
+
+@pytest.mark.parametrize("transform", [hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacfwd(f))])
+def test_weights_that_are_a_vector(transform, mode):
+    weights, x = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([1.0, 2.0, 4.0])
+    derivative = mode(transform(lambda x: functional.weighted_sum(list(x.unbind()), weights) ** 2))(x)
+    torch.testing.assert_close(derivative, 2 * weights[:, None] * weights)
+
+
+def test_a_map_that_keeps_its_tensors(mode):
+    """A call like the last one, outside of any transform, has tensors in its map."""
+    balancer = loss_balancers.torch.StaticLossBalancer([0.1, 0.2, 0.3, 0.2])
+    names = ("A_0", "A_1", "A_2", "A_3", "student_loss")
+    f, x = of_a_vector(balancer, names), torch.arange(1.0, 6.0)
+    expected = derivatives_of_a_square(f, x)
+    assert_same_bits(mode(hessian(lambda x: f(x) ** 2))(x), expected.T.contiguous())
