@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ FOLDER = ROOT / ".venv-versions"
 PROJECT = ("-e", f"{ROOT}[test]", "beartype>=0.22", "orbax-checkpoint>=0.11")
 TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests")
 PARITY = ("-c", "from loss_balancers.parity.cli import main; main()", "parity", "--json")
+
+#: The columns of a quick run.
+QUICKLY = ("f32", "bf16")
 
 
 class Pair(NamedTuple):
@@ -57,7 +61,9 @@ def main() -> int:
     """The exit status: 0 if all that ran is bit-identical and passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pair", action="append", choices=[pair.name for pair in PAIRS], help="this pair only; may be given again")
-    parser.add_argument("--vectors-only", action="store_true", help="no unit tests, and nothing is written")
+    parser.add_argument(
+        "--vectors-only", action="store_true", help="no unit tests, vectors in float32 and bfloat16 alone, and nothing is written"
+    )
     parser.add_argument("--discard", action="store_true", help="remove each environment after use")
     given = parser.parse_args()
     chosen = [pair for pair in PAIRS if not given.pair or pair.name in given.pair]
@@ -65,7 +71,7 @@ def main() -> int:
     for number, pair in enumerate(chosen, 1):
         begun = time.monotonic()
         say(f"[{number}/{len(chosen)}] {pair.name}: Python {pair.python}, {', '.join(pair.packages)}")
-        found = measure(pair, tests=pair.tested and not given.vectors_only)
+        found = measure(pair, given.vectors_only)
         good &= found["good"]
         say(f"{pair.name}: {found['why'] or 'measured'} ({time.monotonic() - begun:.0f} s)")
         if not given.vectors_only:
@@ -90,8 +96,8 @@ def keep(found: dict[str, Any]) -> None:
     write_text(FILE, page(ordered))
 
 
-def measure(pair: Pair, tests: bool) -> dict[str, Any]:
-    """Runs a pair.
+def measure(pair: Pair, quickly: bool) -> dict[str, Any]:
+    """Runs a pair: all vectors and, if it is one of those that are tested, the unit tests; or, quickly, some vectors.
 
     Returns:
         ``versions`` by package; ``identical`` of ``results``, in all and in ``lanes`` by lane; ``absent``, the lanes that did not
@@ -106,11 +112,12 @@ def measure(pair: Pair, tests: bool) -> dict[str, Any]:
         return {**found, "why": "pip cannot install it", "good": False}
     file = FOLDER / f"{pair.name}.json"
     file.unlink(missing_ok=True)
-    status = subprocess.run([python, *PARITY, str(file)], cwd=ROOT, check=False).returncode
+    labels = [word for label in QUICKLY if quickly for word in ("--label", label)]
+    status = subprocess.run([python, *PARITY, str(file), *labels], cwd=ROOT, check=False).returncode
     if not file.exists():
         return {**found, "why": f"`loss-balancers parity` ended with {status}", "good": False}
     found |= of_matrix(json.loads(file.read_text("utf-8"))) | {"good": status == 0}
-    if tests:
+    if pair.tested and not quickly:
         found["tests"], passed = unit_tests(python)
         found["good"] &= passed
     return found
@@ -144,11 +151,13 @@ def find_python(version: str) -> str | None:
 
 
 def environment(pair: Pair, interpreter: str) -> str | None:
-    """The pair's environment, made if it is missing or older than what the project asks for; None if pip cannot."""
+    """The pair's environment, made if it is missing or older than the packages that the project asks for; None if pip cannot."""
     folder = FOLDER / pair.name
     python, stamp = folder / "bin" / "python", folder / ".installed"
     asked = [*pair.packages, *PROJECT]
-    state = hashlib.sha256(json.dumps([asked, (ROOT / "pyproject.toml").read_text("utf-8")]).encode()).hexdigest()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    needed = [asked, project["build-system"], project["project"], project["tool"]["hatch"]]
+    state = hashlib.sha256(json.dumps(needed).encode()).hexdigest()
     if stamp.exists() and stamp.read_text("utf-8") == state:
         return str(python)
     say("installing; PyTorch for CUDA, where no build for the CPU is at hand, has 3 GB")

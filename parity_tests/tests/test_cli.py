@@ -54,6 +54,14 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
     assert [found["case"] for found in written["disagreements"]] == ["sequence-2-f32[12]"]
 
 
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.json"
+    chosen = ["--lane", "torch-cpu-eager", "--label", "bf16", "--label", "f32", "--json", str(file)]
+    result = CliRunner().invoke(app, ["parity", *chosen], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert {cell["label"] for cell in json.loads(file.read_text())["cells"]} == {"bf16", "f32"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -61,6 +69,8 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
         (["parity", "--mode", "abacus"], "no lane of this machine has the mode 'abacus'. The modes are eager"),
         (["parity", "--balancer", "Abacus"], "there are no vectors of 'Abacus'. The balancers are"),
         (["parity", "--balancer", "StaticLossBalancer", "--certificate", "a.json"], "a certificate is of all balancers"),
+        (["parity", "--label", "f8"], "there is no column 'f8'. The columns are bf16, f16, f32, f64, mixed"),
+        (["parity", "--label", "f32", "--certificate", "a.json"], "a certificate is of all columns"),
         (["parity", "--what"], "No such option"),
         (["parity", "--json", "/no/such/folder/matrix.json"], "does not exist"),
         (["frobnicate"], "No such command"),
@@ -70,6 +80,8 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
         "unknown-mode",
         "unknown-balancer",
         "part-of-a-certificate",
+        "unknown-column",
+        "columns-of-a-certificate",
         "unknown-option",
         "no-folder",
         "unknown-command",

@@ -182,5 +182,5 @@ def test_an_interpreter_that_does_not_start_is_none(tmp_path: Path, monkeypatch:
     assert versions.find_python("3.12") is None
     assert versions.find_python("3.13") is None
     assert versions.find_python("3.11") == sys.executable
-    found = versions.measure(versions.Pair("lacking", "3.13", ("torch",)), tests=False)
+    found = versions.measure(versions.Pair("lacking", "3.13", ("torch",)), quickly=False)
     assert (found["results"], found["why"]) == (0, "there is no Python 3.13 on PATH")

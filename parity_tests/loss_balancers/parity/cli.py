@@ -21,6 +21,7 @@ except ImportError as error:
     sys.exit(70)
 
 if TYPE_CHECKING:
+    from loss_balancers.parity.golden.vectors import Vectors
     from loss_balancers.parity.lanes.lane import Lane
 
 #: Exit statuses. 1 is said of results alone, 2 of how a command was called. The others are those of sysexits.h and of shells.
@@ -55,6 +56,9 @@ def parity(
         list[str] | None,
         typer.Option(help="Run this balancer's vectors only, such as StaticLossBalancer. May be given again."),
     ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Run this column only: bf16, f16, f32, f64 or mixed. May be given again.")
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="Write what was computed to this file, for `merge`.", dir_okay=False)
     ] = None,
@@ -78,9 +82,15 @@ def parity(
     for name in balancer or ():
         if name not in vectors:
             _usage(f"--balancer: there are no vectors of {name!r}. The balancers are {', '.join(vectors)}.")
+    for name in label or ():
+        if name not in LABELS:
+            _usage(f"--label: there is no column {name!r}. The columns are {', '.join(LABELS)}.")
     if balancer and certificate is not None:
         _usage("--certificate: a certificate is of all balancers. Leave out --balancer.")
+    if label and certificate is not None:
+        _usage("--certificate: a certificate is of all columns. Leave out --label.")
     vectors = {name: of_balancer for name, of_balancer in vectors.items() if not balancer or name in balancer}
+    vectors = {name: _of_labels(of_balancer, label or LABELS) for name, of_balancer in vectors.items()}
     modes = dict.fromkeys(one.mode for one in known)
     for name in mode or ():
         if name not in modes:
@@ -183,6 +193,10 @@ def audit(
 
     given = [("--target", name) for name in target] + [("--json", json_file), ("--markdown", markdown)]
     raise typer.Exit(run_audit([str(word) for option, value in given if value is not None for word in (option, value)]))
+
+
+def _of_labels(vectors: Vectors, labels: Sequence[str]) -> Vectors:
+    return vectors._replace(groups=tuple(group for group in vectors.groups if group.label in labels))
 
 
 def _chosen(known: Sequence[Lane], names: Sequence[str] | None) -> list[str]:
