@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from loss_balancers import spec
-from loss_balancers.parity.audit import Dag, NotEstablishedError, compare, cpu, disassembly
-from loss_balancers.parity.audit.expected import static_forward
+from loss_balancers.parity.audit import Dag, NotEstablishedError, compare, cpu, disassembly, prescribed
 from loss_balancers.parity.audit.llvm_blocks import blocks
 from loss_balancers.parity.audit.roundings import round_alike
 
@@ -37,7 +36,9 @@ def read(object_code):
 
 @pytest.mark.parametrize("form", OBJECTS)
 def test_the_object_code_of_either_processor_is_read(form):
-    expected = static_forward(Dag(), spec.StaticLossBalancerSettings([0.01]), ("KDLoss_0", spec.STUDENT_LOSS_KEY))
+    expected = prescribed.balancer(
+        Dag(), spec.StaticLossBalancerSettings([0.01]), ("KDLoss_0", spec.STUDENT_LOSS_KEY), gradient=False
+    )
     module = read(OBJECTS[form])
     assert module.forbidden == compare(expected, module.results) == []
     assert len(ROUNDS.findall(OBJECTS[form])) == 3

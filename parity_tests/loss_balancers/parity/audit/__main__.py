@@ -118,6 +118,9 @@ def _print(matrix: Matrix, cases: Sequence[Case]) -> None:
         (console if console.is_terminal else Console(width=widest + 4 + COLUMN * beside)).print(table)
     counts = "In brackets: the multiplications and additions that the spec prescribes, then the quotients."
     console.print(f"{counts} Without: no race and no overwritten state, and nothing of the arithmetic.", style="dim")
+    for name in matrix:
+        for case, reason in TARGETS[name].left_out.items():
+            console.print(f"{name}, {case}: left out: {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
     for name, row in matrix.items():
         for case, verdict in ((case, row[case.name]) for case in cases if case.name in row):
             if verdict.reason:
@@ -162,6 +165,7 @@ def _as_json(matrix: Matrix, versions: dict[str, dict[str, str]], cases: Sequenc
         "host": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions,
+        "left_out": {target: TARGETS[target].left_out for target in matrix},
         "matrix": {
             target: {
                 case.name: {

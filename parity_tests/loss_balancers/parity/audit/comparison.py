@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from loss_balancers.parity.audit.dag import ONE, Node, NotEstablishedError, render, walk
-from loss_balancers.parity.audit.established import FUSED, Established, native_quotient
+from loss_balancers.parity.audit.established import FUSED, Established, native_quotient, terms_of
 from loss_balancers.parity.audit.steps import STEP
 from loss_balancers.parity.audit.words import Words
 
@@ -137,7 +137,7 @@ class _Comparison:
 
     def _reordered(self, want: Node, have: Node) -> bool:
         """Whether both are sums of the same terms, and of three or more."""
-        wanted, found = _terms(want), _terms(have)
+        wanted, found = terms_of(want), terms_of(have)
         if len(wanted) != len(found) or len(wanted) < 3:
             return False
         for term in wanted:
@@ -174,11 +174,6 @@ def _leaves(node: Node) -> set[tuple[str, int | str]]:
 
 def _first(node: Node, mnemonics: tuple[str, ...]) -> Node | None:
     return next((each for each in walk([node]) if each.op.startswith(mnemonics)), None)
-
-
-def _terms(node: Node) -> list[Node]:
-    """The terms of a sum, however it is nested."""
-    return [term for arg in node.args for term in _terms(arg)] if node.op == "add" else [node]
 
 
 def _divides(want: Node) -> bool:

@@ -16,6 +16,8 @@ ONE = 0x3F800000
 INFINITY = 0x7F800000
 MINUS_INFINITY = 0xFF800000
 ZERO = 0
+#: All bits but the sign.
+MAGNITUDE = 0x7FFFFFFF
 
 #: Comparisons in which `keep(x)` is `select(|x| cmp tiny, 0, x)`, and those in which it is `select(|x| cmp tiny, x, 0)`. A
 #: comparison with NaN must choose x: `le` is ordered, `gtu` is true of NaN.
@@ -53,6 +55,7 @@ class Dag:
     """A builder of nodes. It shares equal nodes, and rewrites what is the same on every input, NaN's payload apart.
 
     - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, ``keep(keep(x))`` is ``keep(x)``, and ``|keep(x)|`` is ``keep(|x|)``;
+    - a word without its sign bit is ``|x|``;
     - ``mul(x, 1)`` is ``x``, and ``maximum(x, -inf)`` too;
     - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that;
     - ``select(|x| <= tiny, c, x + c)`` is ``keep(x) + c`` for a constant ``c``: LLVM does that too;
@@ -95,11 +98,13 @@ class Dag:
         if op == "maximum":
             return next((x for x, least in (args, args[::-1]) if _is_const(least, MINUS_INFINITY)), None)
         if op == "keep":
-            return args[0] if args[0].op == "keep" or (args[0].op == STEP and args[0].value in KEPT) else None
+            return args[0] if _is_kept(args[0]) else None
         if op == "abs" and args[0].op in {"abs", "keep"}:
             return args[0] if args[0].op == "abs" else self.op("keep", self.op("abs", args[0].args[0], line=line), line=line)
         if op == "select":
             return self._chosen(*args, line=line)
+        if op == "i.and" and any(_is_const(arg, MAGNITUDE) for arg in args):
+            return self.op("abs", next(arg for arg in args if not _is_const(arg, MAGNITUDE)), line=line)
         return self._truth(op, args, line) if op in {"i.and", "i.eq", "i.ne"} else None
 
     def _truth(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
@@ -152,6 +157,13 @@ class Dag:
     def _node(self, op: str, args: tuple[Node, ...], value: int | str, line: str) -> Node:
         key = (op, *map(id, args), value)
         return self._nodes.setdefault(key, Node(op, args, value, line))
+
+
+def _is_kept(node: Node) -> bool:
+    """Whether `keep` changes nothing of it, whatever it is."""
+    if node.op == STEP:
+        return node.value in KEPT or (node.value == "choose" and all(map(_is_kept, node.args[1:])))
+    return node.op == "keep" or (node.op == "const" and folded("keep", int(node.value)) == node.value)
 
 
 def is_truth(node: Node) -> bool:

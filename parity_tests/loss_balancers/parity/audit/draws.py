@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from loss_balancers.parity.audit.words import Words, words
+from loss_balancers.spec.state import StateEntry
 
 COUNT = 8192
 SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-126, -(2.0**-126), 2.0**-127, 2.0**-149, 3.4e38, -3.4e38, 1.0, -1.0, 2.0)
@@ -61,12 +63,11 @@ def losses(count: int) -> list[Words]:
     return [words(x.astype(np.float32)) for x in drawn]
 
 
-def running_sums(count: int) -> list[Words]:
-    """A state of `EMANormalizedLossBalancer`: totals, then fixes, which are 0 together in some draws."""
+def state(entries: Sequence[StateEntry]) -> list[Words]:
+    """State of a balancer: what it has seen of a loss is positive, or all 0 in some draws."""
     rng = np.random.default_rng(3)
-    fixes = [rng.uniform(1, 10, COUNT) * (rng.random(COUNT) < 0.9) for _ in range(count)]
-    totals = [_ordinary(rng, COUNT) * (fix > 0) for fix in fixes]
-    return [words(x.astype(np.float32)) for x in (*totals, *fixes)]
+    seen = [rng.random(COUNT) < 0.9 for _ in range(max((entry.shape[0] for entry in entries), default=0))]
+    return [words((_ordinary(rng, COUNT) * there).astype(np.float32)) for entry in entries for there in seen[: entry.shape[0]]]
 
 
 def _ordinary(rng: np.random.Generator, count: int) -> Any:

@@ -2,7 +2,8 @@
 
 Of a node of the emitted code that is to be the step, three things must hold:
 
-- it depends on nothing but the operands of the step, and nothing fused or unknown is on the way;
+- it depends on nothing but the operands of the step, and nothing fused or unknown is on the way. Where the step asks whether a
+  sum is finite, code may ask that of a term of the sum instead, and know no more of the term;
 - a division or a reciprocal of the device reaches it through conversions to integers and comparisons alone;
 - executed, it gives the step's bits on all inputs that were drawn, whatever the device's divisions give within `execute.ERROR`.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from loss_balancers.parity.audit.dag import Node
+from loss_balancers.parity.audit.dag import INFINITY, Node, walk
 from loss_balancers.parity.audit.execute import fingerprints
 from loss_balancers.parity.audit.steps import STEP
 from loss_balancers.parity.audit.words import ESTIMATES, Words
@@ -46,7 +47,7 @@ class Established:
 
     def objection(self, want: Node, have: Node) -> str | None:
         """What keeps ``have`` from being established as a function of the step's operands; None if nothing does."""
-        operands = list(_operands(want))
+        operands, terms = list(_operands(want)), _terms_that_must_be_finite(want)
         estimate = native_quotient(have, lambda node: self._is_operand(operands, node))
         if estimate is not None:
             return f"a native quotient reaches it: {estimate.line}"
@@ -57,6 +58,9 @@ class Established:
             if id(node) in seen or node.op == "const" or self._is_operand(operands, node):
                 continue
             seen.add(id(node))
+            magnitude = _compared_with_infinity(node)
+            if magnitude is not None and self._is_operand(terms, magnitude):
+                continue
             if not node.args:
                 return f"it depends on what is no operand of it: {node.line or node}"
             if node.op.startswith(FUSED):
@@ -82,6 +86,33 @@ def _operands(want: Node) -> Iterator[Node]:
             yield inner
         if inner.op == STEP:
             yield from _operands(inner)
+
+
+def _terms_that_must_be_finite(want: Node) -> list[Node]:
+    """What is under the signs of the terms of sums of which a step asks whether they are finite: else the sums are not."""
+    sums = [each.args[0] for each in walk([want]) if each.op == STEP and each.value == "finite"]
+    return [_magnitude(term) for each in sums for term in terms_of(each)]
+
+
+def _compared_with_infinity(node: Node) -> Node | None:
+    """What is under the sign of that of which a comparison tells whether it is NaN, infinite or finite, and nothing else."""
+    if not node.op.startswith("cmp.") or not any(arg.op == "const" and arg.value == INFINITY for arg in node.args):
+        return None
+    x = next((arg for arg in node.args if _unflushed(arg).op == "abs"), None)
+    return None if x is None else _magnitude(x)
+
+
+def _unflushed(node: Node) -> Node:
+    return _unflushed(node.args[0]) if node.op == "keep" else node
+
+
+def _magnitude(node: Node) -> Node:
+    return _magnitude(node.args[0]) if node.op in {"abs", "keep"} else node
+
+
+def terms_of(node: Node) -> list[Node]:
+    """The terms of a sum, however it is nested."""
+    return [term for arg in node.args for term in terms_of(arg)] if node.op == "add" else [node]
 
 
 def native_quotient(have: Node, is_operand: Callable[[Node], bool] = lambda _: False) -> Node | None:

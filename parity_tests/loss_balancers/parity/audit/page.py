@@ -15,7 +15,12 @@ Obtained on {date}, on {host}, with loss-balancers {library}, by `make audit-evi
 many multiplications and additions the spec prescribes for the results, then how many quotients; the flushes (`keep`) are compared
 too. No brackets: only that no launch has a race, and that nothing is computed from state after it was overwritten; this holds of
 the other cases on `cuda-torch` too. A planted fault must be *found*. K is the number of KD losses; the student's comes on top.
-– was not compiled.
+– was not compiled. What overwrites state is compiled for one GPU.
+"""
+LEFT_OUT = """\
+## What is left out
+
+Cases that are not compiled for a target, since the code that comes of them there is beyond the reader.
 """
 FAULTS = """\
 ## What shows the planted faults
@@ -38,11 +43,13 @@ def page(audit: Mapping[str, Any]) -> str:
         for target in kinds.values()
         for found in matrix[target].get(case, {"findings": []})["findings"][:1]
     ]
+    left_out = [[case, f"`{target}`", why] for target in targets for case, why in audit["left_out"][target].items()]
     return "\n".join(
         [
             HEAD.format(**{name: audit[name] for name in ("date", "host", "library")}),
             _table(["case", *(f"`{target}`" for target in targets)], verdicts),
             _table(["target", "compiled for", "by"], compiled),
+            *([LEFT_OUT, _table(["case", "target", "why"], left_out)] if left_out else []),
             FAULTS,
             _table(["fault", "target", "finding", "the line that shows it"], faults),
         ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from loss_balancers.parity.audit import draws, expected_ratios
-from loss_balancers.parity.audit.cases import EMA, RATIO_NAMES, RATIOS, Case, div_forward, ema_forward, ratios_forward
+from loss_balancers.parity.audit import draws, prescribed
+from loss_balancers.parity.audit.cases import EMA, RATIO_NAMES, RATIOS, Balancer, Case, balancer_case, div_forward, forward
 from loss_balancers.parity.audit.comparison import (
     APPROXIMATE_DIVISION,
     FUSED_MULTIPLY_ADD,
@@ -15,7 +16,6 @@ from loss_balancers.parity.audit.comparison import (
     UNREPAIRED_DIVISION,
 )
 from loss_balancers.parity.audit.dag import Dag, Node
-from loss_balancers.parity.audit.expected import weighted_sum
 
 WEIGHTS = (0.25, 0.3, 0.15, 0.3)
 
@@ -24,7 +24,6 @@ def planted_cases() -> list[Case]:
     """Every fault."""
     count = len(WEIGHTS)
     fused, native = (FUSED_MULTIPLY_ADD, MISSING_BARRIER), (APPROXIMATE_DIVISION, UNREPAIRED_DIVISION)
-    ema, ratios = len(EMA.names), len(RATIO_NAMES)
     return [
         Case("planted: no barrier", count, 1, _sum, lambda: no_barrier, planted=fused),
         Case("planted: tree sum", count, 1, _sum, _tree_sum, planted=(REASSOCIATED_SUM,)),
@@ -32,7 +31,7 @@ def planted_cases() -> list[Case]:
             "planted: native division",
             2,
             1,
-            expected_ratios.div_forward,
+            prescribed.div,
             lambda: _natively(div_forward()),
             draws=lambda: draws.operands(2),
             planted=native,
@@ -41,35 +40,23 @@ def planted_cases() -> list[Case]:
             "planted: estimate as quotient",
             2,
             1,
-            expected_ratios.div_forward,
+            prescribed.div,
             lambda: _estimated,
             draws=lambda: draws.operands(2),
             planted=(UNREPAIRED_DIVISION,),
         ),
-        Case(
-            f"planted: native division, {EMA.balancer}",
-            ema,
-            1,
-            lambda dag: expected_ratios.ema_forward(dag, EMA),
-            lambda: _natively(ema_forward()),
-            (ema, ema),
-            lambda: [*draws.losses(ema), *draws.running_sums(ema)],
-            native,
-        ),
-        Case(
-            f"planted: native division, {RATIOS.balancer}",
-            ratios,
-            1,
-            lambda dag: expected_ratios.ratios_forward(dag, RATIOS, RATIO_NAMES),
-            lambda: _natively(ratios_forward()),
-            draws=lambda: draws.losses(ratios),
-            planted=native,
-        ),
+        *(_natively_balanced(each, native) for each in (Balancer(EMA, EMA.names), Balancer(RATIOS, RATIO_NAMES))),
     ]
 
 
+def _natively_balanced(each: Balancer, kinds: tuple[str, ...]) -> Case:
+    case = balancer_case(each.settings.balancer, each, gradient=False)
+    name = f"planted: native division, {each.settings.balancer}"
+    return replace(case, name=name, function=lambda: _natively(forward(each)), planted=kinds)
+
+
 def _sum(dag: Dag) -> list[Node]:
-    return [weighted_sum(dag, [dag.input(i) for i in range(len(WEIGHTS))], WEIGHTS)]
+    return prescribed.weighted_sum(dag, WEIGHTS)
 
 
 def no_barrier(*losses: Any) -> Any:

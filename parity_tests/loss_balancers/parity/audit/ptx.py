@@ -11,6 +11,9 @@ from loss_balancers.parity.audit.hlo import Buffer, evaluate_entry
 
 ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)(.*?)^\{(.*?)^\}", re.DOTALL | re.MULTILINE)
 FLOAT = re.compile(r"0f([0-9A-Fa-f]{8})$")
+#: A load; what it says of caches changes no value.
+LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8)")
+STORE = re.compile(r"st\.global\.([bf]32|b8)")
 INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)$")
 #: Instructions that PTX defines as IEEE 754 operations, rounded to nearest. Without `.rn`, `mul` and `add` may be contracted.
 FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "neg.f32": "neg"}
@@ -40,6 +43,10 @@ class Pair(NamedTuple):
     high: Node
 
 
+class Bytes(list[Node]):
+    """A buffer of truths: each element is a byte."""
+
+
 #: A node, a pair, or an address: which buffer, and how many bytes on.
 Value = Node | Pair | tuple[int, int]
 
@@ -57,10 +64,14 @@ def read_module(hlo: str, ptx: str, architecture: str, dag: Dag) -> list[Node]:
         if match is None:
             raise NotEstablishedError(f"there is no PTX kernel for %{name} among {', '.join(kernels) or 'none'}")
         stored = _run(match, operands, len(operands) + len(sizes), dag, FLOATS)
-        if any(place < len(operands) for place, _ in stored):
-            raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
+        first = len(operands)
+        if any(place < first for place, _ in stored):
+            # XLA may let a result replace an operand. With one result and one thread there is no doubt which, nor when.
+            if len({place for place, _ in stored}) > 1 or len(sizes) > 1 or _threads(match) > 1:
+                raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
+            first = next(iter(stored))[0]
         try:
-            return [[stored[len(operands) + i, 4 * k] for k in range(size)] for i, size in enumerate(sizes)]
+            return [[stored[first + i, 4 * k] for k in range(size)] for i, size in enumerate(sizes)]
         except KeyError:
             raise NotEstablishedError(f"the kernel of %{name} does not store all its results") from None
 
@@ -92,13 +103,18 @@ def _run(
     given = re.findall(rf"{name}_param_(\d+)", match[2])
     if given != [str(i) for i in range(parameters)]:
         raise NotEstablishedError(f"the kernel of %{name} should have {parameters} parameters, and has {len(given)}")
-    threads = re.search(r"\.reqntid (\d+)(?:, 1, 1)?$", match[3].strip())
-    if threads is None:
-        raise NotEstablishedError(f"how many threads run the kernel of %{name} is not known: {match[3].strip()}")
     stored: dict[tuple[int, int], Node] = {}
-    for thread in range(int(threads[1])):
+    for thread in range(_threads(match)):
         _Thread(match[4], name, operands, stored, dag, thread, floats).run()
     return stored
+
+
+def _threads(match: re.Match[str]) -> int:
+    """How many threads run a kernel."""
+    threads = re.search(r"\.reqntid (\d+)(?:, 1, 1)?$", match[3].strip())
+    if threads is None:
+        raise NotEstablishedError(f"how many threads run the kernel of %{match[1]} is not known: {match[3].strip()}")
+    return int(threads[1])
 
 
 class _Thread:
@@ -153,15 +169,17 @@ class _Thread:
         return place + 1
 
     def _instruction(self, mnemonic: str, arguments: list[str], line: str) -> None:
-        if mnemonic in {"st.global.b32", "st.global.f32"}:
+        if STORE.fullmatch(mnemonic):
             place = self._address(arguments[0], line)
             if place in self._stored:
                 raise NotEstablishedError(f"a second store to one place: {line}")
+            if self._width(place[0]) != _width(mnemonic):
+                raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
             self._stored[place] = self._node(arguments[1].strip("{} "), line)
-        elif re.fullmatch(r"ld\.global(\.nc)?(\.v[24])?\.[bf]32", mnemonic):
+        elif LOAD.fullmatch(mnemonic):
             buffer, offset = self._address(arguments[1], line)
             for i, register in enumerate(re.findall(r"%\w+", arguments[0])):
-                self._registers[register] = self._loaded(buffer, offset + 4 * i, line)
+                self._registers[register] = self._loaded(buffer, offset + 4 * i, _width(mnemonic), line)
         elif mnemonic == "mov.b64" and arguments[0].startswith("{"):
             pair = self._registers.get(arguments[1])
             for register, node in zip(re.findall(r"%\w+|_", arguments[0]), pair if isinstance(pair, Pair) else (), strict=False):
@@ -171,11 +189,17 @@ class _Thread:
         else:
             self._registers[arguments[0]] = self._value(mnemonic, arguments[1:], line)
 
-    def _loaded(self, buffer: int, offset: int, line: str) -> Node:
+    def _width(self, buffer: int) -> int:
+        """How many bytes an element of a buffer has."""
+        return 1 if buffer < len(self._operands) and isinstance(self._operands[buffer], Bytes) else 4
+
+    def _loaded(self, buffer: int, offset: int, width: int, line: str) -> Node:
         held = self._operands[buffer] if buffer < len(self._operands) else ()
-        if not isinstance(held, int) and offset % 4 == 0 and offset // 4 < len(held):
-            return held[offset // 4]
-        return self._stored.get((buffer, offset), self._dag.opaque(line))
+        if width != self._width(buffer) or isinstance(held, int) or offset % width:
+            return self._dag.opaque(line)
+        if (buffer, offset) in self._stored:
+            return self._stored[buffer, offset]
+        return held[offset // width] if offset // width < len(held) else self._dag.opaque(line)
 
     def _value(self, mnemonic: str, arguments: list[str], line: str) -> Value:
         op = self._dag.op
@@ -269,3 +293,8 @@ class _Thread:
             return self._dag.const(int(text, 0) & 0xFFFFFFFF)
         value = self._registers.get(text)
         return value if isinstance(value, Node) else self._dag.opaque(line)
+
+
+def _width(mnemonic: str) -> int:
+    """How many bytes a load or store moves for each register."""
+    return 1 if mnemonic.endswith(".b8") else 4

@@ -61,7 +61,7 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
     def ema(auto_step: int | None, lagged: bool = False) -> Any:
         from loss_balancers.torch import EMANormalizedLossBalancer
 
-        weights = dict(EMA.weights) | {"MSELoss_0": RAMP}
+        weights = dict(EMA.weights) | {EMA.names[0]: RAMP}
         return EMANormalizedLossBalancer(EMA.names, weights, EMA.beta, EMA.eps, EMA.target, lagged, auto_step=auto_step)
 
     def scheduled(auto_step: int | None) -> Any:

@@ -6,6 +6,7 @@ A compiler may rearrange integers and selects at will, so an emitted step is rec
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 
@@ -27,46 +28,26 @@ def quotient(a: Words, b: Words) -> Words:
 
 
 def _negated(x: Words) -> Words:
-    return _kept(x ^ np.uint32(0x80000000))
+    return _kept(EXACT["neg"](x))
 
 
-def _taken_in(*args: Words) -> Words:
-    """M2: the last but one if all the others are finite, else the last."""
-    *totals, after, before = args
-    return np.where(np.all([np.isfinite(floats(total)) for total in totals], axis=0), after, before)
+def _finite(x: Words) -> Words:
+    return words(np.isfinite(floats(x)))
 
 
-def _positive_or_one(x: Words) -> Words:
-    return np.where(floats(x) > 0, x, words(np.float32(1)))
+def _every(*truths: Words) -> Words:
+    return reduce(EXACT["i.and"], truths)
 
 
-def _where_known(mean: Words, unit: Words, eps: Words, x: Words) -> Words:
-    """M3: x where both means are above eps, else 1."""
-    known = (floats(mean) > floats(eps)) & (floats(unit) > floats(eps))
-    return np.where(known, x, words(np.float32(1)))
-
-
-def _ratio(ratio: Words, mean: Words) -> Words:
-    """L2."""
-    zero, one = np.uint32(0), words(np.float32(1))
-    positive = np.where(np.isfinite(floats(ratio)), ratio, zero)
-    return np.where(floats(mean) > 0, positive, np.where(floats(mean) == 0, zero, one))
-
-
-def _phi(ratio: Words, distilled: Words, student: Words) -> Words:
-    """L3."""
-    counts = (floats(distilled) > 0) & (floats(student) > 0) & np.isfinite(floats(ratio))
-    return np.where(counts, ratio, words(np.float32(1)))
-
-
+#: By the names of the operations of the reference, in `nodes`. A truth is 0 or 1.
 STEPS: dict[str, Callable[..., Words]] = {
     "div": quotient,
-    "-": _negated,
-    "taken in": _taken_in,
-    "positive or 1": _positive_or_one,
-    "where known": _where_known,
-    "ratio": _ratio,
-    "phi": _phi,
+    "negate": _negated,
+    "above": EXACT["cmp.gt"],
+    "equal": EXACT["cmp.eq"],
+    "finite": _finite,
+    "every": _every,
+    "choose": EXACT["select"],
 }
 #: Those whose result `keep` does not change.
-KEPT = ("div", "-", "ratio", "phi")
+KEPT = ("div", "negate")

@@ -17,6 +17,7 @@ from loss_balancers.parity.audit import cpu, ptx, races, torch_cuda, tpu
 from loss_balancers.parity.audit.cases import Case
 from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OTHER_OPERATION, Finding
 from loss_balancers.parity.audit.dag import Dag, Node, NotEstablishedError
+from loss_balancers.parity.audit.left_out import LEFT_OUT
 from loss_balancers.parity.audit.torch_cases import torch_cases
 from loss_balancers.spec.errors import missing_package, with_extra
 
@@ -56,9 +57,18 @@ class Target:
     only: Callable[[], list[str]] | None = None
 
     def cases(self, cases: Sequence[Case]) -> list[Case]:
-        """Those of the cases that it can compile."""
-        names = None if self.only is None else self.only()
-        return [case for case in cases if (case.function is not None if names is None else case.name in names)]
+        """Those of the cases that it can compile and whose code can be read."""
+        names, left_out = None if self.only is None else self.only(), self.left_out
+        return [
+            case
+            for case in cases
+            if (case.function is not None if names is None else case.name in names) and case.name not in left_out
+        ]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The cases whose code its reader cannot follow, each with the reason."""
+        return LEFT_OUT[self.name.partition(":")[0]]
 
     def compile(self, cases: Sequence[Case], folder: Path) -> dict[str, str]:
         """Compiles all cases in a process of its own, dumps in ``folder``; returns the versions of what compiled them.
@@ -155,6 +165,8 @@ def _tpu(model: str, topology: str) -> Target:
     )
 
 
+#: The architecture for which PyTorch compiles what overwrites state: the H100, which ran it.
+STATE_MAJOR = 9
 #: What XLA wants to know of a GPU that is not there. None of it but the capability reaches the code of a scalar.
 DESCRIPTION = """
 gpu_device_info {{
@@ -197,7 +209,7 @@ def _cuda(major: int, device: str, cores: int, fpus: int, shared: int, optin: in
 
 
 def _torch(major: int, device: str, cores: int, optin: int) -> Target:
-    """PyTorch on CUDA."""
+    """PyTorch on CUDA. What overwrites state is compiled for one architecture: races are read in Triton's source, alike for all."""
     properties = {
         "multi_processor_count": cores,
         "max_threads_per_multi_processor": 2048,
@@ -214,7 +226,8 @@ def _torch(major: int, device: str, cores: int, optin: int) -> Target:
         found = races.read_races(folder)
         if case.function is None:  # its arithmetic is not read; but a race, or whatever is fused, is a finding
             return [], found or torch_cuda.fused(folder)
-        results, more = torch_cuda.read_case(folder, case.arguments - case.name.endswith(" gradient"), f"sm_{major}0", dag)
+        losses = case.arguments - case.name.endswith(" gradient")
+        results, more = torch_cuda.read_case(folder, losses, case.state_inputs(), f"sm_{major}0", dag)
         return results, [*found, *more]
 
     return Target(
@@ -225,7 +238,7 @@ def _torch(major: int, device: str, cores: int, optin: int) -> Target:
         read,
         {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
         "torch_worker",
-        lambda: [case.case.name for case in torch_cases()],
+        lambda: [case.case.name for case in torch_cases() if major == STATE_MAJOR or not case.writes],
     )
 
 

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from loss_balancers import spec
-from loss_balancers.parity.audit.cases import RATIO_NAMES, RATIOS, Case, all_cases, static_settings
+from loss_balancers.parity.audit.cases import EMA, RATIO_NAMES, RATIOS, Balancer, Case, all_cases, balancers
 from loss_balancers.parity.audit.planted import no_barrier, planted_cases, tree_sum
+from loss_balancers.parity.audit.prescribed import COMMITS
 from loss_balancers.parity.audit.state_cases import state_cases
+from loss_balancers.spec import registry
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TorchCase:
         function: Builds the forward, of as many scalars as there are ``losses``.
         losses: How many it takes.
         gradient: Whether its gradient is the case, or a part of it.
+        buffers: Whether it reads buffers of a balancer.
         writes: Whether it overwrites state: a case of `state_cases`.
         fault: Plants its fault while it is compiled.
     """
@@ -30,6 +32,7 @@ class TorchCase:
     function: Callable[[], Callable[..., Any]]
     losses: int
     gradient: bool
+    buffers: bool = False
     writes: bool = False
     fault: Callable[[], AbstractContextManager[Any]] = nullcontext
 
@@ -41,27 +44,32 @@ class TorchCase:
 def torch_cases() -> list[TorchCase]:
     """Every case that has a twin here, then those that PyTorch alone has."""
     forwards = {
-        **{name: lambda names=names, given=given: _static(given, names) for name, (given, names) in static_settings().items()},
+        **{name: lambda each=each: _balancer(each) for name, each in balancers().items()},
         "div": _div,
-        f"{RATIOS.balancer} K=4": _ratios,
         "planted: no barrier": lambda: no_barrier,
         "planted: tree sum": _tree_sum,
         "planted: native division": lambda: _natively(_div),
-        f"planted: native division, {RATIOS.balancer}": lambda: _natively(_ratios),
+        f"planted: native division, {EMA.balancer}": lambda: _natively(lambda: _balancer(Balancer(EMA, EMA.names))),
+        f"planted: native division, {RATIOS.balancer}": lambda: _natively(lambda: _balancer(Balancer(RATIOS, RATIO_NAMES))),
     }
     cases = []
     for case in (*all_cases(), *planted_cases()):
         gradient = case.name.endswith(" gradient")
         name = case.name.removesuffix(" gradient").removesuffix(" forward")
         if name in forwards:
-            cases.append(TorchCase(case, forwards[name], case.arguments - gradient, gradient))
-    return [*cases, *(TorchCase(*each[:3], each.losses > 0, True, each.fault) for each in state_cases())]
+            buffers = any(each.settings.state and each.settings.balancer in name for each in balancers().values())
+            cases.append(TorchCase(case, forwards[name], case.arguments - gradient, gradient, buffers))
+    return [*cases, *(TorchCase(*each[:3], each.losses > 0, writes=True, fault=each.fault) for each in state_cases())]
 
 
-def _static(settings: spec.StaticLossBalancerSettings, names: tuple[str, ...]) -> Callable[..., Any]:
-    from loss_balancers.torch import StaticLossBalancer
+def _balancer(each: Balancer) -> Callable[..., Any]:
+    """The aggregate, a function of the losses; the state is the balancer's own."""
+    import loss_balancers.torch
 
-    balancer = StaticLossBalancer(settings.as_given)
+    settings, names = each
+    balancer = registry.make(settings, loss_balancers.torch).eval()
+    if settings.state:
+        balancer.steps.fill_(COMMITS)
     return lambda *losses: balancer(dict(zip(names, losses, strict=True)))
 
 
@@ -69,13 +77,6 @@ def _div() -> Callable[..., Any]:
     from loss_balancers.torch.portable import div
 
     return div
-
-
-def _ratios() -> Callable[..., Any]:
-    from loss_balancers.torch import LogitsAndIntermediatesLossBalancer
-
-    balancer = LogitsAndIntermediatesLossBalancer(RATIOS.kd_loss_scale).eval()
-    return lambda *losses: balancer(dict(zip(RATIO_NAMES, losses, strict=True)))
 
 
 def _tree_sum() -> Callable[..., Any]:

@@ -34,16 +34,28 @@ class View(NamedTuple):
     offset: int = 0
 
 
-def read_case(folder: Path, losses: int, architecture: str, dag: Dag) -> tuple[list[Node], list[Finding]]:
+def read_case(
+    folder: Path, losses: int, state: dict[str, list[int]], architecture: str, dag: Dag
+) -> tuple[list[Node], list[Finding]]:
     """The results of a case: of the forward, or the gradients to its losses.
+
+    Args:
+        folder: Where its kernels and its plan are.
+        losses: How many losses it takes: the inputs from 0 on.
+        state: By the names of buffers: the inputs that their elements are. Other buffers have the values that they held.
+        architecture: What it is compiled for.
+        dag: The builder of nodes.
 
     Raises:
         NotEstablishedError: Something in the calls, the PTX or the machine code cannot be read.
     """
     plans = json.loads((folder / "plan.json").read_text("utf-8"))
-    named = {name: [dag.input(i)] for i, name in enumerate(plans[0]["inputs"])}
+    buffers = plans[0].get("buffers", {})
+    named = {name: [dag.input(i)] for i, name in enumerate(name for name in plans[0]["inputs"] if name not in buffers)}
     if len(named) != losses:
         raise NotEstablishedError(f"the graph takes {len(named)} inputs, not {losses}")
+    for name, (buffer, held) in buffers.items():
+        named[name] = list(map(dag.input, state[buffer])) if buffer in state else list(map(dag.const, held))
     findings: list[Finding] = []
     results: list[list[Node]] = []
     for number, plan in enumerate(plans):
@@ -86,7 +98,10 @@ class _Wrapper:
             if isinstance(statement, ast.With):
                 self._body(statement.body)
             elif isinstance(statement, ast.Return) and isinstance(statement.value, ast.Tuple):
-                self._results = [self._elements(self._view(each)) for each in statement.value.elts]
+                # Of what needs no gradient, a buffer, a backward returns None.
+                nothing = [isinstance(each, ast.Constant) and each.value is None for each in statement.value.elts]
+                pairs = zip(statement.value.elts, nothing, strict=True)
+                self._results = [[] if none else self._elements(self._view(each)) for each, none in pairs]
             elif isinstance(statement, ast.Assign) and text.endswith("= args"):
                 (targets,) = statement.targets
                 names = [each.id for each in getattr(targets, "elts", [targets]) if isinstance(each, ast.Name)]
@@ -113,12 +128,17 @@ class _Wrapper:
         given = [ast.literal_eval(each) if isinstance(each, ast.Constant) else self._view(each) for each in call.args][: len(kinds)]
         if [kind.startswith("*") for kind in kinds] != [isinstance(each, View) for each in given]:
             raise NotEstablishedError(f"the kernel {name} takes other arguments than it is given: {signature}")
-        operands = [self._elements(each) if isinstance(each, View) else each for each in given]
+        # A truth is a byte; nothing else that is read has another width than a word.
+        widths = [1 if kind == "*i1" else 4 for kind in kinds]
+        operands = [
+            each if isinstance(each, int) else ptx.Bytes(self._elements(each)) if width == 1 else self._elements(each)
+            for each, width in zip(given, widths, strict=True)
+        ]
         stored = ptx.run_kernel(self._kernels[name].read_text("utf-8"), name, operands, SCRATCH, self._architecture, self._dag)
         for (place, offset), node in stored.items():
             view = given[place]
             assert isinstance(view, View)  # what is no address cannot be stored to
-            self._buffers[view.number][view.offset + offset // 4] = node
+            self._buffers[view.number][view.offset + offset // widths[place]] = node
 
     def _new(self, size: int, content: dict[int, Node]) -> View:
         self._buffers.append(content)

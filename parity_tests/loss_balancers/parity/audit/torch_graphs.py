@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 Graphs = list[tuple[Any, str]]
+#: How Dynamo calls the buffer of a module that a graph takes.
+BUFFER = re.compile(r"\._buffers\['(\w+)'\]$")
 
 
-def captured(function: Callable[..., Any], arguments: int, gradient: bool) -> Graphs:
+def captured(function: Callable[..., Any], arguments: int, gradient: bool, buffers: bool) -> Graphs:
     """The graphs of a function that writes nothing, and their code: of the forward, and for a gradient of the backward.
 
     Traced on fake tensors of that device, as far as PyTorch can where it is built without CUDA: it cannot differentiate them, nor
-    index. Else traced on the CPU, `div` as it is on a GPU, and moved there.
+    index, nor move the ``buffers`` that a balancer has. Else traced on the CPU, `div` as it is on a GPU, and moved there.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if gradient:
+    if gradient or buffers:
         compiled, graphs = _compiled(function, moved=True)
-        compiled(*(torch.ones((), requires_grad=True) for _ in range(arguments))).backward()
+        result = compiled(*(torch.ones((), requires_grad=gradient) for _ in range(arguments)))
+        if gradient:
+            result.backward()
         return [(graph, _generated(graph, inputs, mode)) for graph, inputs, mode in graphs]
     compiled, graphs = _compiled(function, moved=False)
     try:
@@ -80,14 +85,28 @@ def _compiled(function: Callable[..., Any], moved: bool) -> tuple[Callable[..., 
     from torch._inductor.decomposition import select_decomp_table
 
     graphs: list[tuple[Any, Sequence[Any], Any]] = []
+    held: list[tuple[str, Any] | None] = []
 
     def captured(graph: Any, inputs: Sequence[Any]) -> Any:
         mode = detect_fake_mode(inputs)
-        graphs.append((*(_moved(graph, inputs, mode) if moved else (graph, inputs)), mode))
+        copied, given = _moved(graph, inputs, mode) if moved else (graph, inputs)
+        copied.meta["held"] = [] if graphs else held  # those of the backward come from the forward
+        graphs.append((copied, given, mode))
         return make_boxed_func(graph.forward)
 
-    backend = aot_autograd(fw_compiler=captured, bw_compiler=captured, decompositions=select_decomp_table())
+    functional = aot_autograd(fw_compiler=captured, bw_compiler=captured, decompositions=select_decomp_table())
+
+    def backend(graph: Any, inputs: Sequence[Any]) -> Any:
+        held.extend(_buffer(node) for node in graph.graph.nodes if node.op == "placeholder")
+        return functional(graph, inputs)
+
     return torch.compile(function, backend=backend, fullgraph=True), graphs
+
+
+def _buffer(node: Any) -> tuple[str, Any] | None:
+    """The name of the buffer that an input of Dynamo's graph is, and what it holds; None if it is none."""
+    match = BUFFER.search(node._dynamo_source.name)
+    return (match[1], node.meta["grapharg"].example) if match else None
 
 
 def _moved(graph: Any, inputs: Sequence[Any], mode: Any) -> tuple[Any, Sequence[Any]]:
@@ -119,11 +138,19 @@ def _generated(graph: Any, inputs: Sequence[Any], mode: Any, **kind: Any) -> str
             return lowering.codegen()[0].value
 
 
-def ends(graph: Any) -> dict[str, list[str | None]]:
-    """The names of a graph's inputs and results."""
+def ends(graph: Any) -> dict[str, Any]:
+    """The names of a graph's inputs and results, and of the inputs that are buffers: their names, and the words that they hold."""
+    import torch
+
     nodes = list(graph.graph.nodes)
     (results,) = nodes[-1].args
+    inputs = [node.name for node in nodes if node.op == "placeholder"]
     return {
-        "inputs": [node.name for node in nodes if node.op == "placeholder"],
+        "inputs": inputs,
         "results": [None if result is None else result.name for result in results],
+        "buffers": {
+            name: [buffer[0], [word & 0xFFFFFFFF for word in buffer[1].view(torch.int32).flatten().tolist()]]
+            for name, buffer in zip(inputs, graph.meta.get("held", ()), strict=False)
+            if buffer is not None
+        },
     }

@@ -43,7 +43,12 @@ def main() -> None:
         portable._divides = lambda a: False  # as it is when compiled for a GPU
         plans = []
         with case.fault():
-            graphs = (writing if case.writes else captured)(case.function(), case.losses, case.gradient)
+            function = case.function()
+            graphs = (
+                writing(function, case.losses, case.gradient)
+                if case.writes
+                else captured(function, case.losses, case.gradient, bool(case.buffers))
+            )
         for number, (graph, code) in enumerate(graphs):
             for name, source in KERNEL.findall(code):
                 stem = folder / f"{number}_{name}"

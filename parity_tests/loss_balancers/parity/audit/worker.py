@@ -29,7 +29,7 @@ def main() -> None:
             return function(*arguments)
 
         compiled.__name__ = slug
-        shapes = [*[()] * case.arguments, *((length,) for length in case.vectors)]
+        shapes = [*[()] * case.arguments, *((length,) for length in case.vectors.values())]
         structs = [jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding) for shape in shapes]
         text = jax.jit(compiled, keep_unused=True).lower(*structs).compile().as_text()
         if not dump.is_dir():
