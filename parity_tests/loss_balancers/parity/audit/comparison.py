@@ -21,6 +21,9 @@ APPROXIMATE_DIVISION = "approximate division"
 UNREPAIRED_DIVISION = "unrepaired division"
 REASSOCIATED_SUM = "reassociated sum"
 OTHER_OPERATION = "other operation"
+#: What `races` finds.
+RACE = "race"
+OVERWRITTEN = "overwritten state"
 
 
 class Finding(NamedTuple):

@@ -20,12 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loss_balancers.parity.audit.comparison import Finding
+from loss_balancers.parity.audit.comparison import OVERWRITTEN, RACE, Finding
 from loss_balancers.parity.audit.dag import NotEstablishedError
 from loss_balancers.parity.audit.triton_source import AXES, REDUCED, Access, Kernel, Places, read_kernel
-
-RACE = "race"
-OVERWRITTEN = "overwritten state"
 
 IGNORED_CALLS = ("assert_size_stride", "assert_alignment", "args.clear", "torch.cuda.set_device")
 ALLOCATIONS = ("empty_strided_cuda(", "empty_strided_cpu(")

@@ -12,8 +12,7 @@ from unittest.mock import patch
 
 from loss_balancers import spec
 from loss_balancers.parity.audit.cases import EMA, Case
-from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD
-from loss_balancers.parity.audit.races import OVERWRITTEN, RACE
+from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OVERWRITTEN, RACE
 from loss_balancers.spec import schedules
 
 NAMES = ("LogitsKLLoss_0", "MSELoss_1", spec.STUDENT_LOSS_KEY)
