@@ -11,9 +11,9 @@ from typing import Any
 
 import loss_balancers.jax
 import loss_balancers.torch
-from loss_balancers.parity.audit.cases import KINDS, all_cases
-from loss_balancers.parity.audit.state_cases import state_cases
-from loss_balancers.parity.audit.torch_cases import torch_cases
+from loss_balancers.audit.prescribed.cases import KINDS, all_cases
+from loss_balancers.audit.prescribed.state_cases import state_cases
+from loss_balancers.audit.prescribed.torch_cases import torch_cases
 from loss_balancers.spec import golden
 from loss_balancers.spec.registry import SETTINGS, stem
 

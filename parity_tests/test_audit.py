@@ -13,26 +13,17 @@ from pathlib import Path
 import pytest
 
 from loss_balancers import spec
-from loss_balancers.parity.audit import (
-    TARGETS,
-    Dag,
-    NotEstablishedError,
-    Target,
-    audit,
-    compare,
-    cpu,
-    prescribed,
-    ptx,
-    tpu,
-)
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit.__main__ import every_case
-from loss_balancers.parity.audit.cases import KINDS, Case, all_cases, balancers
-from loss_balancers.parity.audit.dag import float_bits
-from loss_balancers.parity.audit.left_out import LEFT_OUT
-from loss_balancers.parity.audit.planted import planted_cases
-from loss_balancers.parity.audit.prescribed import evaluate
-from loss_balancers.parity.audit.run import judge
+from loss_balancers.audit import TARGETS, Dag, NotEstablishedError, Target, audit, compare
+from loss_balancers.audit.__main__ import every_case
+from loss_balancers.audit.dumps import cpu, ptx, tpu
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.expressions.dag import float_bits
+from loss_balancers.audit.prescribed import reference
+from loss_balancers.audit.prescribed.cases import KINDS, Case, all_cases, balancers
+from loss_balancers.audit.prescribed.left_out import LEFT_OUT
+from loss_balancers.audit.prescribed.planted import planted_cases
+from loss_balancers.audit.prescribed.reference import evaluate
+from loss_balancers.audit.run import judge
 from loss_balancers.spec import registry
 from loss_balancers.spec.errors import with_extra
 
@@ -67,7 +58,7 @@ READERS = {"ptx": (read_ptx, PTX), "tpu": (read_bundles, BUNDLES), "cpu": (read_
 def outcome(reader, text):
     """The kinds of the findings; ["not established"] if there is no telling."""
     try:
-        return [finding.kind for finding in compare(prescribed.balancer(Dag(), SETTINGS, NAMES, gradient=False), reader(text))]
+        return [finding.kind for finding in compare(reference.balancer(Dag(), SETTINGS, NAMES, gradient=False), reader(text))]
     except NotEstablishedError:
         return ["not established"]
 
@@ -235,8 +226,8 @@ def test_the_prescribed_dag_computes_what_the_reference_does(weight, student):
         aggregate, gradients = spec.static_reference(
             settings, dict(zip(names, (("f32", v) for v in values), strict=False)), values[-1]
         )
-        forward = evaluate(prescribed.balancer(Dag(), settings, names, gradient=False), values)
-        gradient = evaluate(prescribed.balancer(Dag(), settings, names, gradient=True), values)
+        forward = evaluate(reference.balancer(Dag(), settings, names, gradient=False), values)
+        gradient = evaluate(reference.balancer(Dag(), settings, names, gradient=True), values)
         for got, want in zip([*forward, *gradient], [aggregate, *gradients.values()], strict=True):
             assert (math.isnan(got) and math.isnan(want)) or float_bits(got) == float_bits(want)
 
@@ -259,7 +250,7 @@ def test_a_balancer_that_joins_the_registry_is_audited(monkeypatch):
         balancer = "NewLossBalancer"
 
         @classmethod
-        def examples(cls):
+        def examples(cls) -> dict[str, spec.StaticLossBalancerSettings]:
             return {"new": cls(0.25)}
 
     monkeypatch.setitem(registry.SETTINGS, "NewLossBalancer", Settings)
@@ -267,7 +258,7 @@ def test_a_balancer_that_joins_the_registry_is_audited(monkeypatch):
     settings, names = balancers()["NewLossBalancer new"]
     for kind in ("forward", "gradient"):
         prescribes = cases[f"NewLossBalancer new {kind}"].expected(Dag())
-        assert compare(prescribed.balancer(Dag(), settings, names, kind == "gradient"), prescribes) == []
+        assert compare(reference.balancer(Dag(), settings, names, kind == "gradient"), prescribes) == []
 
 
 def test_what_is_left_out_exists_and_no_balancer_is_left_out_on_a_target():
@@ -328,5 +319,5 @@ def test_a_target_is_as_specified_and_its_planted_faults_are_found(name):
 
 
 def test_the_audit_imports_neither_framework():
-    code = "import sys, loss_balancers.parity.audit.__main__; sys.exit(bool({'jax', 'torch'} & set(sys.modules)))"
+    code = "import sys, loss_balancers.audit.__main__; sys.exit(bool({'jax', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loss_balancers.parity.audit import TARGETS, audit
-from loss_balancers.parity.audit.cases import all_cases
-from loss_balancers.parity.audit.planted import planted_cases
-from loss_balancers.parity.audit.run import judge
+from loss_balancers.audit import TARGETS, audit
+from loss_balancers.audit.prescribed.cases import all_cases
+from loss_balancers.audit.prescribed.planted import planted_cases
+from loss_balancers.audit.run import judge
 
 #: What XLA can be held to on x86-64, and the flag by which Linux says that a processor has it.
 ISAS = {

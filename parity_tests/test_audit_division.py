@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from loss_balancers import spec
-from loss_balancers.parity.audit import Dag, NotEstablishedError, compare, cpu, draws, prescribed, ptx, tpu
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit.cases import EMA, RATIO_NAMES, RATIOS, balancers
-from loss_balancers.parity.audit.dag import INFINITY, bits_float, float_bits
-from loss_balancers.parity.audit.established import native_quotient
-from loss_balancers.parity.audit.execute import DEVICES, ERROR, execute
-from loss_balancers.parity.audit.nodes import Nodes
-from loss_balancers.parity.audit.prescribed import COMMITS, evaluate, own_entries
-from loss_balancers.parity.audit.steps import STEPS
-from loss_balancers.parity.audit.words import words
+from loss_balancers.audit import Dag, NotEstablishedError, compare
+from loss_balancers.audit.dumps import cpu, ptx, tpu
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.expressions.dag import INFINITY, bits_float, float_bits
+from loss_balancers.audit.expressions.established import native_quotient
+from loss_balancers.audit.expressions.execute import DEVICES, ERROR, execute
+from loss_balancers.audit.expressions.steps import STEPS
+from loss_balancers.audit.expressions.words import words
+from loss_balancers.audit.prescribed import draws, reference
+from loss_balancers.audit.prescribed.cases import EMA, RATIO_NAMES, RATIOS, balancers
+from loss_balancers.audit.prescribed.nodes import Nodes
+from loss_balancers.audit.prescribed.reference import COMMITS, evaluate, own_entries
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.call import Call
 
@@ -39,7 +41,7 @@ READERS = {
 
 def outcome(form, text):
     try:
-        return [finding.kind for finding in compare(prescribed.div(Dag()), READERS[form][0](text), OPERANDS)]
+        return [finding.kind for finding in compare(reference.div(Dag()), READERS[form][0](text), OPERANDS)]
     except NotEstablishedError:
         return ["not established"]
 
@@ -123,7 +125,7 @@ def test_what_depends_on_more_than_the_operands_is_not_the_step():
     more = have.op("select", have.op("cmp.eq", have.input(2), have.number(1e-30)), have.input(2), quotient)
     inputs = [*OPERANDS, words(np.full(len(OPERANDS[0]), 2.0, np.float32))]
     with pytest.raises(NotEstablishedError, match="the bits are its, but it depends on what is no operand of it"):
-        compare(prescribed.div(want), [more], inputs)
+        compare(reference.div(want), [more], inputs)
 
 
 def test_code_may_ask_of_a_term_whether_it_is_finite_where_the_step_asks_that_of_the_sum():
@@ -172,9 +174,9 @@ def test_the_quotient_of_words_is_that_of_the_exact_reference():
 
 def test_the_prescribed_quotient_and_its_gradient_are_those_of_the_reference():
     for a, b, g in drawn(draws.operands(3), 40):
-        assert same(evaluate(prescribed.div(Dag()), [a, b])[0], arithmetic.div(a, b, "f32"))
+        assert same(evaluate(reference.div(Dag()), [a, b])[0], arithmetic.div(a, b, "f32"))
         for got, want in zip(
-            evaluate(prescribed.div(Dag(), gradient=True), [a, b, g]), arithmetic.div_gradient(g, a, b, "f32"), strict=True
+            evaluate(reference.div(Dag(), gradient=True), [a, b, g]), arithmetic.div_gradient(g, a, b, "f32"), strict=True
         ):
             assert same(got, want)
 
@@ -192,8 +194,8 @@ def test_what_is_prescribed_computes_what_the_reference_does(name):
         losses, g, rest = values[:count], values[count], iter(values[count + 1 :])
         state = {"steps": COMMITS} | {entry.name: tuple(next(rest) for _ in range(entry.shape[0])) for entry in own}
         want, gradients = settings.exact_aggregate(called(names, losses), g, state)
-        got = evaluate(prescribed.balancer(Dag(), settings, names, gradient=False), [*losses, *values[count + 1 :]])
-        got += evaluate(prescribed.balancer(Dag(), settings, names, gradient=True), values)
+        got = evaluate(reference.balancer(Dag(), settings, names, gradient=False), [*losses, *values[count + 1 :]])
+        got += evaluate(reference.balancer(Dag(), settings, names, gradient=True), values)
         assert all(map(same, got, [want, *gradients]))
 
 
@@ -201,7 +203,7 @@ def test_what_is_prescribed_computes_what_the_reference_does(name):
 def test_the_executed_dag_has_the_bits_of_the_exact_reference(device):
     """NumPy's float32 against fractions, on a DAG with every operation that the spec prescribes."""
     inputs = draws.losses(len(RATIO_NAMES) + 1)
-    roots = prescribed.balancer(Dag(), RATIOS, RATIO_NAMES, gradient=True)
+    roots = reference.balancer(Dag(), RATIOS, RATIO_NAMES, gradient=True)
     values = [executed(root, [x[::40] for x in inputs], device) for root in roots]
     for i, given in enumerate(drawn(inputs, 40)):
         assert all(map(same, [bits_float(int(value[i])) for value in values], evaluate(roots, given)))

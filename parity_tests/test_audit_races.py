@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from loss_balancers.parity.audit import NotEstablishedError
-from loss_balancers.parity.audit.__main__ import every_case
-from loss_balancers.parity.audit.comparison import FUSED_MULTIPLY_ADD, OVERWRITTEN, RACE
-from loss_balancers.parity.audit.races import races, read_races
-from loss_balancers.parity.audit.state_cases import state_cases
-from loss_balancers.parity.audit.targets import TARGETS
-from loss_balancers.parity.audit.torch_cases import torch_cases
+from loss_balancers.audit import NotEstablishedError
+from loss_balancers.audit.__main__ import every_case
+from loss_balancers.audit.compilers.targets import TARGETS
+from loss_balancers.audit.dumps.races import races, read_races
+from loss_balancers.audit.expressions.comparison import FUSED_MULTIPLY_ADD, OVERWRITTEN, RACE
+from loss_balancers.audit.prescribed.state_cases import state_cases
+from loss_balancers.audit.prescribed.torch_cases import torch_cases
 
 # The `step()` of a ScheduledLossBalancer whose state is written by one operation, as Inductor compiles it for an H100.
 EXCERPTS = Path(__file__).parent / "audit_excerpts"

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from loss_balancers.parity.audit import TARGETS, Dag, NotEstablishedError, compare
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit.cases import EMA, RATIOS
-from loss_balancers.parity.audit.dag import float_bits
-from loss_balancers.parity.audit.ptx import Bytes, run_kernel
-from loss_balancers.parity.audit.torch_cases import torch_cases
-from loss_balancers.parity.audit.torch_cuda import _machine_code, read_case
+from loss_balancers.audit import TARGETS, Dag, NotEstablishedError, compare
+from loss_balancers.audit.dumps.ptx import Bytes, run_kernel
+from loss_balancers.audit.dumps.torch_cuda import _machine_code, read_case
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.expressions.dag import float_bits
+from loss_balancers.audit.prescribed.cases import EMA, RATIOS
+from loss_balancers.audit.prescribed.torch_cases import torch_cases
 
 PTX = """
 	mul.f32 	%r4, %r1, 0f3E800000;
