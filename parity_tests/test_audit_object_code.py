@@ -38,9 +38,8 @@ def read(object_code):
 
 @pytest.mark.parametrize("form", OBJECTS)
 def test_the_object_code_of_either_processor_is_read(form):
-    expected = reference.balancer(
-        Dag(), spec.StaticLossBalancerSettings([0.01]), ("KDLoss_0", spec.STUDENT_LOSS_KEY), gradient=False
-    )
+    settings = spec.StaticLossBalancerSettings([0.01])
+    expected = reference.balancer(Dag(), settings, ("KDLoss_0", spec.STUDENT_LOSS_KEY), gradient=False)
     module = read(OBJECTS[form])
     assert module.forbidden == compare(expected, module.results) == []
     assert len(ROUNDS.findall(OBJECTS[form])) == 3
