@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,17 +11,13 @@ from typing import Any
 
 import loss_balancers.jax
 import loss_balancers.torch
-from loss_balancers.parity.audit.cases import all_cases
-from loss_balancers.parity.audit.state_cases import state_cases
+from loss_balancers.audit.prescribed.cases import KINDS, all_cases
+from loss_balancers.audit.prescribed.state_cases import state_cases
+from loss_balancers.audit.prescribed.torch_cases import torch_cases
 from loss_balancers.spec import golden
 from loss_balancers.spec.registry import SETTINGS, stem
 
 ROOT = Path(__file__).parents[2]
-#: Balancers whose arithmetic the audit does not read for JAX, each with the reason.
-NOT_AUDITED = {
-    "ScheduledLossBalancer": "the sum of `StaticLossBalancer`, by weights that are looked up",
-    "WeightedSumLossBalancer": "the sum of `StaticLossBalancer`, by weights that are looked up",
-}
 #: Tests that name balancers themselves: what is wrong in a call, or in a setting, is another thing for each.
 TESTS = {
     "errors": ("parity_tests/tests/test_errors.py",),
@@ -55,9 +51,14 @@ def _lacking(balancer: str, settings: Any) -> Iterator[str]:
     for what, paths in TESTS.items():
         if not any(re.search(rf"\b{balancer}(Settings)?\b", _text(path)) for path in paths):
             yield f"tests of its {what} in {' or '.join(paths)}"
-    audited = {case.name.split(" ")[0] for case in all_cases()}
-    if balancer not in audited | NOT_AUDITED.keys():
-        yield "an audit, or the reason why not in completeness.py"
+    yield from _unaudited(balancer, examples)
+
+
+def _unaudited(balancer: str, examples: Mapping[str, Any]) -> Iterator[str]:
+    wanted = {f"{balancer} {name} {kind}" for name in examples for kind in KINDS}
+    for twin, cases in (("JAX", all_cases()), ("PyTorch", [each.case for each in torch_cases()])):
+        if not wanted or not wanted <= {case.name for case in cases}:
+            yield f"an audit of its {twin} twin"
     if any(each.state for each in examples.values()) and balancer not in {each.case.name.split(" ")[0] for each in state_cases()}:
         yield "an audit of what its compiled code overwrites"
 

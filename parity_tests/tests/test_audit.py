@@ -13,24 +13,15 @@ from pathlib import Path
 import pytest
 
 from loss_balancers import spec
-from loss_balancers.parity.audit import (
-    TARGETS,
-    Dag,
-    NotEstablishedError,
-    Target,
-    audit,
-    compare,
-    cpu,
-    ptx,
-    tpu,
-)
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit.__main__ import every_case
-from loss_balancers.parity.audit.cases import Case, all_cases
-from loss_balancers.parity.audit.dag import float_bits
-from loss_balancers.parity.audit.expected import evaluate, static_forward, static_gradient
-from loss_balancers.parity.audit.planted import planted_cases
-from loss_balancers.parity.audit.run import judge
+from loss_balancers.audit import TARGETS, Dag, NotEstablishedError, Target, audit, compare
+from loss_balancers.audit.__main__ import every_case
+from loss_balancers.audit.dumps import cpu, ptx, tpu
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.expressions.dag import float_bits
+from loss_balancers.audit.prescribed import reference
+from loss_balancers.audit.prescribed.cases import Case
+from loss_balancers.audit.prescribed.reference import evaluate
+from loss_balancers.audit.run import judge
 from loss_balancers.spec.errors import with_extra
 
 NAMES = ("KDLoss_0", spec.STUDENT_LOSS_KEY)
@@ -64,7 +55,7 @@ READERS = {"ptx": (read_ptx, PTX), "tpu": (read_bundles, BUNDLES), "cpu": (read_
 def outcome(reader, text):
     """The kinds of the findings; ["not established"] if there is no telling."""
     try:
-        return [finding.kind for finding in compare(static_forward(Dag(), SETTINGS, NAMES), reader(text))]
+        return [finding.kind for finding in compare(reference.balancer(Dag(), SETTINGS, NAMES, gradient=False), reader(text))]
     except NotEstablishedError:
         return ["not established"]
 
@@ -136,6 +127,25 @@ def test_no_line_can_be_lost_or_changed_unnoticed(form):
         renamed = re.sub(r"(= (?:tail )?|^\s+(?=[a-z]))([a-z])", r"\1zz\2", line, count=1)
         unnoticed += [new for new in ("", renamed) if new == line or not outcome(reader, text.replace(line, new, 1))]
     assert unnoticed == []
+
+
+def test_a_result_may_replace_an_operand_where_there_is_no_doubt_which():
+    """XLA may give both one buffer. With another result, or another thread, it is not known what is read and when."""
+    replaced = PTX.replace("st.global.b32 [%rd6]", "st.global.b32 [%rd4]")
+    assert replaced != PTX
+    assert outcome(read_ptx, replaced) == []
+    assert outcome(read_ptx, replaced.replace(".reqntid 1, 1, 1", ".reqntid 2, 1, 1")) == ["not established"]
+    more = replaced.replace("st.global.b32 [%rd4]", "st.global.b32 [%rd2], %r17;\n\tst.global.b32 [%rd4]")
+    assert outcome(read_ptx, more) == ["not established"]
+
+
+def test_what_a_load_says_of_caches_changes_no_value():
+    hinted = PTX.replace("ld.global.nc.b32", "ld.global.nc.L1::evict_last.L2::cache_hint.b32").replace(
+        "ld.global.b32", "ld.global.L1::evict_last.L2::cache_hint.b32"
+    )
+    assert hinted != PTX
+    assert outcome(read_ptx, hinted) == []
+    assert outcome(read_ptx, hinted.replace("L1::evict_last", "relaxed")) == ["not established"]
 
 
 def test_a_kernel_that_is_not_in_the_dump_is_not_established():
@@ -213,24 +223,10 @@ def test_the_prescribed_dag_computes_what_the_reference_does(weight, student):
         aggregate, gradients = spec.static_reference(
             settings, dict(zip(names, (("f32", v) for v in values), strict=False)), values[-1]
         )
-        forward = evaluate(static_forward(Dag(), settings, names), values)
-        gradient = evaluate(static_gradient(Dag(), settings, names), values)
+        forward = evaluate(reference.balancer(Dag(), settings, names, gradient=False), values)
+        gradient = evaluate(reference.balancer(Dag(), settings, names, gradient=True), values)
         for got, want in zip([*forward, *gradient], [aggregate, *gradients.values()], strict=True):
             assert (math.isnan(got) and math.isnan(want)) or float_bits(got) == float_bits(want)
-
-
-def test_cases_cover_each_count_forward_and_gradient():
-    cases = [*all_cases(), *planted_cases()]
-    names = [case.name for case in cases]
-    assert len(set(names)) == len(names) == len({case.slug for case in cases}) == 24
-    for form in ("one weight", "weights"):
-        for count in (1, 3, 12):
-            assert {f"StaticLossBalancer {form} K={count} {kind}" for kind in ("forward", "gradient")} <= set(names)
-    for divides in ("div", "EMANormalizedLossBalancer K=2", "LogitsAndIntermediatesLossBalancer K=4"):
-        assert {f"{divides} {kind}" for kind in ("forward", "gradient")} <= set(names)
-    for case in cases:
-        assert len(case.expected(Dag())) == case.results
-        assert len(case.draws()) in {0, case.arguments + sum(case.vectors)}
 
 
 def reads(results):
@@ -280,5 +276,5 @@ def test_a_target_is_as_specified_and_its_planted_faults_are_found(name):
 
 
 def test_the_audit_imports_neither_framework():
-    code = "import sys, loss_balancers.parity.audit.__main__; sys.exit(bool({'jax', 'torch'} & set(sys.modules)))"
+    code = "import sys, loss_balancers.audit.__main__; sys.exit(bool({'jax', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from loss_balancers.parity.audit import TARGETS, UnavailableError, Verdict
-from loss_balancers.parity.audit import __main__ as command
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit.page import page
+from loss_balancers.audit import TARGETS, UnavailableError, Verdict
+from loss_balancers.audit import __main__ as command
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.page import page
 from loss_balancers.spec.errors import with_extra
 
 
@@ -66,7 +66,7 @@ def test_a_missing_compiler_names_its_extra(target, package, extra, monkeypatch,
             raise PackageNotFoundError(name)
         return "1"
 
-    monkeypatch.setattr("loss_balancers.parity.audit.targets.version", missing)
+    monkeypatch.setattr("loss_balancers.audit.compilers.targets.version", missing)
     assert command.main(["--target", target]) == 2
     expected = f"{target} needs {package}, which is not installed. {with_extra(extra)} Use an environment of its own."
     assert expected in capsys.readouterr().err
@@ -76,7 +76,7 @@ def test_a_compiling_process_that_fails_is_an_error_with_its_last_line(monkeypat
     def fails(*args, **options):
         raise subprocess.CalledProcessError(1, "worker", stderr="Traceback\nINTERNAL: libdevice not found")
 
-    monkeypatch.setattr("loss_balancers.parity.audit.targets.version", lambda name: "1")
+    monkeypatch.setattr("loss_balancers.audit.compilers.targets.version", lambda name: "1")
     monkeypatch.setattr(subprocess, "run", fails)
     with pytest.raises(UnavailableError, match=re.escape(f"libdevice not found. {with_extra('audit-cuda')}")):
         TARGETS["cuda:sm_90"].compile([], tmp_path)

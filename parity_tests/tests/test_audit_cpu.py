@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loss_balancers.parity.audit import TARGETS, audit
-from loss_balancers.parity.audit.cases import all_cases
-from loss_balancers.parity.audit.planted import planted_cases
-from loss_balancers.parity.audit.run import judge
+from loss_balancers.audit import TARGETS, audit
+from loss_balancers.audit.prescribed.cases import all_cases
+from loss_balancers.audit.prescribed.planted import planted_cases
+from loss_balancers.audit.run import judge
 
 #: What XLA can be held to on x86-64, and the flag by which Linux says that a processor has it.
 ISAS = {
@@ -41,7 +41,8 @@ def test_the_cpu_is_as_specified_with_each_instruction_set_and_its_planted_fault
     if reason:
         pytest.skip(reason)
     monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_max_isa={isa}")  # read by the process that compiles, a fresh one
-    target, cases = TARGETS["cpu"], [*all_cases(), *planted_cases()]
+    target = TARGETS["cpu"]
+    cases = target.cases([*all_cases(), *planted_cases()])
     target.compile(cases, tmp_path)
     options = [file.read_text("utf-8") for file in tmp_path.glob("*/*.debug_options")]
     assert [f'xla_cpu_max_isa: "{isa}"' in text for text in options] == [True] * len(cases)

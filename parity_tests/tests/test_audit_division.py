@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from loss_balancers import spec
-from loss_balancers.parity.audit import Dag, NotEstablishedError, compare, cpu, draws, ptx, tpu
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit import expected_ratios as ratios
-from loss_balancers.parity.audit.cases import EMA, RATIO_NAMES, RATIOS
-from loss_balancers.parity.audit.dag import bits_float, float_bits
-from loss_balancers.parity.audit.established import native_quotient
-from loss_balancers.parity.audit.execute import DEVICES, ERROR, execute
-from loss_balancers.parity.audit.expected import evaluate
-from loss_balancers.parity.audit.steps import STEPS
-from loss_balancers.parity.audit.words import words
+from loss_balancers.audit import Dag, NotEstablishedError, compare
+from loss_balancers.audit.dumps import cpu, ptx, tpu
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.expressions.dag import INFINITY, bits_float, float_bits
+from loss_balancers.audit.expressions.established import native_quotient
+from loss_balancers.audit.expressions.execute import DEVICES, ERROR, execute
+from loss_balancers.audit.expressions.steps import STEPS
+from loss_balancers.audit.expressions.words import words
+from loss_balancers.audit.prescribed import draws, reference
+from loss_balancers.audit.prescribed.cases import EMA, RATIO_NAMES, RATIOS, balancers
+from loss_balancers.audit.prescribed.nodes import Nodes
+from loss_balancers.audit.prescribed.reference import COMMITS, evaluate, own_entries
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.call import Call
 
@@ -39,7 +41,7 @@ READERS = {
 
 def outcome(form, text):
     try:
-        return [finding.kind for finding in compare(ratios.div_forward(Dag()), READERS[form][0](text), OPERANDS)]
+        return [finding.kind for finding in compare(reference.div(Dag()), READERS[form][0](text), OPERANDS)]
     except NotEstablishedError:
         return ["not established"]
 
@@ -123,7 +125,29 @@ def test_what_depends_on_more_than_the_operands_is_not_the_step():
     more = have.op("select", have.op("cmp.eq", have.input(2), have.number(1e-30)), have.input(2), quotient)
     inputs = [*OPERANDS, words(np.full(len(OPERANDS[0]), 2.0, np.float32))]
     with pytest.raises(NotEstablishedError, match="the bits are its, but it depends on what is no operand of it"):
-        compare(ratios.div_forward(want), [more], inputs)
+        compare(reference.div(want), [more], inputs)
+
+
+def test_code_may_ask_of_a_term_whether_it_is_finite_where_the_step_asks_that_of_the_sum():
+    """And nothing else of it: neither its value nor where it lies."""
+    want, have = Dag(), Dag()
+    ops = Nodes(want)
+    total = ops.add(ops.multiply(want.input(0), 0.9, "f32"), ops.magnitude(want.input(1)), "f32")
+    expected = ops.choose(ops.finite(total), 2.0, 1.0)
+    magnitude, infinity, one, two = have.op("abs", have.input(1)), have.const(INFINITY), have.number(1.0), have.number(2.0)
+    total = have.op("add", have.op("mul", have.input(0), have.number(0.9)), magnitude)
+    taken = have.op("cmp.lt", have.op("abs", total), infinity)
+
+    def told_by(term, bound):
+        """As the step, but what is chosen if it holds is 2 by another question."""
+        return have.op("select", taken, have.op("select", have.op("cmp.lt", term, bound), two, one), one)
+
+    inputs = [words(np.array([1.0, 2.0, 0.0, 3.0], np.float32)), words(np.array([1.0, math.inf, math.nan, -5.0], np.float32))]
+    for term in (magnitude, have.op("keep", magnitude), have.op("i.and", have.input(1), have.const(0x7FFFFFFF))):
+        assert compare([expected], [told_by(term, infinity)], inputs) == []
+    for term, bound in ((magnitude, have.number(3e38)), (have.op("neg", have.input(1)), infinity)):
+        with pytest.raises(NotEstablishedError, match="it depends on what is no operand of it"):
+            compare([expected], [told_by(term, bound)], inputs)
 
 
 def same(got, want):
@@ -150,8 +174,10 @@ def test_the_quotient_of_words_is_that_of_the_exact_reference():
 
 def test_the_prescribed_quotient_and_its_gradient_are_those_of_the_reference():
     for a, b, g in drawn(draws.operands(3), 40):
-        assert same(evaluate(ratios.div_forward(Dag()), [a, b])[0], arithmetic.div(a, b, "f32"))
-        for got, want in zip(evaluate(ratios.div_gradient(Dag()), [a, b, g]), arithmetic.div_gradient(g, a, b, "f32"), strict=True):
+        assert same(evaluate(reference.div(Dag()), [a, b])[0], arithmetic.div(a, b, "f32"))
+        for got, want in zip(
+            evaluate(reference.div(Dag(), gradient=True), [a, b, g]), arithmetic.div_gradient(g, a, b, "f32"), strict=True
+        ):
             assert same(got, want)
 
 
@@ -159,19 +185,17 @@ def called(names, losses):
     return Call(tuple(names), ("f32",) * len(names), tuple(losses))
 
 
-def test_the_prescribed_dags_of_the_ratio_balancers_compute_what_the_reference_does():
-    count = len(EMA.names)
-    for *losses, g in drawn(draws.losses(len(RATIO_NAMES) + 1), 40):
-        want, gradients = RATIOS.exact_aggregate(called(RATIO_NAMES, losses), g, {})
-        got = evaluate([*ratios.ratios_forward(Dag(), RATIOS, RATIO_NAMES)], losses)
-        got += evaluate(ratios.ratios_gradient(Dag(), RATIOS, RATIO_NAMES), [*losses, g])
-        assert all(map(same, got, [want, *gradients]))
-    for values in drawn([*draws.losses(count + 1), *draws.running_sums(count)], 40):
-        losses, g, total, fix = values[:count], values[count], values[count + 1 : -count], values[-count:]
-        state = {"steps": 0, "total": total, "fix": fix}
-        want, gradients = EMA.exact_aggregate(called(EMA.names, losses), g, state)
-        got = evaluate(ratios.ema_forward(Dag(), EMA), [*losses, *total, *fix])
-        got += evaluate(ratios.ema_gradient(Dag(), EMA), values)
+@pytest.mark.parametrize("name", balancers())
+def test_what_is_prescribed_computes_what_the_reference_does(name):
+    """The reference computed with nodes, then executed, against the reference computed with numbers."""
+    settings, names = balancers()[name]
+    own, count = own_entries(settings), len(names)
+    for values in drawn([*draws.losses(count + 1), *draws.state(own)], 80):
+        losses, g, rest = values[:count], values[count], iter(values[count + 1 :])
+        state = {"steps": COMMITS} | {entry.name: tuple(next(rest) for _ in range(entry.shape[0])) for entry in own}
+        want, gradients = settings.exact_aggregate(called(names, losses), g, state)
+        got = evaluate(reference.balancer(Dag(), settings, names, gradient=False), [*losses, *values[count + 1 :]])
+        got += evaluate(reference.balancer(Dag(), settings, names, gradient=True), values)
         assert all(map(same, got, [want, *gradients]))
 
 
@@ -179,7 +203,7 @@ def test_the_prescribed_dags_of_the_ratio_balancers_compute_what_the_reference_d
 def test_the_executed_dag_has_the_bits_of_the_exact_reference(device):
     """NumPy's float32 against fractions, on a DAG with every operation that the spec prescribes."""
     inputs = draws.losses(len(RATIO_NAMES) + 1)
-    roots = ratios.ratios_gradient(Dag(), RATIOS, RATIO_NAMES)
+    roots = reference.balancer(Dag(), RATIOS, RATIO_NAMES, gradient=True)
     values = [executed(root, [x[::40] for x in inputs], device) for root in roots]
     for i, given in enumerate(drawn(inputs, 40)):
         assert all(map(same, [bits_float(int(value[i])) for value in values], evaluate(roots, given)))

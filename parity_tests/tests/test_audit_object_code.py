@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from loss_balancers import spec
-from loss_balancers.parity.audit import Dag, NotEstablishedError, compare, cpu, disassembly
-from loss_balancers.parity.audit.expected import static_forward
-from loss_balancers.parity.audit.llvm_blocks import blocks
-from loss_balancers.parity.audit.roundings import round_alike
+from loss_balancers.audit import Dag, NotEstablishedError, compare
+from loss_balancers.audit.dumps import cpu, disassembly
+from loss_balancers.audit.dumps.llvm_blocks import blocks
+from loss_balancers.audit.dumps.roundings import round_alike
+from loss_balancers.audit.prescribed import reference
 
 EXCERPTS = Path(__file__).parent / "audit_excerpts"
 HLO = (EXCERPTS / "kernel.hlo").read_text("utf-8").replace("NAME", "compare_select_fusion")
@@ -37,7 +38,8 @@ def read(object_code):
 
 @pytest.mark.parametrize("form", OBJECTS)
 def test_the_object_code_of_either_processor_is_read(form):
-    expected = static_forward(Dag(), spec.StaticLossBalancerSettings([0.01]), ("KDLoss_0", spec.STUDENT_LOSS_KEY))
+    settings = spec.StaticLossBalancerSettings([0.01])
+    expected = reference.balancer(Dag(), settings, ("KDLoss_0", spec.STUDENT_LOSS_KEY), gradient=False)
     module = read(OBJECTS[form])
     assert module.forbidden == compare(expected, module.results) == []
     assert len(ROUNDS.findall(OBJECTS[form])) == 3

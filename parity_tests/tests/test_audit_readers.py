@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from loss_balancers.parity.audit import Dag, NotEstablishedError, cpu, ptx, tpu
-from loss_balancers.parity.audit.dag import float_bits
-from loss_balancers.parity.audit.execute import DEVICES, execute
-from loss_balancers.parity.audit.words import EXACT, NO_INTEGER, folded, words
+from loss_balancers.audit import Dag, NotEstablishedError
+from loss_balancers.audit.dumps import cpu, ptx, tpu
+from loss_balancers.audit.expressions.dag import float_bits
+from loss_balancers.audit.expressions.execute import DEVICES, execute
+from loss_balancers.audit.expressions.words import EXACT, NO_INTEGER, folded, words
 from loss_balancers.spec.formats import flush
 
 SIGNED = [0, 1, -1, 5, 31, 2**23, 2**31 - 1, -(2**31), -77777]

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from loss_balancers.parity.audit import Dag, NotEstablishedError, compare
-from loss_balancers.parity.audit import comparison as kinds
-from loss_balancers.parity.audit.dag import float_bits
-from loss_balancers.parity.audit.torch_cases import torch_cases
-from loss_balancers.parity.audit.torch_cuda import _machine_code, read_case
+from loss_balancers.audit import TARGETS, Dag, NotEstablishedError, compare
+from loss_balancers.audit.dumps.ptx import Bytes, run_kernel
+from loss_balancers.audit.dumps.torch_cuda import _machine_code, read_case
+from loss_balancers.audit.expressions import comparison as kinds
+from loss_balancers.audit.expressions.dag import float_bits
+from loss_balancers.audit.prescribed.cases import EMA, RATIOS
+from loss_balancers.audit.prescribed.torch_cases import torch_cases
 
 PTX = """
 	mul.f32 	%r4, %r1, 0f3E800000;
@@ -81,14 +83,14 @@ def test_a_call_that_cannot_be_read_is_not_established(tmp_path, line, words):
     plan = {"code": CALL.format(line=line), "inputs": ["a", "b"], "results": ["sum"]}
     (tmp_path / "plan.json").write_text(json.dumps([plan]), "utf-8")
     with pytest.raises(NotEstablishedError, match=words):
-        read_case(tmp_path, 2, "sm_90", Dag())
+        read_case(tmp_path, 2, {}, "sm_90", Dag())
 
 
 def test_what_nothing_has_stored_is_not_established(tmp_path):
     plan = {"code": CALL.format(line="args.clear()"), "inputs": ["a", "b"], "results": ["sum"]}
     (tmp_path / "plan.json").write_text(json.dumps([plan]), "utf-8")
     dag = Dag()
-    results, findings = read_case(tmp_path, 2, "sm_90", dag)
+    results, findings = read_case(tmp_path, 2, {}, "sm_90", dag)
     assert not findings
     expected = Dag()
     with pytest.raises(NotEstablishedError, match="nothing has stored"):
@@ -98,7 +100,56 @@ def test_what_nothing_has_stored_is_not_established(tmp_path):
 def test_other_inputs_than_the_case_has_are_not_established(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps([{"code": "", "inputs": ["a"], "results": []}]), "utf-8")
     with pytest.raises(NotEstablishedError, match="takes 1 inputs, not 2"):
-        read_case(tmp_path, 2, "sm_90", Dag())
+        read_case(tmp_path, 2, {}, "sm_90", Dag())
+
+
+def test_a_buffer_is_an_input_where_it_is_state_and_else_what_it_held(tmp_path):
+    """And a backward gives None in place of its gradient."""
+    call = CALL.format(line="args.clear()")
+    forward = {
+        "code": call.replace("arg0_1, arg1_1", "arg0_1, arg1_1, arg2_1").replace("buf0, )", "arg0_1, arg1_1, arg2_1)"),
+        "inputs": ["x", "t", "w"],
+        "results": ["x", "t", "w"],
+        "buffers": {"t": ["total", [0, 0]], "w": ["_table", [float_bits(0.5)]]},
+    }
+    backward = {
+        "code": call.replace("arg0_1, arg1_1", "arg0_1, arg1_1, arg2_1, arg3_1").replace("buf0, )", "arg1_1, arg2_1, None)"),
+        "inputs": ["x", "t", "w", "tangent"],
+        "results": ["t", "w", None],
+    }
+    (tmp_path / "plan.json").write_text(json.dumps([forward, backward]), "utf-8")
+    dag = Dag()
+    results, findings = read_case(tmp_path, 1, {"total": [2, 3]}, "sm_90", dag)
+    assert not findings
+    assert results == [dag.input(2), dag.input(3), dag.number(0.5)]
+
+
+TRUTH = """
+.version 8.7
+.target sm_90a
+.visible .entry kernel(
+	.param .u64 .ptr .global .align 1 kernel_param_0,
+	.param .u64 .ptr .global .align 1 kernel_param_1
+)
+.reqntid 1
+{
+	ld.param.b64 	%rd1, [kernel_param_0];
+	ld.param.b64 	%rd2, [kernel_param_1];
+	ld.global.b8 { %rs1 }, [ %rd1 + 1 ];
+	st.global.b8 [ %rd2 + 2 ], { %rs1 };
+	ret;
+}
+"""
+
+
+def test_a_truth_is_a_byte_and_nothing_else_is():
+    dag = Dag()
+    truths, other = Bytes(dag.op("cmp.gt", dag.input(i), dag.input(0)) for i in (1, 2)), Bytes([dag.const(0)] * 3)
+    assert run_kernel(TRUTH, "kernel", [truths, other], 0, "sm_90", dag) == {(1, 2): truths[1]}
+    with pytest.raises(NotEstablishedError, match="another width"):
+        run_kernel(TRUTH, "kernel", [truths, list(other)], 0, "sm_90", dag)
+    (stored,) = run_kernel(TRUTH, "kernel", [list(truths), other], 0, "sm_90", dag).values()
+    assert stored.op == "opaque"
 
 
 def products(factor: float):
@@ -123,3 +174,11 @@ def test_a_factor_above_1_may_lift_an_operand_that_should_have_been_flushed(fact
 def test_every_kind_of_fault_that_this_target_can_have_is_planted():
     planted = {case.case.name for case in torch_cases() if case.case.planted}
     assert {"planted: no barrier", "planted: tree sum", "planted: native division"} <= planted
+    assert {f"planted: native division, {each.balancer}" for each in (EMA, RATIOS)} <= planted
+
+
+def test_what_overwrites_state_is_compiled_for_one_architecture():
+    writing = {case.case.name for case in torch_cases() if case.writes}
+    targets = {name: set(target.only()) for name, target in TARGETS.items() if target.only is not None}
+    assert [name for name, only in targets.items() if writing <= only] == ["cuda-torch:sm_90"]
+    assert all(only == targets["cuda-torch:sm_90"] - writing for name, only in targets.items() if name != "cuda-torch:sm_90")

@@ -201,9 +201,9 @@ def test_a_race_counts_beside_the_arithmetic(tmp_path: Path, status: str, said: 
 
 def test_the_command_of_the_audit_writes_what_is_read(tmp_path: Path) -> None:
     """By the function that makes its JSON."""
-    from loss_balancers.parity.audit.__main__ import _as_json
-    from loss_balancers.parity.audit.cases import all_cases
-    from loss_balancers.parity.audit.run import Verdict
+    from loss_balancers.audit.__main__ import _as_json
+    from loss_balancers.audit.prescribed.cases import all_cases
+    from loss_balancers.audit.run import Verdict
 
     cases = all_cases()
     row = {case.name: Verdict("as specified") for case in cases}

@@ -25,7 +25,7 @@ import loss_balancers.parity.golden.vectors as vectors
 from loss_balancers.parity.cli import main
 vectors.installed_vectors = few_vectors
 if sys.argv[1] == "audit":
-    import loss_balancers.parity.audit.__main__ as audit
+    import loss_balancers.audit.__main__ as audit
     audit._audited = lambda names, cases: ({{name: {{}} for name in names}}, {{name: {{"device": name}} for name in names}})
 if sys.argv[1] == "fail":
     def fail(): raise RuntimeError("planted")

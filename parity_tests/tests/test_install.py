@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from environments import Environment, pack, wheels_of_what_is_here
 
-from loss_balancers.parity.audit import TARGETS
+from loss_balancers.audit import TARGETS
 from loss_balancers.spec import errors
 
 ROOT = Path(__file__).parents[2]

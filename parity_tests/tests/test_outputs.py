@@ -9,9 +9,9 @@ import pytest
 from certificates import few_vectors, torch_certificate
 from typer.testing import CliRunner
 
+from loss_balancers.audit import Verdict
+from loss_balancers.audit import __main__ as audit
 from loss_balancers.parity import run
-from loss_balancers.parity.audit import Verdict
-from loss_balancers.parity.audit import __main__ as audit
 from loss_balancers.parity.cli import app
 from loss_balancers.parity.files import write_json
 from loss_balancers.parity.golden import vectors

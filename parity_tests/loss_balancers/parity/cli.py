@@ -189,7 +189,7 @@ def audit(
 
     Exit status 0 if all is as specified and every planted fault is found, 1 if not, 2 if a target cannot be compiled for.
     """
-    from loss_balancers.parity.audit.__main__ import main as run_audit
+    from loss_balancers.audit.__main__ import main as run_audit
 
     given = [("--target", name) for name in target] + [("--json", json_file), ("--markdown", markdown)]
     raise typer.Exit(run_audit([str(word) for option, value in given if value is not None for word in (option, value)]))

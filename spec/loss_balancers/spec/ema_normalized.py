@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from loss_balancers.spec import arithmetic, errors, tables
+from loss_balancers.spec import errors, tables
+from loss_balancers.spec.arithmetic import EXACT
 from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import real_number
-from loss_balancers.spec.formats import flush, round_weight
+from loss_balancers.spec.formats import round_weight
 from loss_balancers.spec.keys import EXAMPLE_NAMES, STUDENT_LOSS_KEY
+from loss_balancers.spec.ops import Ops, Value
 from loss_balancers.spec.scheduled import checked_names
 from loss_balancers.spec.schedules import as_schedule, linear
 from loss_balancers.spec.settings import named_schedules
@@ -98,28 +99,33 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         """The place of the loss that is the unit, in canonical order; None if the unit is 1."""
         return None if self.target == "one" else self.names.index(self.target)
 
-    def exact_committed(self, state: ReferenceState, losses: Sequence[float], present: Sequence[bool]) -> ReferenceState:
+    def exact_committed(
+        self, state: ReferenceState, losses: Sequence[Value], present: Sequence[bool], ops: Ops = EXACT
+    ) -> ReferenceState:
         """The running sums after the ``losses`` that are present; as they were if one would not be finite (spec M2)."""
-        taken: ReferenceState = {}
-        for name, more in (("total", [abs(x) for x in losses]), ("fix", [1.0] * len(losses))):
-            decayed = [flush(arithmetic.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
-            sums = [arithmetic.add(d, x, "f32") for d, x in zip(decayed, more, strict=True)]
-            taken[name] = tuple(new if there else old for new, old, there in zip(sums, state[name], present, strict=True))
-        return taken if all(map(math.isfinite, taken["total"])) else {}
+        sums: ReferenceState = {}
+        for name, more in (("total", [ops.magnitude(x) for x in losses]), ("fix", [1.0] * len(losses))):
+            decayed = [ops.flush(ops.multiply(value, self.decay, "f32"), "f32") for value in state[name]]
+            added = [ops.add(d, x, "f32") for d, x in zip(decayed, more, strict=True)]
+            sums[name] = [new if there else old for new, old, there in zip(added, state[name], present, strict=True)]
+        taken = ops.every([ops.finite(total) for total in sums["total"]])
+        return {name: tuple(ops.choose(taken, new, old) for new, old in zip(sums[name], state[name], strict=True)) for name in sums}
 
-    def exact_factors(self, state: ReferenceState, call: Call) -> list[float]:
+    def exact_factors(self, state: ReferenceState, call: Call) -> list[Value]:
         """The weights of a call (spec M3)."""
+        ops = call.ops
         if not self.lagged:
-            state = {**state, **self.exact_committed(state, call.means("f32"), call.present)}
+            state = {**state, **self.exact_committed(state, call.means("f32"), call.present, ops)}
         means = [
-            arithmetic.div(total, fix if fix > 0 else 1.0, "f32") for total, fix in zip(state["total"], state["fix"], strict=True)
+            ops.div(total, ops.choose(ops.above(fix, 0.0), fix, 1.0), "f32")
+            for total, fix in zip(state["total"], state["fix"], strict=True)
         ]
         unit = 1.0 if self.reference is None else means[self.reference]
         factors = []
         for mean, weight in zip(means, tables.at(self.table, state["steps"]).tolist(), strict=True):
-            known = mean > self.offset and unit > self.offset
-            ratio = arithmetic.div(unit, arithmetic.add(mean, self.offset, "f32"), "f32") if known else 1.0
-            factors.append(arithmetic.rmul(weight, ratio, "f32"))
+            known = ops.every([ops.above(mean, self.offset), ops.above(unit, self.offset)])
+            ratio = ops.choose(known, ops.div(unit, ops.add(mean, self.offset, "f32"), "f32"), 1.0)
+            factors.append(ops.rmul(weight, ratio, "f32"))
         return factors
 
     @classmethod

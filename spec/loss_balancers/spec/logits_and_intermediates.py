@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,10 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from loss_balancers.spec import arithmetic, errors, tables
+from loss_balancers.spec import errors, tables
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.formats import compute_format, result_format, round_weight
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, kd_names
+from loss_balancers.spec.ops import Ops, Value
 from loss_balancers.spec.schedules import Schedule, as_schedule, linear
 from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
@@ -31,8 +31,8 @@ class Roles(NamedTuple):
 class Ratios(NamedTuple):
     """The exact weights of a call: of the mean of the intermediates, of the KD losses, and the scale."""
 
-    ratio: float
-    balance: float
+    ratio: Value
+    balance: Value
     scale: float
 
 
@@ -97,24 +97,23 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
 
     def exact_ratios(self, roles: Roles, call: Call, state: ReferenceState) -> Ratios:
         """The weights of a call (spec L2 to L4)."""
-        compute = compute_format(call.formats)
+        ops, compute = call.ops, compute_format(call.formats)
         means = call.means(compute)
         ratio = 0.0
         if not call.present[roles.reference]:
             ratio = 1.0
         elif roles.intermediates:
             mean = _mean(roles, call, means, compute)
-            ratio = 1.0 if mean < 0 or math.isnan(mean) else 0.0
-            if mean > 0:
-                ratio = _finite_or(0.0, arithmetic.div(means[roles.reference], mean, compute))
+            of_positive = _finite_or(ops, 0.0, ops.div(means[roles.reference], mean, compute))
+            ratio = ops.choose(ops.above(mean, 0.0), of_positive, ops.choose(ops.equal(mean, 0.0), 0.0, 1.0))
         scale = self.constant_scale
         if scale is None:
             scale = float(tables.at(self.table, state["steps"])[0])
         balance = 1.0
         if roles.student is not None:
             distilled, student = _distilled(roles, call, means, ratio, compute), means[roles.student]
-            if distilled > 0 and student > 0:
-                balance = _finite_or(1.0, arithmetic.div(student, distilled, compute))
+            positive = ops.every([ops.above(distilled, 0.0), ops.above(student, 0.0)])
+            balance = ops.choose(positive, _finite_or(ops, 1.0, ops.div(student, distilled, compute)), 1.0)
         return Ratios(ratio, balance, scale)
 
     @staticmethod
@@ -122,39 +121,39 @@ class LogitsAndIntermediatesLossBalancerSettings(Settings):
         """The format of the weights: the compute format of losses of these formats."""
         return compute_format(formats)
 
-    def exact_weights(self, call: Call, state: ReferenceState) -> list[float]:
+    def exact_weights(self, call: Call, state: ReferenceState) -> list[Value]:
         """The weight of each loss, in the compute format: 0 for a student loss that is left out, and for a loss that is absent."""
-        roles, compute = self.roles(call.names), compute_format(call.formats)
+        ops, roles, compute = call.ops, self.roles(call.names), compute_format(call.formats)
         ratio, balance, scale = self.exact_ratios(roles, call, state)
-        kd = 1.0 if roles.student is None else arithmetic.rmul(balance, round_weight(scale, compute), compute)
-        share = arithmetic.div(ratio, _number(roles, call), compute)
-        weights = [arithmetic.rmul(kd, share, compute) if i in roles.intermediates else 0.0 for i in range(len(call.names))]
+        kd = 1.0 if roles.student is None else ops.rmul(balance, round_weight(scale, compute), compute)
+        share = ops.div(ratio, _number(roles, call), compute)
+        weights = [ops.rmul(kd, share, compute) if i in roles.intermediates else 0.0 for i in range(len(call.names))]
         weights[roles.reference] = kd
         if roles.student is not None:
             weights[roles.student] = 1.0
         return [weight if there else 0.0 for weight, there in zip(weights, call.present, strict=True)]
 
-    def exact_aggregate(self, call: Call, cotangent: float, state: ReferenceState) -> tuple[float, list[float]]:
+    def exact_aggregate(self, call: Call, cotangent: Value, state: ReferenceState) -> tuple[Value, list[Value]]:
         """The aggregate and the gradient to each loss (spec L5)."""
-        roles = self.roles(call.names)
+        ops, roles = call.ops, self.roles(call.names)
         ratio, balance, scale = self.exact_ratios(roles, call, state)
         formats, compute, result = call.formats, compute_format(call.formats), result_format(call.formats)
         distilled = _distilled(roles, call, call.in_format(compute), ratio, compute)
-        gradients = [0.0] * len(call.names)
+        gradients: list[Value] = [0.0] * len(call.names)
         if roles.student is None:
-            (g,) = arithmetic.weighted_sum_gradient(cotangent, (compute,), (1.0,), result)
-            aggregate = arithmetic.weighted_sum([distilled], (compute,), (1.0,), result)
+            (g,) = ops.weighted_sum_gradient(cotangent, (compute,), (1.0,), result)
+            aggregate = ops.weighted_sum([distilled], (compute,), (1.0,), result)
         else:
-            balanced = arithmetic.weighted_sum([distilled], (compute,), (balance,), compute)
+            balanced = ops.weighted_sum([distilled], (compute,), (balance,), compute)
             outer = (compute, formats[roles.student])
-            aggregate = arithmetic.weighted_sum([balanced, call.values[roles.student]], outer, (scale, 1.0), result)
-            g, gradients[roles.student] = arithmetic.weighted_sum_gradient(cotangent, outer, (scale, 1.0), result)
-            (g,) = arithmetic.weighted_sum_gradient(g, (compute,), (balance,), compute)
-        to_reference, to_mean = arithmetic.weighted_sum_gradient(g, (formats[roles.reference], compute), (1.0, ratio), compute)
+            aggregate = ops.weighted_sum([balanced, call.values[roles.student]], outer, (scale, 1.0), result)
+            g, gradients[roles.student] = ops.weighted_sum_gradient(cotangent, outer, (scale, 1.0), result)
+            (g,) = ops.weighted_sum_gradient(g, (compute,), (balance,), compute)
+        to_reference, to_mean = ops.weighted_sum_gradient(g, (formats[roles.reference], compute), (1.0, ratio), compute)
         gradients[roles.reference] = to_reference
         for i in roles.intermediates:
-            to_total = arithmetic.div(to_mean, _number(roles, call), compute)
-            (gradients[i],) = arithmetic.weighted_sum_gradient(to_total, (formats[i],), (1.0,), compute)
+            to_total = ops.div(to_mean, _number(roles, call), compute)
+            (gradients[i],) = ops.weighted_sum_gradient(to_total, (formats[i],), (1.0,), compute)
         return aggregate, [g if there else 0.0 for g, there in zip(gradients, call.present, strict=True)]
 
     @classmethod
@@ -172,24 +171,24 @@ def _number(roles: Roles, call: Call) -> float:
     return float(sum(call.present[i] for i in roles.intermediates) or 1)
 
 
-def _mean(roles: Roles, call: Call, losses: Sequence[float], compute: str) -> float:
+def _mean(roles: Roles, call: Call, losses: Sequence[Value], compute: str) -> Value:
     """The mean of the intermediate losses that are present; ``losses`` are in the compute format."""
     intermediates = [losses[i] for i in roles.intermediates]
     ones = (1.0,) * len(intermediates)
-    total = arithmetic.weighted_sum(intermediates, (compute,) * len(intermediates), ones, compute)
-    return arithmetic.div(total, _number(roles, call), compute)
+    total = call.ops.weighted_sum(intermediates, (compute,) * len(intermediates), ones, compute)
+    return call.ops.div(total, _number(roles, call), compute)
 
 
-def _distilled(roles: Roles, call: Call, losses: Sequence[float], ratio: float, compute: str) -> float:
+def _distilled(roles: Roles, call: Call, losses: Sequence[Value], ratio: Value, compute: str) -> Value:
     """The reference loss and the intermediates scaled to it."""
     if not roles.intermediates:
         return losses[roles.reference]
     terms = [losses[roles.reference], _mean(roles, call, losses, compute)]
-    return arithmetic.weighted_sum(terms, (compute, compute), (1.0, ratio), compute)
+    return call.ops.weighted_sum(terms, (compute, compute), (1.0, ratio), compute)
 
 
-def _finite_or(otherwise: float, value: float) -> float:
-    return value if math.isfinite(value) else otherwise
+def _finite_or(ops: Ops, otherwise: float, value: Value) -> Value:
+    return ops.choose(ops.finite(value), value, otherwise)
 
 
 @lru_cache(maxsize=1024)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
-from loss_balancers.spec import arithmetic, errors
+from loss_balancers.spec import errors
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import check_mapping, elements, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
+from loss_balancers.spec.ops import Value
 from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.state import ReferenceState, StateEntry
 
@@ -102,10 +103,10 @@ class StaticLossBalancerSettings(Settings):
         weights = static_plan(self, call.names).weights
         return [weight if there else 0.0 for weight, there in zip(weights, call.present, strict=True)]
 
-    def exact_aggregate(self, call: Call, cotangent: float, state: ReferenceState) -> tuple[float, list[float]]:
+    def exact_aggregate(self, call: Call, cotangent: Value, state: ReferenceState) -> tuple[Value, list[Value]]:
         """The aggregate and the gradient to each loss (spec A4 to A8)."""
         del state
-        aggregate, gradients = arithmetic.balance(call.values, call.formats, static_plan(self, call.names).factors, cotangent)
+        aggregate, gradients = call.ops.balance(call.values, call.formats, static_plan(self, call.names).factors, cotangent)
         return aggregate, [g if there else 0.0 for g, there in zip(gradients, call.present, strict=True)]
 
     @classmethod

@@ -1,0 +1,1 @@
+"""The targets, and the processes that compile for them."""

@@ -1,0 +1,300 @@
+"""PTX: the kernels of a module, executed on nodes, one thread after the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from loss_balancers.audit.dumps.hlo import Buffer, evaluate_entry
+from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError
+
+ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)(.*?)^\{(.*?)^\}", re.DOTALL | re.MULTILINE)
+FLOAT = re.compile(r"0f([0-9A-Fa-f]{8})$")
+#: A load; what it says of caches changes no value.
+LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8)")
+STORE = re.compile(r"st\.global\.([bf]32|b8)")
+INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)$")
+#: Instructions that PTX defines as IEEE 754 operations, rounded to nearest. Without `.rn`, `mul` and `add` may be contracted.
+FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "neg.f32": "neg"}
+#: The same, where a look at the machine code says whether they are contracted.
+CONTRACTED = {"mul.f32": "mul", "add.f32": "add", "sub.f32": "sub"}
+INTEGERS = {
+    **{f"{name}.s32": f"i.{name}" for name in ("add", "sub", "min", "max")},
+    **{f"{name}.u32": f"i.u{name}" for name in ("min", "max")},
+    **{f"{name}.{kind}": f"i.{name}" for name in ("and", "or", "xor") for kind in ("b32", "pred")},
+    "mul.lo.s32": "i.mul",
+    "shl.b32": "i.shl",
+    "shr.u32": "i.shr",
+    "shr.s32": "i.sar",
+    "cvt.rn.f32.s32": "to_float",
+    "cvt.rn.f32.u32": "to_float.u",
+    "cvt.rzi.s32.f32": "to_int",
+}
+IGNORED = ("griddepcontrol.", "ret", ".")
+#: Runs on its own where it is not told apart by thread: no more steps than this.
+STEPS = 20_000
+
+
+class Pair(NamedTuple):
+    """Two words in one register."""
+
+    low: Node
+    high: Node
+
+
+class Bytes(list[Node]):
+    """A buffer of truths: each element is a byte."""
+
+
+#: A node, a pair, or an address: which buffer, and how many bytes on.
+Value = Node | Pair | tuple[int, int]
+
+
+def read_module(hlo: str, ptx: str, architecture: str, dag: Dag) -> list[Node]:
+    """The results of a module compiled for ``architecture``, from its optimised HLO and all its PTX.
+
+    Raises:
+        NotEstablishedError: A kernel is missing, cannot be followed, or is for another architecture.
+    """
+    kernels = _kernels(ptx, architecture)
+
+    def kernel(name: str, operands: list[Buffer], sizes: list[int]) -> list[Buffer]:
+        match = kernels.get(re.sub(r"\W", "_", name))
+        if match is None:
+            raise NotEstablishedError(f"there is no PTX kernel for %{name} among {', '.join(kernels) or 'none'}")
+        stored = _run(match, operands, len(operands) + len(sizes), dag, FLOATS)
+        first = len(operands)
+        if any(place < first for place, _ in stored):
+            # XLA may let a result replace an operand. With one result and one thread there is no doubt which, nor when.
+            if len({place for place, _ in stored}) > 1 or len(sizes) > 1 or _threads(match) > 1:
+                raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
+            first = next(iter(stored))[0]
+        try:
+            return [[stored[first + i, 4 * k] for k in range(size)] for i, size in enumerate(sizes)]
+        except KeyError:
+            raise NotEstablishedError(f"the kernel of %{name} does not store all its results") from None
+
+    return evaluate_entry(hlo, dag, kernel)
+
+
+def run_kernel(
+    ptx: str, name: str, arguments: Sequence[Buffer | int], more: int, architecture: str, dag: Dag
+) -> dict[tuple[int, int], Node]:
+    """What a kernel stores, by buffer and bytes, where it may store to all of them and contract (see `torch_cuda`)."""
+    match = _kernels(ptx, architecture).get(name)
+    if match is None:
+        raise NotEstablishedError(f"there is no PTX kernel {name}")
+    return _run(match, arguments, len(arguments) + more, dag, {**FLOATS, **CONTRACTED})
+
+
+def _kernels(ptx: str, architecture: str) -> dict[str, re.Match[str]]:
+    others = set(re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)) - {architecture, f"{architecture}a"}
+    if others:
+        raise NotEstablishedError(f"the PTX is for {', '.join(sorted(others))}, not for {architecture}")
+    return {match[1]: match for match in ENTRY.finditer(ptx)}
+
+
+def _run(
+    match: re.Match[str], operands: Sequence[Buffer | int], parameters: int, dag: Dag, floats: dict[str, str]
+) -> dict[tuple[int, int], Node]:
+    """What all threads of a kernel store."""
+    name = match[1]
+    given = re.findall(rf"{name}_param_(\d+)", match[2])
+    if given != [str(i) for i in range(parameters)]:
+        raise NotEstablishedError(f"the kernel of %{name} should have {parameters} parameters, and has {len(given)}")
+    stored: dict[tuple[int, int], Node] = {}
+    for thread in range(_threads(match)):
+        _Thread(match[4], name, operands, stored, dag, thread, floats).run()
+    return stored
+
+
+def _threads(match: re.Match[str]) -> int:
+    """How many threads run a kernel."""
+    threads = re.search(r"\.reqntid (\d+)(?:, 1, 1)?$", match[3].strip())
+    if threads is None:
+        raise NotEstablishedError(f"how many threads run the kernel of %{match[1]} is not known: {match[3].strip()}")
+    return int(threads[1])
+
+
+class _Thread:
+    """One thread of a kernel. What it stores goes to ``stored``, by buffer and bytes."""
+
+    def __init__(
+        self,
+        body: str,
+        name: str,
+        operands: Sequence[Buffer | int],
+        stored: dict[tuple[int, int], Node],
+        dag: Dag,
+        thread: int,
+        floats: dict[str, str],
+    ) -> None:
+        text = re.sub(r"//[^\n]*|^\s*\.(?:loc|pragma)[^\n]*", "", body, flags=re.MULTILINE).replace("\t", " ")
+        self._lines = [" ".join(part.split()) for part in re.split(r";|(?<=:)\n", text) if part.strip()]
+        self._labels = {line[:-1]: i for i, line in enumerate(self._lines) if re.fullmatch(r"\$?\w+:", line)}
+        self._name = name
+        self._operands = operands
+        self._stored = stored
+        self._dag = dag
+        self._floats = floats
+        self._registers: dict[str, Value] = {"%tid.x": dag.const(thread), "%ctaid.x": dag.const(0)}
+
+    def run(self) -> None:
+        place, steps = 0, 0
+        while place < len(self._lines):
+            steps += 1
+            if steps > STEPS:
+                raise NotEstablishedError(f"{self._name} does not come to an end")
+            place = self._step(self._lines[place], place)
+
+    def _step(self, line: str, place: int) -> int:
+        """Executes a line; the place of the next."""
+        if line.endswith(":"):
+            return place + 1
+        if match := re.fullmatch(r"@(!?)(%p\d+) (.*)", line):
+            condition = self._registers.get(match[2])
+            if not isinstance(condition, Node) or condition.op != "const":
+                raise NotEstablishedError(f"{self._name} branches on what it computes: {line}")
+            return self._step(match[3], place) if bool(condition.value) != bool(match[1]) else place + 1
+        if match := re.fullmatch(r"bra(?:\.uni)? (\S+)", line):
+            return self._labels[match[1]]
+        if line == "ret":
+            return len(self._lines)
+        mnemonic, _, rest = line.partition(" ")
+        if line.startswith(("@", "call", "brx")):
+            raise NotEstablishedError(f"{self._name} branches in a way that cannot be read: {line}")
+        if not mnemonic.startswith(IGNORED):
+            self._instruction(mnemonic, re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest), line)
+        return place + 1
+
+    def _instruction(self, mnemonic: str, arguments: list[str], line: str) -> None:
+        if STORE.fullmatch(mnemonic):
+            place = self._address(arguments[0], line)
+            if place in self._stored:
+                raise NotEstablishedError(f"a second store to one place: {line}")
+            if self._width(place[0]) != _width(mnemonic):
+                raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
+            self._stored[place] = self._node(arguments[1].strip("{} "), line)
+        elif LOAD.fullmatch(mnemonic):
+            buffer, offset = self._address(arguments[1], line)
+            for i, register in enumerate(re.findall(r"%\w+", arguments[0])):
+                self._registers[register] = self._loaded(buffer, offset + 4 * i, _width(mnemonic), line)
+        elif mnemonic == "mov.b64" and arguments[0].startswith("{"):
+            pair = self._registers.get(arguments[1])
+            for register, node in zip(re.findall(r"%\w+|_", arguments[0]), pair if isinstance(pair, Pair) else (), strict=False):
+                self._registers[register] = node
+        elif mnemonic.startswith("st.") or not arguments or not arguments[0].startswith("%"):
+            raise NotEstablishedError(f"an instruction that cannot be read: {line}")
+        else:
+            self._registers[arguments[0]] = self._value(mnemonic, arguments[1:], line)
+
+    def _width(self, buffer: int) -> int:
+        """How many bytes an element of a buffer has."""
+        return 1 if buffer < len(self._operands) and isinstance(self._operands[buffer], Bytes) else 4
+
+    def _loaded(self, buffer: int, offset: int, width: int, line: str) -> Node:
+        held = self._operands[buffer] if buffer < len(self._operands) else ()
+        if width != self._width(buffer) or isinstance(held, int) or offset % width:
+            return self._dag.opaque(line)
+        if (buffer, offset) in self._stored:
+            return self._stored[buffer, offset]
+        return held[offset // width] if offset // width < len(held) else self._dag.opaque(line)
+
+    def _value(self, mnemonic: str, arguments: list[str], line: str) -> Value:
+        op = self._dag.op
+        if mnemonic.startswith("ld.param."):
+            return self._parameter(mnemonic, arguments[0], line)
+        if mnemonic.endswith(".f32x2") or (mnemonic == "mov.b64" and arguments[0].startswith("{")):
+            return self._pair(mnemonic.removesuffix("x2"), arguments, line)
+        held = self._registers.get(arguments[0])
+        if isinstance(held, tuple) and not isinstance(held, Pair):
+            return held if mnemonic in {"cvta.to.global.u64", "mov.b64"} else self._moved(mnemonic, held, arguments[1], line)
+        base = self._registers.get(arguments[-1])
+        if mnemonic in {"mad.wide.s32", "mad.wide.u32"} and isinstance(base, tuple) and not isinstance(base, Pair):
+            product = op("i.mul", *(self._node(argument, line) for argument in arguments[:2]), line=line)
+            return (base[0], base[1] + int(product.value)) if product.op == "const" else self._dag.opaque(line)
+        return self._computed(mnemonic, [self._node(argument, line) for argument in arguments], line)
+
+    def _computed(self, mnemonic: str, nodes: list[Node], line: str) -> Node:
+        op = self._dag.op
+        if mnemonic in {"mov.b32", "mov.f32", "mov.u32"}:
+            return nodes[0]
+        if mnemonic in {"mul.wide.s32", "mul.wide.u32"}:
+            return op("i.mul", *nodes, line=line)  # an offset: read as an address only if it is a constant
+        if mnemonic.endswith(".b16"):
+            return self._halfword(mnemonic.removesuffix(".b16"), nodes, line)
+        if mnemonic in {"selp.f32", "selp.b32"}:
+            return op("select", nodes[2], *nodes[:2], line=line)
+        if match := re.fullmatch(r"setp\.(\w+)\.(f32|s32|u32|b32)", mnemonic):
+            prefix = {"f32": "cmp.", "u32": "i.u"}.get(match[2], "i.")
+            return op(prefix + match[1].replace("nan", "uno").replace("num", "ord"), *nodes, line=line)
+        if mnemonic == "not.pred":
+            return op("i.xor", nodes[0], self._dag.const(1), line=line)
+        if mnemonic == "mad.lo.s32":
+            return op("i.add", op("i.mul", *nodes[:2], line=line), nodes[2], line=line)
+        if mnemonic == "bfe.u32" and nodes[2].op == "const":
+            mask = self._dag.const((1 << int(nodes[2].value)) - 1)
+            return op("i.and", op("i.shr", *nodes[:2], line=line), mask, line=line)
+        if mnemonic == "neg.s32":
+            return op("i.sub", self._dag.const(0), nodes[0], line=line)
+        if mnemonic in self._floats or mnemonic in INTEGERS or mnemonic.endswith(".f32"):
+            # Any other float operation stands under its own name.
+            return op(self._floats.get(mnemonic) or INTEGERS.get(mnemonic) or mnemonic, *nodes, line=line)
+        return self._dag.opaque(line)
+
+    def _parameter(self, mnemonic: str, text: str, line: str) -> Value:
+        match = re.search(r"_param_(\d+)\]$", text)
+        if match and mnemonic == "ld.param.b64":
+            return (int(match[1]), 0)
+        value = self._operands[int(match[1])] if match and mnemonic in {"ld.param.b32", "ld.param.u32"} else None
+        return self._dag.const(value) if isinstance(value, int) else self._dag.opaque(line)
+
+    def _pair(self, mnemonic: str, arguments: list[str], line: str) -> Value:
+        """Two words put into one register, or an operation on two at a time."""
+        if mnemonic == "mov.b64":
+            low, high = (self._node(text, line) for text in re.findall(r"[%\w]+", arguments[0]))
+            return Pair(low, high)
+        pairs = [self._registers.get(argument) for argument in arguments]
+        if not all(isinstance(pair, Pair) for pair in pairs):
+            return self._dag.opaque(line)
+        low, high = (self._computed(mnemonic, [pair[i] for pair in pairs if isinstance(pair, Pair)], line) for i in range(2))
+        return Pair(low, high)
+
+    def _halfword(self, name: str, nodes: list[Node], line: str) -> Node:
+        """Sixteen bits, of truths that are packed."""
+        mask = self._dag.const(0xFFFF)
+        x, y, *condition = [self._dag.op("i.and", node, mask) if name != "selp" or i < 2 else node for i, node in enumerate(nodes)]
+        if name == "selp":
+            return self._dag.op("select", *condition, x, y, line=line)
+        if name in {"setp.eq", "setp.ne"}:
+            return self._dag.op(f"i.{name[-2:]}", x, y, line=line)
+        if name in {"and", "or", "xor", "shl"}:
+            return self._dag.op("i.and", self._dag.op(f"i.{name}", x, y, line=line), mask, line=line)
+        return self._dag.opaque(line)
+
+    def _moved(self, mnemonic: str, held: tuple[int, int], by: str, line: str) -> Value:
+        offset = self._node(by, line)
+        if mnemonic not in {"add.s64", "add.u64"} or offset.op != "const":
+            return self._dag.opaque(line)
+        return (held[0], held[1] + int(offset.value))
+
+    def _address(self, text: str, line: str) -> tuple[int, int]:
+        match = re.fullmatch(r"\[ ?(%\w+)(?: ?\+ ?(\d+))? ?\]", text)
+        value = self._registers.get(match[1]) if match else None
+        if match is None or not isinstance(value, tuple) or isinstance(value, Pair):
+            raise NotEstablishedError(f"an address that cannot be read: {line}")
+        return (value[0], value[1] + int(match[2] or 0))
+
+    def _node(self, text: str, line: str) -> Node:
+        if match := FLOAT.match(text):
+            return self._dag.const(int(match[1], 16))
+        if INTEGER.match(text):
+            return self._dag.const(int(text, 0) & 0xFFFFFFFF)
+        value = self._registers.get(text)
+        return value if isinstance(value, Node) else self._dag.opaque(line)
+
+
+def _width(mnemonic: str) -> int:
+    """How many bytes a load or store moves for each register."""
+    return 1 if mnemonic.endswith(".b8") else 4

@@ -1,0 +1,50 @@
+"""What is audited: every balancer of the registry, on every target, by its examples and more."""
+
+from loss_balancers import spec
+from loss_balancers.audit import TARGETS, Dag, compare
+from loss_balancers.audit.__main__ import every_case
+from loss_balancers.audit.prescribed import reference
+from loss_balancers.audit.prescribed.cases import KINDS, all_cases, balancers
+from loss_balancers.audit.prescribed.left_out import LEFT_OUT
+from loss_balancers.audit.prescribed.planted import planted_cases
+from loss_balancers.spec import registry
+
+
+def test_every_example_of_the_registry_is_audited_forward_and_gradient():
+    cases = [*all_cases(), *planted_cases()]
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names) == len({case.slug for case in cases})
+    wanted = {"div"} | {f"{each.balancer} {name}" for name, each in registry.examples().items()}
+    wanted |= {f"StaticLossBalancer {form} K={count}" for form in ("one weight", "weights") for count in (1, 3, 12)}
+    wanted |= {"LogitsAndIntermediatesLossBalancer K=4", "EMANormalizedLossBalancer K=2"}
+    assert {f"{name} {kind}" for name in wanted for kind in ("forward", "gradient")} <= set(names)
+    for case in cases:
+        assert len(case.expected(Dag())) == case.results
+        assert len(case.draws()) in {0, case.arguments + sum(case.vectors.values())}
+
+
+def test_a_balancer_that_joins_the_registry_is_audited(monkeypatch):
+    class Settings(spec.StaticLossBalancerSettings):
+        balancer = "NewLossBalancer"
+
+        @classmethod
+        def examples(cls) -> dict[str, spec.StaticLossBalancerSettings]:
+            return {"new": cls(0.25)}
+
+    monkeypatch.setitem(registry.SETTINGS, "NewLossBalancer", Settings)
+    cases = {case.name: case for case in all_cases()}
+    settings, names = balancers()["NewLossBalancer new"]
+    for kind in ("forward", "gradient"):
+        prescribes = cases[f"NewLossBalancer new {kind}"].expected(Dag())
+        assert compare(reference.balancer(Dag(), settings, names, kind == "gradient"), prescribes) == []
+
+
+def test_what_is_left_out_exists_and_no_balancer_is_left_out_on_a_target():
+    names = {case.name for case in every_case()}
+    assert {name for left_out in LEFT_OUT.values() for name in left_out} <= names
+    assert all(reason for left_out in LEFT_OUT.values() for reason in left_out.values())
+    for target in TARGETS.values():
+        audited = {case.name for case in target.cases(every_case())}
+        for balancer in registry.SETTINGS:
+            for kind in KINDS:
+                assert any(name.startswith(balancer) and name.endswith(kind) for name in audited), (target.name, balancer)
