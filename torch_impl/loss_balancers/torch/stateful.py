@@ -96,10 +96,10 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
             count: Of how many items or tokens each loss is the mean: a number of at least 0 or a mapping from name to one, on the
                 host or the device. Default 1. A loss with the count 0 is absent: it says nothing, and its weight is 0.
             share: What part each loss is of the step's mean, in the same forms, if losses are sums over this call's items divided
-                by the number of all items of the step. At most one of the two.
+                by the number of all items of the step. At most one of the two, and the same one in all calls of a step.
 
         Raises:
-            TypeError: Both ``count`` and ``share``, or one that is not made of numbers. Else: see `canonical`.
+            TypeError: Both ``count`` and ``share``, or one that is not made of numbers, or requires grad. Else: see `canonical`.
             ValueError: A number is negative or not finite, or other names than those of the losses. Else: see `canonical`.
         """
         inputs = self._inputs(loss, count, share)
@@ -157,8 +157,14 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         Returns:
             ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. Copies; to copy waits for the device.
             Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
+
+        Raises:
+            RuntimeError: This balancer is on the device "meta".
         """
         settings = self._settings
+        if self.pending.is_meta:
+            what = "Call `to_empty(device=...)` on the model first."
+            raise spec.errors.no_values_to_export('on the device "meta"', what)
         state = {name: value.cpu().numpy().copy() for name, value in self._state().items()}
         return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
 
