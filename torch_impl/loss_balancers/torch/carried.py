@@ -13,9 +13,6 @@ from torch.nn import Parameter
 from loss_balancers import spec
 from loss_balancers.torch.rounding import FLOAT
 
-#: What the buffers of balancers are called, in this process.
-carried_names: set[str] = set()
-
 
 class CarriesState(nn.Module):
     """State that is float32 and int32 whatever is done to the model: buffers, all persistent but the table of weights."""
@@ -34,11 +31,6 @@ class CarriesState(nn.Module):
             self.register_buffer(entry.name, torch.zeros(entry.shape, dtype=self._dtypes[entry.name]))
         self.register_buffer("_table", torch.tensor(self._settings.table), persistent=False)
         self._make_lasting()
-
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As a module's own; notes how it is called."""
-        carried_names.add(name)
-        super().register_buffer(name, tensor, persistent)
 
     def _make_lasting(self) -> None:
         """Replaces what came into being in inference mode: it could not be written in training later."""
@@ -81,7 +73,6 @@ class CarriesState(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        carried_names.update(self._buffers)
         self._make_lasting()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
