@@ -47,7 +47,7 @@ class PassedBy(set[str]):
         if isinstance(name, str):
             path, _, last = name.rpartition(".")
             owner = _submodule(self._model, path)
-            if isinstance(owner, CarriesState):
+            if isinstance(owner, CarriesState) and last in owner._buffers:  # a parameter of a subclass has a gradient to reduce
                 return not (owner._is_shared(last) and self._sends_once())
         return super().__contains__(name)
 
