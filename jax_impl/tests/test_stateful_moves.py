@@ -80,6 +80,12 @@ def test_a_state_cannot_be_loaded_into_an_abstract_balancer(make, draw):
         balancer.load_state(trained.export_state())
 
 
+def test_a_state_cannot_be_exported_from_an_abstract_balancer(make):
+    words = r"A state must be exported from a balancer that has values. This one is abstract, and has none. Build it outside"
+    with pytest.raises(RuntimeError, match=words):
+        nnx.eval_shape(make).export_state()
+
+
 def test_orbax(make, draw, tmp_path, assert_same_state):
     balancer, other = train(make(), draw), make()
     with ocp.StandardCheckpointer() as checkpointer:

@@ -370,10 +370,29 @@ def test_a_wrong_amount_changes_nothing_and_both_twins_say_the_same(wrong: str) 
         assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("keyword", ["count", "share"])
+@pytest.mark.parametrize("named", [False, True], ids=["for-all", "by-name"])
+def test_an_amount_that_is_learned_is_refused(balancer: str, keyword: str, named: bool) -> None:
+    twin = make("torch", BALANCERS[balancer])
+    twin.eval()
+    losses = {each: torch.tensor(2.0) for each in NAMES}
+
+    def call(amount: Any) -> Any:
+        return twin(losses, **{keyword: {**ONES, "LogitsKL_0": amount} if named else amount})
+
+    words = r"must be constant: no gradient reaches it.*Pass `tensor.detach\(\)`"
+    one = torch.tensor(1.0)
+    with pytest.raises(TypeError, match=words):
+        call(torch.tensor(1.0, requires_grad=True))
+    for differentiate in (lambda: torch.func.grad(call)(one), lambda: torch.func.jvp(call, (one,), (one,))):
+        with pytest.raises(TypeError, match=words):
+            differentiate()
+    assert torch.func.vmap(lambda x: call(x.detach()))(torch.ones(2)).shape == (2,)
+
+
 def test_no_gradient_reaches_an_amount() -> None:
-    count = torch.tensor(2.0, requires_grad=True)
-    make("torch", BALANCERS["ema"])({each: torch.tensor(2.0, requires_grad=True) for each in NAMES}, count=count).backward()
-    assert count.grad is None
+    """PyTorch says so in words, as of weights; to JAX it is a constant."""
     balancer = make("jax", BALANCERS["ema"])
     balancer.eval()
     gradient = jax.grad(lambda c: balancer({each: jnp.float32(2.0) for each in NAMES}, count=c))(jnp.float32(2.0))

@@ -47,6 +47,15 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["balancer.safetensors"]  # nothing beside it
 
 
+def test_a_path_in_bytes(tmp_path):
+    file = tmp_path / "balancer.safetensors"
+    save_state(os.fsencode(file), state())
+    assert checked(read_state(os.fsencode(file))).keys() == state()["state"].keys()
+    file.write_bytes(b"no state")
+    with pytest.raises(ValueError, match=re.escape(repr(str(file))[1:-1])):
+        read_state(os.fsencode(file))
+
+
 def test_others_can_read_it(tmp_path):
     save_state(tmp_path / "x", state())
     assert safetensors.numpy.load_file(tmp_path / "x")["total"].tolist() == state()["state"]["total"].tolist()

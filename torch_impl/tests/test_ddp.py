@@ -8,6 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
+
+from loss_balancers.torch import EMANormalizedLossBalancer
+from loss_balancers.torch.wrapped import PassedBy
 
 TESTS = Path(__file__).parent
 program = SimpleNamespace(**runpy.run_path(str(TESTS / "ranks_program.py")))
@@ -88,6 +93,15 @@ def test_step_is_refused_within_join_and_not_after_it(ranks):
             assert seen[f"of another wrapper, {i}"] == seen[f"after, {i}"] == "nothing"
         assert seen["after an error"] == seen["another afterwards"] == "nothing"
         assert seen["state"] == EXPECTED
+
+
+def test_a_parameter_of_a_balancer_is_not_passed_by():
+    balancer = EMANormalizedLossBalancer(program.NAMES)
+    balancer.learned = nn.Parameter(torch.ones(()))
+    balancer.register_buffer("kept", torch.ones(()))
+    passed_by = PassedBy(("a.b",), nn.Sequential(nn.BatchNorm1d(1), balancer))
+    assert all(name in passed_by for name in ("1.pending", "1._table", "1.kept", "a.b"))
+    assert not any(name in passed_by for name in ("1.learned", "0.running_mean", "0.weight", "2.pending", "pending"))
 
 
 IMPORTED_LATE = """

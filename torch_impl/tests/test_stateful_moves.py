@@ -97,6 +97,14 @@ def test_a_state_cannot_be_loaded_in_place_on_meta(make, draw):
     balancer.load_state_dict(balancer.state_dict())  # there is nothing to lose
 
 
+def test_a_state_cannot_be_exported_from_meta(make):
+    with torch.device("meta"):
+        balancer = make()
+    words = r'A state must be exported from a balancer that has values. This one is on the device "meta".*`to_empty\(device=...\)`'
+    with pytest.raises(RuntimeError, match=words):
+        balancer.export_state()
+
+
 def loaded(balancer, other, **options):
     balancer.load_state_dict(other.state_dict(), **options)
     return balancer

@@ -100,7 +100,8 @@ class StatefulLossBalancer(DistillationLossBalancer):
             count: The number of items or tokens that each loss is the mean of: a number of at least 0, or a mapping from name to
                 number, on the host or the device. Default 1. A loss with the count 0 is absent, and its weight is 0.
             share: The part of the step's mean that each loss is, in the same forms, where losses are sums over this call's items
-                divided by the number of all items of the step. Give at most one of the two.
+                divided by the number of all items of the step. Give at most one of the two, and the same one
+                in all calls of a step.
 
         Raises:
             TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
@@ -161,8 +162,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
         Returns:
             ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. These are copies, and copying waits for the device.
             Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
+
+        Raises:
+            RuntimeError: This balancer is abstract.
         """
         settings = self._settings
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(self._state())):
+            what = "Build it outside of `nnx.eval_shape` first."
+            raise spec.errors.no_values_to_export("abstract", what)
         state = {name: np.array(read(variable)) for name, variable in self._state().items()}
         return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
 

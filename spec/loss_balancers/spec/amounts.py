@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loss_balancers.spec import errors
+from loss_balancers.spec.checks import check_constant
 
 #: The largest float32: amounts are float32 numbers.
 _MOST = (2.0 - 2.0**-23) * 2.0**127
@@ -35,7 +36,7 @@ def checked_amounts(names: Sequence[str], count: Any, share: Any) -> Amounts | N
         share: What was given as ``share=``, in the same forms.
 
     Raises:
-        TypeError: Both were given, or a value is neither a number nor an array.
+        TypeError: Both were given, or a value is neither a number nor an array, or a derivative is to reach it.
         ValueError: A mapping names other losses, or a number on the host is negative or not finite.
     """
     if count is None and share is None:
@@ -56,6 +57,7 @@ def _checked(value: Any, where: str) -> Any:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             if getattr(value, "shape", None) == ():
+                check_constant(value, where)
                 return value  # an array of the framework: the twin looks at its dtype and device
             raise errors.amount_type(where, value)
     if not 0 <= value <= _MOST:  # type: ignore[reportOperatorIssue]

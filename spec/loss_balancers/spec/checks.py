@@ -59,7 +59,7 @@ def element(array: Any, where: str) -> Any:
     Raises:
         TypeError: A derivative is to reach it, or it is traced.
     """
-    _check_constant(array, where)
+    check_constant(array, where)
     # An array without a device is one that JAX traces. Under `grad` it has a value, but to read it would lose the gradient.
     if not isinstance(array, (np.ndarray, np.generic)) and not hasattr(array, "device"):
         raise errors.number_traced(where, array)
@@ -99,11 +99,16 @@ def constant_vector(weights: Any, terms: int) -> Any:
         ValueError: there are no terms, or the number of weights is not that of the terms.
     """
     _check_length(weights, terms)
-    _check_constant(weights, "weights")
+    check_constant(weights, "weights")
     return weights
 
 
-def _check_constant(array: Any, where: str) -> None:
+def check_constant(array: Any, where: str) -> None:
+    """Refuses an array that a derivative is to reach (spec E8).
+
+    Raises:
+        TypeError: It requires grad, or a transform differentiates by it.
+    """
     if getattr(array, "requires_grad", False):
         raise errors.learnable(where)
     for check in derivative_checks:

@@ -419,6 +419,10 @@ def state_without_values(received: str, what: str) -> RuntimeError:
     return RuntimeError(f"A state must be loaded into a balancer that has values. This one is {received}, without values. {what}")
 
 
+def no_values_to_export(received: str, what: str) -> RuntimeError:
+    return RuntimeError(f"A state must be exported from a balancer that has values. This one is {received}, and has none. {what}")
+
+
 def state_too_large(file: str, size: int, most: int) -> ValueError:
     return ValueError(
         f"The settings in a state file must take at most {most} bytes. Those for {file} take {size}: they hold long tables. Use "

@@ -17,7 +17,7 @@ from loss_balancers.spec.whole_files import write_whole
 _LARGEST_HEADER = 99_000_000
 
 
-def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> None:
+def save_state(file: str | bytes | os.PathLike[str] | os.PathLike[bytes], exported: Mapping[str, Any]) -> None:
     """Writes an exported state to a safetensors file: arrays as tensors, the rest as JSON in the metadata (spec T8).
 
     At any moment ``file`` is the old file or the new one, whole, however many processes write to it: see `write_whole`.
@@ -43,11 +43,11 @@ def save_state(file: str | os.PathLike[str], exported: Mapping[str, Any]) -> Non
         raise errors.not_a_state(f"one that no file can hold ({error})") from error
     size = sum(map(len, description.values()))
     if size > _LARGEST_HEADER:
-        raise errors.state_too_large(os.fspath(file), size, _LARGEST_HEADER)
+        raise errors.state_too_large(os.fsdecode(file), size, _LARGEST_HEADER)
     write_whole(file, content)
 
 
-def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
+def read_state(file: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> dict[str, Any]:
     """The exported state that `save_state` wrote, for ``load_state`` in either framework.
 
     Args:
@@ -59,7 +59,7 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: It is another file, or a part of one.
     """
     safetensors = _safetensors()
-    path = os.fspath(file)
+    path = os.fsdecode(file)
     with open(path, "rb"):
         pass  # a file that cannot be opened is an OSError in Python's words
     try:

@@ -27,7 +27,7 @@ class _Target(NamedTuple):
     status: os.stat_result | None
 
 
-def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
+def write_whole(file: str | bytes | os.PathLike[str] | os.PathLike[bytes], data: bytes) -> None:
     """Writes ``data`` to a file. A reader finds the old content or the new one, whole, at any moment.
 
     The data goes to a new file in the same folder, ``.loss-balancers-{32 hex digits}.partial``, which is then renamed. Threads,
@@ -45,7 +45,7 @@ def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
         OSError: The file cannot be written, its folder takes no new file, or the path is that of a folder. Then what was there
             before is still there.
     """
-    path = os.fspath(file)
+    path = os.fsdecode(file)
     target = _followed(path)
     if _is_replaced(target):
         _replace(path, target, data)
@@ -56,13 +56,13 @@ def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
         stream.write(data)
 
 
-def is_replaced(file: str | os.PathLike[str]) -> bool:
+def is_replaced(file: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> bool:
     """Whether `write_whole` puts a new file in the place of this one. If not, it writes into what is there.
 
     Raises:
         OSError: The path leads nowhere, or is that of a folder.
     """
-    return _is_replaced(_followed(os.fspath(file)))
+    return _is_replaced(_followed(os.fsdecode(file)))
 
 
 def _is_replaced(target: _Target) -> bool:

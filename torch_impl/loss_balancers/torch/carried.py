@@ -14,9 +14,6 @@ from loss_balancers import spec
 from loss_balancers.torch.observing import look_up
 from loss_balancers.torch.rounding import FLOAT
 
-#: What the buffers of balancers are called, in this process.
-carried_names: set[str] = set()
-
 
 class CarriesState(nn.Module):
     """State in buffers, float32 and int32 whatever is done to the model. All are persistent but the table of weights."""
@@ -37,11 +34,6 @@ class CarriesState(nn.Module):
         table = self._settings.table
         self.register_buffer("_table", None if table is None else torch.tensor(table), persistent=False)
         self._make_lasting()
-
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As a module's own; notes how it is called."""
-        carried_names.add(name)
-        super().register_buffer(name, tensor, persistent)
 
     def _make_lasting(self) -> None:
         """Replaces buffers that were made in inference mode: training could not write them later."""
@@ -92,7 +84,6 @@ class CarriesState(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        carried_names.update(self._buffers)
         self._make_lasting()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from loss_balancers.spec import errors
-from loss_balancers.torch.carried import CarriesState, carried_names
+from loss_balancers.torch.carried import CarriesState
 
 #: The wrappers of the process.
 _wrappers: WeakSet[DistributedDataParallel] = WeakSet()
@@ -46,7 +46,8 @@ class PassedBy(set[str]):
     def __contains__(self, name: object) -> bool:
         if isinstance(name, str):
             path, _, last = name.rpartition(".")
-            if last in carried_names and isinstance(owner := _submodule(self._model, path), CarriesState):
+            owner = _submodule(self._model, path)
+            if isinstance(owner, CarriesState) and last in owner._buffers:  # a parameter of a subclass has a gradient to reduce
                 return not (owner._is_shared(last) and self._sends_once())
         return super().__contains__(name)
 
