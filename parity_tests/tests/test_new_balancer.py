@@ -1,0 +1,142 @@
+"""A trial balancer, made from the skeleton in a copy of this project: how little it takes, that it works, what it is said to lack."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import new_balancer
+import pytest
+
+ROOT = Path(new_balancer.__file__).parents[1]
+COPIED = ("spec", "torch_impl", "jax_impl", "parity_tests", "tools", "docs", "README.md")
+BALANCER = "TrialLossBalancer"
+#: What the skeleton cannot write: words about the method, and tests of what is wrong with its arguments.
+WORDS = [
+    "clauses in docs/spec",
+    "a mention in README.md",
+    "tests of its errors in parity_tests/tests/test_errors.py",
+    "tests of its settings in spec/tests",
+    "tests of its drawn runs in parity_tests/tests/test_drawn.py or parity_tests/tests/test_schedules.py or "
+    "parity_tests/tests/test_sequences.py",
+    "an audit of what its compiled code overwrites",
+]
+LACKS = "import json; from completeness import everything; print(json.dumps(everything()))"
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with a new balancer in it."""
+    root = tmp_path_factory.mktemp("trial")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "audit_excerpts", "evidence"))
+        else:
+            shutil.copy(source, root / name)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    run(root, ["tools/new_balancer.py", "trial"])
+    run(root, ["-m", "loss_balancers.spec.golden"])
+    after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    written = sorted(path.relative_to(root).as_posix() for path in after.keys() - before.keys())
+    changed = sorted(path.relative_to(root).as_posix() for path in before if after[path] != before[path])
+    (root / "written.json").write_text(json.dumps([written, changed]))
+    return root
+
+
+def run(root: Path, arguments: Sequence[str]) -> str:
+    parts = [root / name for name in ("spec", "torch_impl", "jax_impl", "parity_tests", "parity_tests/helpers")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, parts))}
+    command = [sys.executable, "-W", "ignore", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def lacking(root: Path) -> list[str]:
+    found = json.loads(run(root, ["-c", LACKS]))
+    assert found.keys() <= {BALANCER}
+    return found.get(BALANCER, [])
+
+
+def test_it_takes_five_files_and_a_line_wherever_balancers_are_listed(trial: Path) -> None:
+    written, changed = json.loads((trial / "written.json").read_text())
+    spec = "spec/loss_balancers/spec"
+    assert written == [
+        "jax_impl/loss_balancers/jax/trial.py",
+        f"{spec}/golden/trial.json",
+        f"{spec}/golden/trial.py",
+        f"{spec}/trial.py",
+        "torch_impl/loss_balancers/torch/trial.py",
+    ]
+    exports = [f"{part}_impl/loss_balancers/{part}/__init__.py" for part in ("jax", "torch")]
+    assert changed == sorted(["docs/balancers.md", f"{spec}/registry.py", *exports])
+    for path in changed:
+        before, after = ((root / path).read_text().splitlines() for root in (ROOT, trial))
+        more = [line for line in after if line not in before]
+        assert [line for line in after if line not in more] == before
+        assert len(more) == (1 if path.startswith("docs") else 2), more  # an import, and the line
+
+
+def test_it_has_the_bits_of_its_reference_on_every_lane(trial: Path) -> None:
+    file = trial / "matrix.json"
+    program = "from loss_balancers.parity.cli import main; main()"
+    run(trial, ["-c", program, "parity", "--balancer", BALANCER, "--label", "f32", "--json", str(file)])
+    matrix = json.loads(file.read_text())
+    assert len(matrix["lanes"]) >= 12 or matrix["absent"]
+    assert matrix["results"] == matrix["identical"] == 32 * len(matrix["lanes"])
+
+
+def test_what_it_lacks_is_said_and_nothing_else(trial: Path) -> None:
+    assert lacking(trial) == WORDS
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        ("torch_impl/loss_balancers/torch/trial.py", ["a class in loss_balancers.torch"]),
+        ("jax_impl/loss_balancers/jax/trial.py", ["a class in loss_balancers.jax"]),
+        ("spec/loss_balancers/spec/golden/trial.py", ["spec/golden/trial.py, which draws its vectors"]),
+        ("spec/loss_balancers/spec/golden/trial.json", ["spec/golden/trial.json, which `make golden` writes"]),
+        ("docs/balancers.md", ["a row in docs/balancers.md"]),
+    ],
+    ids=["torch", "jax", "draws", "vectors", "row"],
+)
+def test_a_part_that_is_taken_away_is_missed(trial: Path, taken: str, words: list[str]) -> None:
+    path = trial / taken
+    init = path.with_name("__init__.py")
+    kept = {path: path.read_text()} | ({init: init.read_text()} if init.exists() else {})
+    try:
+        if path.suffix == ".md":
+            path.write_text("".join(line for line in kept[path].splitlines(keepends=True) if BALANCER not in line))
+        else:
+            path.unlink()
+        if init.exists():
+            init.write_text("".join(line for line in kept[init].splitlines(keepends=True) if BALANCER not in line))
+        assert sorted(lacking(trial)) == sorted([*words, *WORDS])
+    finally:
+        for file, text in kept.items():
+            file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "balancer", "stem"),
+    [
+        ("dwa", "DwaLossBalancer", "dwa"),
+        ("DWA", "DWALossBalancer", "dwa"),
+        ("soft_adapt", "SoftAdaptLossBalancer", "soft_adapt"),
+        ("SoftAdaptLossBalancer", "SoftAdaptLossBalancer", "soft_adapt"),
+    ],
+)
+def test_a_name_gives_class_and_files(name: str, balancer: str, stem: str) -> None:
+    assert new_balancer.class_name(name) == balancer
+    assert new_balancer.stem(balancer) == stem
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a-b", "no such", "ema_normalized", "../x"])
+def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="NAME"):
+        new_balancer.written(name, ROOT)
