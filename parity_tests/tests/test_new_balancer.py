@@ -1,4 +1,4 @@
-"""A trial balancer, made from the skeleton in a copy of this project: how little it takes, that it works, what it is said to lack."""
+"""A trial balancer, from the skeleton, in a copy of this project: what it takes, that it works, and that what it lacks is said."""
 
 import json
 import os
