@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from loss_balancers.spec.registry import SETTINGS
+
 #: The modes whose lanes run, in order. The others are the same code once more, or are left out on purpose (x64, sharded).
 MODES = {"torch": ("eager", "compiled", "step", "vmap"), "jax": ("jit", "scan", "step", "vmap", "remat")}
 
 
 #: Where a compiler takes most of the time. There each balancer is a job of its own, so that many cores compile several at once.
 ONE_BY_ONE = ("torch-{device}-compiled", "torch-{device}-step")
-#: Those that take longest first.
-BALANCERS = ("EMANormalized", "LogitsAndIntermediates", "Scheduled", "WeightedSum", "Static")
+#: The last of the registry first: they take longest.
+BALANCERS = tuple(balancer.removesuffix("LossBalancer") for balancer in reversed(SETTINGS))
 
 
 class Queue(NamedTuple):
