@@ -343,7 +343,7 @@ WRONG: dict[str, tuple[Wrong, type[Exception], str]] = {
     "loss-missing": (
         lambda b, x, a: b({"LogitsKL_0": x["LogitsKL_0"]}),
         ValueError,
-        "pass any value and `count={...}` with 0 for it",
+        "balancer({..., 'MSE_1': any_value}, count={..., 'MSE_1': 0})  # instead",
     ),
     "loss-none": (lambda b, x, a: b({**x, "LogitsKL_0": None}), TypeError, "pass any value and `count={...}` with 0 for it"),
     "observe": (lambda b, x, a: b.observe(x, count=-1), ValueError, "`count` must be finite and at least 0"),
