@@ -1,4 +1,4 @@
-"""Balancers of kinds that the registry lacks: without state, with weights that are tensors, and with derivatives in their place."""
+"""Balancers of kinds that the registry lacks: weights that are tensors without state, and derivatives without state and with it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch import Tensor
 import loss_balancers.jax
 import loss_balancers.jax.observing
 import loss_balancers.jax.portable
+import loss_balancers.jax.stateful
 import loss_balancers.jax.weighed
 import loss_balancers.torch
 import loss_balancers.torch.observing
 import loss_balancers.torch.portable
+import loss_balancers.torch.stateful
 import loss_balancers.torch.weighed
 from loss_balancers.spec import Group, golden, registry
 from loss_balancers.spec.by_derivatives import ByDerivatives
@@ -27,7 +29,7 @@ from loss_balancers.spec.call import Call
 from loss_balancers.spec.golden.sequences import Form, sequence_vectors
 from loss_balancers.spec.keys import EXAMPLE_NAMES
 from loss_balancers.spec.ops import Value
-from loss_balancers.spec.state import ReferenceState, StateEntry
+from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ class ProductLossBalancerSettings(ByDerivatives):
     def examples(cls) -> dict[str, ProductLossBalancerSettings]:
         """The one there is."""
         return {"product": cls()}
+
+
+@dataclass(frozen=True)
+class CountedProductLossBalancerSettings(ProductLossBalancerSettings):
+    """The same of a balancer that keeps counters."""
+
+    balancer: ClassVar[str] = "CountedProductLossBalancer"
+    state: ClassVar[tuple[StateEntry, ...]] = base_entries(0)
+
+    @classmethod
+    def examples(cls) -> dict[str, ProductLossBalancerSettings]:
+        """The one there is."""
+        return {"counted-product": cls()}
 
 
 class TorchCapped(loss_balancers.torch.weighed.WeighedLossBalancer):
@@ -124,10 +139,27 @@ class JaxProduct(loss_balancers.jax.weighed.WeighedLossBalancer):
         return rmul(rmul(a, b), c)
 
 
+class TorchCountedProduct(loss_balancers.torch.stateful.StatefulLossBalancer):
+    _scalars = True
+    _aggregate = TorchProduct._aggregate
+
+    def __init__(self) -> None:
+        super().__init__(CountedProductLossBalancerSettings(), None, None)
+
+
+class JaxCountedProduct(loss_balancers.jax.stateful.StatefulLossBalancer):
+    _scalars = True
+    _aggregate = JaxProduct._aggregate
+
+    def __init__(self) -> None:
+        super().__init__(CountedProductLossBalancerSettings(), None, None)
+
+
 #: From the settings class to its twins.
 TRIALS: dict[Any, tuple[type, type]] = {
     CappedLossBalancerSettings: (TorchCapped, JaxCapped),
     ProductLossBalancerSettings: (TorchProduct, JaxProduct),
+    CountedProductLossBalancerSettings: (TorchCountedProduct, JaxCountedProduct),
 }
 
 

@@ -16,7 +16,7 @@ from loss_balancers.parity import assert_same_bits
 from loss_balancers.parity.golden.vectors import cases
 from loss_balancers.parity.lanes.known import find_lanes
 from loss_balancers.parity.run import run_lane
-from loss_balancers.spec import registry
+from loss_balancers.spec import Vector, registry
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.keys import EXAMPLE_NAMES
 
@@ -65,6 +65,8 @@ def losses_of(framework: str, values: tuple[float, ...] = VALUES) -> dict[str, A
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_weights_are_what_the_settings_say(framework: str, example: str) -> None:
     balancer, losses = make(framework, EXAMPLES[example]), losses_of(framework)
+    if EXAMPLES[example].state:
+        balancer.eval()  # `jax.grad` refuses to observe
     weights = balancer.weights(losses)
     assert tuple(weights) == NAMES
     if EXAMPLES[example].weights_are == "constants":
@@ -92,6 +94,14 @@ def test_every_lane_has_the_bits_of_the_reference(name: str) -> None:
     assert [(cell.balancer, cell.vectors) for cell in cells] == [(settings.balancer, 32) for settings in TRIALS]
     for cell in cells:
         assert not cell.differences, str(cell.first)
+
+
+def test_a_derivative_has_the_format_of_its_loss() -> None:
+    one: dict[str, float] = dict.fromkeys(NAMES, 1.0)
+    formats = dict(zip(NAMES, ("f64", "f32", "bf16"), strict=True))
+    (group,) = vectors(ProductLossBalancerSettings)
+    (case,) = cases([group._replace(formats=formats, sequences=((Vector(one, 1.0, 1.0, one, one, {}),),))])
+    assert [value.format for value in case.values if "weight" in value.what] == ["f64", "f32", "bf16"]
 
 
 @pytest.mark.parametrize("name", ["torch-cpu-eager", "jax-cpu-eager"])
