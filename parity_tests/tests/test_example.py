@@ -131,7 +131,7 @@ def test_every_balancer_runs_in_the_example_and_agrees(tmp_path):
         assert (result["numbers_compared"], result["numbers_that_differ"], result["same_state"]) == (40, 0, True)
         assert all(len(curve) == 5 for curve in result["weights"].values())
         still = all(len(set(curve)) == 1 for curve in result["weights"].values())
-        assert still == (name == "StaticLossBalancer")
+        assert still == (SETTINGS[name].weights_are == "constants")
 
 
 @pytest.mark.usefixtures("_torch_threads")

@@ -8,7 +8,7 @@ from types import ModuleType
 import jax.numpy as jnp
 import pytest
 import torch
-from runs import BALANCERS, as_bytes, drawn, make
+from runs import as_bytes, drawn, make
 
 import loss_balancers.jax
 import loss_balancers.torch
@@ -79,7 +79,8 @@ def test_the_tables_of_arguments_are_the_signatures(framework: ModuleType) -> No
     for balancer, stated in tables.items():
         _, *parameters = signature(getattr(framework, balancer).__init__).parameters.values()  # without `self`
         own = {p.name: "–" if p.default is Parameter.empty else f"`{p.default!r}`" for p in parameters}
-        assert own == stated | (shared if SETTINGS[balancer] is not SETTINGS["StaticLossBalancer"] else {})
+        has_state = any(settings.state for settings in SETTINGS[balancer].examples().values())
+        assert own == stated | (shared if has_state else {})
         assert {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY} == own.keys() - stated.keys()
 
 
@@ -92,15 +93,17 @@ def test_a_wrong_default_in_a_table_of_arguments_is_read() -> None:
 def test_weights_are_constant_within_a_step_where_the_table_says_so(framework: str) -> None:
     array = {"torch": torch.from_numpy, "jax": jnp.asarray}[framework]
     rows = [{name: array(x) for name, x in row.items()} for row in drawn(6, seed=3)]
-    found = {"StaticLossBalancer": {False: True}}
-    for settings in BALANCERS.values():
+    found: dict[str, dict[bool, bool]] = {}
+    for settings in registry.examples().values():
         balancer = make(framework, settings)
-        balancer.observe(rows[0])
-        balancer.step()
+        if settings.state:
+            balancer.observe(rows[0])
+            balancer.step()
         seen = []
         for row in rows:
             seen.append({name: as_bytes(x) for name, x in balancer.weights(row).items()})
-            balancer.observe(row)
+            if settings.state:
+                balancer.observe(row)
         found.setdefault(settings.balancer, {})[getattr(settings, "lagged", False)] = all(weights == seen[0] for weights in seen)
     words = {True: "yes", False: "no"}
     for name, row in _rows().items():

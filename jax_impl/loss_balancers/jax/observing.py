@@ -20,7 +20,7 @@ State = dict[str, Array]
 class Inputs(NamedTuple):
     """The losses of a call in canonical order, in three forms: for the aggregate, for the weights, and for state.
 
-    ``losses`` (for the weights) and ``sums`` (for state) are float32 vectors, empty if state observes no losses. ``amounts`` are
+    ``losses`` (for the weights) and ``sums`` (for state) are float32 vectors, empty if neither sees them. ``amounts`` are
     counts, or shares if ``shares`` is set; None if each is 1. ``present`` is None if no loss is absent. ``valid`` is None if the
     amounts were checked already.
     """

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +13,23 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
-from loss_balancers.jax.amounts import unstacked
-from loss_balancers.jax.base import DistillationLossBalancer, broken_down
 from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, read, write
-from loss_balancers.jax.functional import balance
 from loss_balancers.jax.observing import (
     Inputs,
     State,
     advanced,
-    as_observed,
     enough,
-    expanded,
     look_up,
     observed,
     pending_mean,
-    with_amounts,
 )
+from loss_balancers.jax.weighed import WeighedLossBalancer
 
 #: After how many training calls without a `step()` a balancer warns.
 _PATIENCE = 100
 
 
-class StatefulLossBalancer(DistillationLossBalancer):
+class StatefulLossBalancer(WeighedLossBalancer):
     """What the balancers that change over time share.
 
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
@@ -56,18 +49,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
         Each is a `BalancerState`.
     """
 
-    #: Whether losses must be scalars: they must if their values make weights.
-    _scalars: ClassVar[bool] = False
-
     steps: BalancerState
     skipped: BalancerState
     pending: BalancerState
 
     def __init__(self, settings: Any, auto_step: int | None, axis_name: Any) -> None:
-        super().__init__()
+        super().__init__(settings)
         spec.check_auto_step(auto_step)
         check_axis_name(axis_name)
-        self._settings = settings
         self._auto_step = auto_step
         self._axis_name = axis_name
         self._forwards = Forwards()
@@ -76,11 +65,6 @@ class StatefulLossBalancer(DistillationLossBalancer):
             setattr(self, entry.name, BalancerState(jnp.zeros(entry.shape, entry.dtype)))
         table = settings.table
         self._table = None if table is None else BalancerTable(jnp.asarray(table))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the losses in canonical order, fixed at construction; empty if the balancer takes any."""
-        return self._settings.names
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Switches modes, for `nnx.view`.
@@ -136,26 +120,6 @@ class StatefulLossBalancer(DistillationLossBalancer):
         """
         write(self.pending, jnp.zeros_like(read(self.pending)))
 
-    def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
-        """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
-
-        ``count``, ``share`` and what it raises: as `__call__`.
-        """
-        return self._weights(self._inputs(loss, count, share))
-
-    def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
-        """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
-
-        Returns:
-            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Changes
-            no state. For an absent loss all are 0.
-
-        ``count``, ``share`` and what it raises: as `__call__`.
-        """
-        inputs = self._inputs(loss, count, share)
-        weights = self._weights(inputs).values()
-        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
-
     def export_state(self) -> dict[str, Any]:
         """The state as NumPy arrays with settings and names, to be loaded in either framework.
 
@@ -195,46 +159,14 @@ class StatefulLossBalancer(DistillationLossBalancer):
         for name, variable in state.items():
             write(variable, jnp.array(arrays[name]))
 
-    def __repr__(self) -> str:
-        shown = (f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-    def __str__(self) -> str:
-        return repr(self)  # nnx's own shows no static attribute
-
-    @abstractmethod
-    def _factors(self, inputs: Inputs) -> Array:
-        """The factors of the losses (spec A5), float32, made from committed state and, if the method says so, ``inputs.losses``."""
-
-    def _aggregate(self, inputs: Inputs) -> Array:
-        """The aggregate: the sum of the losses by their factors."""
-        factors = self._factors(inputs)
-        return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
-
     def _committed(self, mean: Array, present: Array) -> State:
         """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
         del mean, present
         return {}
 
-    def _check_names(self, names: tuple[str, ...]) -> None:
-        """Raises unless the losses have the fixed names."""
-        if names != self.names:
-            raise spec.errors.fixed_names(self.names, names)
-
-    def _weights(self, inputs: Inputs) -> dict[str, Array]:
-        factors = expanded(self._factors(inputs), len(inputs.names))
-        return dict(zip(inputs.names, unstacked(inputs.masked(factors)), strict=True))
-
-    def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
-        """The inputs of a call. Everything that can be wrong with it is found here, before anything is observed."""
-        names, terms, dtypes = self._ordered(loss)
-        self._check_names(names)
-        if self._scalars and terms[0].ndim:
-            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
-        losses = as_observed([] if len(self._values()["pending"]) == 2 else terms)
-        inputs = Inputs(names, terms, dtypes, losses, losses)
-        return inputs if amounts is None else with_amounts(inputs, amounts)
+    @property
+    def _observes(self) -> bool:
+        return len(read(self.pending)) > 2
 
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         pending = self._state()["pending"]

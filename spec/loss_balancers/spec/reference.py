@@ -1,7 +1,7 @@
 """The exact reference of a training run: every balancer, step after step, in fractions.
 
-Each settings class has ``exact_weights`` and ``exact_aggregate``. If its balancer keeps state, it also has ``weight_format``; if
-that state is more than counters, ``exact_committed`` too.
+Each settings class has ``exact_weights`` and ``exact_aggregate``. If its balancer's weights are tensors, it also has
+``weight_format``; if it keeps more state than counters, ``exact_committed``.
 """
 
 from __future__ import annotations

@@ -7,21 +7,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.schedules import Schedule
 from loss_balancers.spec.tables import Table
 
+#: What the weights of a balancer are. "constants": numbers on the host, the same at every call. "tensors": scalars on the device,
+#: made at every call. "derivatives": there are none, because the aggregate is a function of the losses; its derivative by each
+#: loss, detached, is what `weights()` and `breakdown()` give in their place (spec T5).
+WeightsAre = Literal["constants", "tensors", "derivatives"]
+
 
 class Settings(ABC):
     """The validated settings of a balancer: a frozen dataclass that is hashable and round-trips through JSON.
 
-    Each has ``balancer``, the class name; ``names``, the names of the losses if they are fixed, else empty; and ``state``, the
-    entries of its state.
+    Each has ``balancer``, the class name; ``weights_are``, what its weights are; ``names``, the names of the losses if they are
+    fixed, else empty; and ``state``, the entries of its state.
     """
 
     balancer: ClassVar[str]
+    weights_are: ClassVar[WeightsAre] = "tensors"
 
     @cached_property
     def table(self) -> Table | None:

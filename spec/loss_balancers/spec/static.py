@@ -13,7 +13,7 @@ from loss_balancers.spec.call import Call
 from loss_balancers.spec.checks import check_mapping, elements, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.ops import Value
-from loss_balancers.spec.settings import Settings
+from loss_balancers.spec.settings import Settings, WeightsAre
 from loss_balancers.spec.state import ReferenceState, StateEntry
 
 #: How far a sum of weights may be from 1 and still count as 1 (float64 sums of decimal weights seldom hit it exactly).
@@ -53,6 +53,7 @@ class StaticLossBalancerSettings(Settings):
     _form: type = field(init=False, repr=False, compare=False, default=float)
 
     balancer: ClassVar[str] = "StaticLossBalancer"
+    weights_are: ClassVar[WeightsAre] = "constants"
     #: Empty: any names will do.
     names: ClassVar[tuple[str, ...]] = ()
     #: Empty: there is no state.

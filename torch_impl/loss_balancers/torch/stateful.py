@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,13 +13,12 @@ from torch import distributed as dist
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
-from loss_balancers.torch.base import DistillationLossBalancer, broken_down
 from loss_balancers.torch.carried import CarriesState, on_meta
-from loss_balancers.torch.functional import balance
-from loss_balancers.torch.observing import Inputs, State, advanced, as_observed, expanded, observed, pending_mean, with_amounts
-from loss_balancers.torch.recomputation import recomputing, saved_for_backward, unless_recomputing
+from loss_balancers.torch.observing import Inputs, State, advanced, observed, pending_mean
+from loss_balancers.torch.recomputation import recomputing, unless_recomputing
 from loss_balancers.torch.rounding import compiling
 from loss_balancers.torch.transforms import under_torch_func
+from loss_balancers.torch.weighed import WeighedLossBalancer
 from loss_balancers.torch.wrapped import check_not_joining
 
 #: After how many training forwards without a `step()` a balancer warns.
@@ -49,7 +46,7 @@ def _check_process_group(group: Any) -> None:
         raise spec.errors.process_group_type(group)
 
 
-class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
+class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
     """What the balancers that change over time share.
 
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
@@ -66,27 +63,18 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         no rank has anything pending. The table of weights is a buffer too, not saved.
     """
 
-    #: Whether losses must be scalars: they must if their values make weights.
-    _scalars: ClassVar[bool] = False
-
     steps: Tensor
     skipped: Tensor
     pending: Tensor
 
     def __init__(self, settings: Any, auto_step: int | None, process_group: Any) -> None:
-        super().__init__()
+        super().__init__(settings)
         spec.check_auto_step(auto_step)
         _check_process_group(process_group)
-        self._settings = settings
         self._auto_step = auto_step
         self._process_group = process_group
         self._forwards = 0
         self._register(settings.state)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the losses in canonical order, fixed at construction; empty if the balancer takes any."""
-        return self._settings.names
 
     def forward(self, loss: Mapping[str, Float[Tensor, ...]], *, count: Any = None, share: Any = None) -> Float[Tensor, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``.
@@ -132,26 +120,6 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
         """
         self.pending.zero_()
 
-    def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Tensor]:
-        """The weight that `forward` would apply to each loss, in canonical order: scalars on the device. Changes no state.
-
-        ``count``, ``share`` and what it raises: as `forward`.
-        """
-        return self._weights(self._inputs(loss, count, share))
-
-    def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Tensor]:
-        """What `forward` makes of each loss, for logging: detached, on the device, the same names at every step.
-
-        Returns:
-            ``{name}/raw``, ``{name}/weight`` and ``{name}/weighted`` of each loss in canonical order, then ``total``. Changes
-            no state. For an absent loss all are 0.
-
-        ``count``, ``share`` and what it raises: as `forward`.
-        """
-        inputs = self._inputs(loss, count, share)
-        weights = self._weights(inputs).values()
-        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
-
     def export_state(self) -> dict[str, Any]:
         """The state as NumPy arrays with settings and names, to be loaded in either framework.
 
@@ -189,48 +157,10 @@ class StatefulLossBalancer(CarriesState, DistillationLossBalancer):
             raise on_meta()
         copy_all(list(state.values()), [torch.from_numpy(arrays[name]) for name in state])
 
-    def extra_repr(self) -> str:
-        """What ``repr`` shows of the settings."""
-        return ", ".join(f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
-
-    @abstractmethod
-    def _factors(self, inputs: Inputs) -> Tensor:
-        """The factors of the losses (spec A5), float32, made from committed state and, if the method says so, ``inputs.losses``."""
-
-    def _aggregate(self, inputs: Inputs) -> Tensor:
-        """The aggregate: the sum of the losses by their factors."""
-        factors = saved_for_backward(self._factors(inputs))  # a graph may overwrite the state that the factors are made of
-        return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
-
     def _committed(self, mean: Tensor, present: Tensor) -> State:
         """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
         del mean, present
         return {}
-
-    def _check_names(self, names: tuple[str, ...]) -> None:
-        """Raises unless the losses have the fixed names."""
-        # As lists: Dynamo of PyTorch 2.11 and before cannot compare a tuple that is a constant of the host.
-        if list(names) != list(self.names):
-            raise spec.errors.fixed_names(self.names, names)
-
-    def _weights(self, inputs: Inputs) -> dict[str, Tensor]:
-        factors = expanded(self._factors(inputs), len(inputs.names))
-        return dict(zip(inputs.names, inputs.masked(factors).unbind(0), strict=True))
-
-    def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
-        """The inputs of a call. Everything that can be wrong with it is found here, before anything is observed."""
-        names, terms, dtypes = self._ordered(loss)
-        self._check_names(names)
-        if self._scalars and terms[0].ndim:
-            raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        for name, x in zip(names, terms, strict=True):
-            if type(x) is not Tensor and hasattr(x, "device_mesh"):
-                raise spec.errors.dtensor_loss(name)
-        amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
-        pending = self._checked_pending()
-        losses = as_observed(terms) if self._observes else pending[:0]
-        inputs = Inputs(names, terms, dtypes, losses, losses)
-        return inputs if amounts is None else with_amounts(inputs, amounts)
 
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         if recomputing():

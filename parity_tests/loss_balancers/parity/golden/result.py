@@ -11,7 +11,7 @@ Bits = tuple[str, int]
 class Result(NamedTuple):
     """What one step gave: the bits of the aggregate and of the gradient to each loss, with their formats.
 
-    Of a balancer that changes over time also its weights, and each number of its state after the step, such as ``total[0]``.
+    Unless the weights are constants, also the weights; and each number of the state after the step, such as ``total[0]``.
     """
 
     aggregate: Bits

@@ -91,10 +91,7 @@ def cases(groups: Iterable[Group]) -> list[Case]:
 def _cases(group: Group) -> Iterator[Case]:
     settings = SETTINGS[group.balancer].from_json(group.settings)
     entries = {entry.name: FORMAT_OF_DTYPE[entry.dtype] for entry in settings.state}
-    weight_formats: dict[str, str] = {}
-    if entries:
-        weight_format = settings.weight_format(group.formats.values())
-        weight_formats = {name: weight_format for name in group.formats}  # noqa: C420
+    weight_formats = _weight_formats(settings, group.formats)
     for index, vector in enumerate(group.vectors):
         result = Result(
             (group.result, to_bits(vector.aggregate, group.result)),
@@ -103,6 +100,20 @@ def _cases(group: Group) -> Iterator[Case]:
             {what: bits for name, value in vector.state.items() for what, bits in _entry(name, value, entries[name])},
         )
         yield Case(case_name(group, index), vector.losses, vector.cotangent, values_of(result))
+
+
+def _weight_formats(settings: Any, formats: dict[str, str]) -> dict[str, str]:
+    """The format of the weight that each loss gets at a call; empty if weights are constants, which no lane gives."""
+    match settings.weights_are:
+        case "constants":
+            return {}
+        case "tensors":
+            weight_format: str = settings.weight_format(formats.values())
+            return dict.fromkeys(formats, weight_format)
+        case "derivatives":
+            return formats
+        case other:
+            raise RuntimeError(f"The weights of {settings.balancer} are {other!r}, for which no lane is written.")
 
 
 def _bits(values: Mapping[str, float], formats: Mapping[str, str]) -> dict[str, Bits]:

@@ -43,7 +43,7 @@ class Program:
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = groups
         self.graph, self.begin = nnx.split([balancer_of(group, loss_balancers.jax) for group in groups])
-        self._entries = [[entry.name for entry in SETTINGS[group.balancer].from_json(group.settings).state] for group in groups]
+        self._settings = [SETTINGS[group.balancer].from_json(group.settings) for group in groups]
 
     def step(
         self, state: Any, batch: list[Losses], cotangents: list[Array], keywords: list[Keywords], forward: Any = None
@@ -69,11 +69,11 @@ class Program:
     ) -> Balanced:
         """All that is given. Commits what was observed."""
         weights, states = [], []
-        for balancer, losses, more, entries in zip(balancers, batch, keywords, self._entries, strict=True):
-            weights.append(balancer.weights(losses, **more) if entries else {})
-            if entries:
+        for balancer, losses, more, settings in zip(balancers, batch, keywords, self._settings, strict=True):
+            weights.append({} if settings.weights_are == "constants" else balancer.weights(losses, **more))
+            if settings.state:
                 balancer.step()
-            states.append({name: getattr(balancer, name)[...] for name in entries})
+            states.append({entry.name: getattr(balancer, entry.name)[...] for entry in settings.state})
         return Balanced(outputs, gradients, weights, states)
 
 

@@ -15,7 +15,6 @@ from loss_balancers.parity.golden.result import Result
 from loss_balancers.parity.golden.vectors import balancer_of, shape, state_bits
 from loss_balancers.parity.lanes.torch_compiled import compiled
 from loss_balancers.spec import FORMATS, Group
-from loss_balancers.torch.stateful import StatefulLossBalancer
 
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 
@@ -39,7 +38,7 @@ class Program:
     def __init__(self, device: str, groups: Sequence[Group]) -> None:
         self.device, self.groups = device, groups
         self.balancers = [balancer_of(group, loss_balancers.torch).to(device) for group in groups]
-        self.changing = [balancer for balancer in self.balancers if isinstance(balancer, StatefulLossBalancer)]
+        self.changing = [balancer for balancer in self.balancers if balancer._settings.state]
         self._begin = [balancer.export_state() for balancer in self.changing]
 
     def begin(self) -> None:
@@ -59,7 +58,7 @@ class Program:
     def observe(self, batch: list[Losses], keywords: list[Keywords]) -> None:
         """What a forward in training mode observes."""
         for balancer, losses, more in zip(self.balancers, batch, keywords, strict=True):
-            if isinstance(balancer, StatefulLossBalancer):
+            if balancer._settings.state:
                 balancer.observe(losses, **more)
 
     def commit(self) -> None:
@@ -100,13 +99,11 @@ class Program:
 
 
 def _weights(balancer: Any, losses: Losses, keywords: Keywords) -> Losses:
-    """The weights of a balancer that changes."""
-    return balancer.weights(losses, **keywords) if isinstance(balancer, StatefulLossBalancer) else {}
+    """The weights of a call, unless they are constants."""
+    return {} if balancer._settings.weights_are == "constants" else balancer.weights(losses, **keywords)
 
 
 def _state(balancer: Any) -> dict[str, Tensor]:
-    if not isinstance(balancer, StatefulLossBalancer):
-        return {}
     return {entry.name: getattr(balancer, entry.name) for entry in balancer._settings.state}
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 class Vector(NamedTuple):
     """One step: losses in, aggregate and gradients out. Values are floats that their format represents.
 
-    With a balancer that changes over time also the weights, and the state after the step: a number or a tuple of them by entry.
+    Unless the weights are constants, also the weights; and the state after the step, if there is state: a number or a tuple of
+    them by entry.
     ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given.
     """
 
@@ -33,7 +34,7 @@ class Group(NamedTuple):
 
     Each sequence begins with a new balancer. All groups of one balancer and label have the same number of sequences, each of the
     same number of steps (1 if the balancer has no state). ``formats`` has the names in the shuffled order in which losses are to be
-    given; ``label`` is the column of the parity matrix: a format, or ``mixed``. ``weights`` are the weights that never change.
+    given; ``label`` is the column of the parity matrix: a format, or ``mixed``. ``weights`` are the weights that are constants.
     ``keyword`` is ``count`` or ``share`` if every call is given that, else empty.
     """
 
