@@ -213,9 +213,9 @@ def test_loading_is_strict(make, draw, values, assert_same_state):
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_formats_are_not_the_checkpoints(make_observing, draw, assign):
-    saved = {name: x.half() for name, x in train(make_observing(), draw).state_dict().items()}
-    balancer = make_observing()
+def test_formats_are_not_the_checkpoints(make_ema, draw, assign):
+    saved = {name: x.half() for name, x in train(make_ema(), draw).state_dict().items()}
+    balancer = make_ema()
     balancer.load_state_dict(saved, assign=assign)
     assert [x.dtype for x in balancer.state_dict().values()] == [torch.int32] * 2 + [torch.float32] * 3
     assert_same_bits(balancer.total, saved["total"].float())
