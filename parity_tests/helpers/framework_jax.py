@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from flax import nnx
 
@@ -16,6 +17,8 @@ from loss_balancers.spec import FORMATS
 
 #: The class of an array, the method that a subclass implements, and the dtype of a Python int.
 ARRAY, CALL, INTEGER = "ArrayImpl", "__call__", "int32"
+#: How the NaN of a gradient is compared: as a class, since XLA chooses its bits.
+NAN = "class"
 DTYPES = {name: jnp.dtype(fmt.dtype) for name, fmt in FORMATS.items()}
 balancers = loss_balancers.jax
 Module = nnx.Module
@@ -49,6 +52,6 @@ def has_graph(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def float64() -> AbstractContextManager[Any]:
-    """A context in which there is float64."""
-    return enable_x64(True)
+def float64(on: bool = True) -> AbstractContextManager[Any]:
+    """A context with float64, or without it, as JAX is by default."""
+    return enable_x64(on)

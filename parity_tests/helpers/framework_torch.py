@@ -13,6 +13,8 @@ from loss_balancers.spec import FORMATS
 
 #: The class of an array, the method that a subclass implements, and the dtype of a Python int.
 ARRAY, CALL, INTEGER = "Tensor", "forward", "int64"
+#: How the NaN of a gradient is compared: by bits.
+NAN = "bits"
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 balancers = loss_balancers.torch
 Module = torch.nn.Module
@@ -49,6 +51,6 @@ def has_graph(x: Any) -> bool:
     return x.requires_grad
 
 
-def float64() -> AbstractContextManager[Any]:
-    """A context in which there is float64."""
+def float64(on: bool = True) -> AbstractContextManager[Any]:
+    """A context with float64. PyTorch always has it."""
     return nullcontext()
