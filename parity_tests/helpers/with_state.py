@@ -12,6 +12,15 @@ OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observ
 EMA = tuple(name for name in OBSERVING if {"total", "fix"} <= {entry.name for entry in EXAMPLES[name].state})
 
 
+def train(balancer, draw, steps=3, start=0):
+    """Trains for some steps, and then observes losses that it does not commit."""
+    for i in range(start, start + steps):
+        balancer(draw(i))
+        balancer.step()
+    balancer(draw(start + steps))
+    return balancer
+
+
 @pytest.fixture
 def values():
     """The state of a balancer as NumPy arrays: changes of it do not reach them."""
