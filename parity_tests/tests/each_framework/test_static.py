@@ -25,7 +25,7 @@ FORMS = {
 
 
 @pytest.fixture
-def make(framework):
+def static(framework):
     """Makes the balancer."""
     return framework.balancers.StaticLossBalancer
 
@@ -41,8 +41,8 @@ def example(framework):
     "make_copy", [copy.copy, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["copy", "deepcopy", "pickle"]
 )
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called"])
-def test_copies(make, example, make_copy, called):
-    balancer = make([0.1, 0.2, 0.3])
+def test_copies(static, example, make_copy, called):
+    balancer = static([0.1, 0.2, 0.3])
     balancer.set_student_loss_reduction_fn(operator.neg)
     if called:
         balancer(example())
@@ -54,8 +54,8 @@ def test_copies(make, example, make_copy, called):
 
 
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
-def test_attributes_are_as_given_and_read_only(make, given):
-    balancer = make(given)
+def test_attributes_are_as_given_and_read_only(static, given):
+    balancer = static(given)
     assert balancer.kd_loss_weight == given
     assert type(balancer.kd_loss_weight) is type(given)
     assert str(balancer) == repr(balancer) == f"StaticLossBalancer(kd_loss_weight={balancer.kd_loss_weight})"
@@ -64,14 +64,14 @@ def test_attributes_are_as_given_and_read_only(make, given):
             setattr(balancer, name, 0.5)
 
 
-def test_default(make):
-    assert make().kd_loss_weight == 0.5
-    assert make().student_loss_weight == 0.5
+def test_default(static):
+    assert static().kd_loss_weight == 0.5
+    assert static().student_loss_weight == 0.5
 
 
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
-def test_the_order_of_the_dict_does_not_matter(framework, make, example, given):
-    balancer = make(given)
+def test_the_order_of_the_dict_does_not_matter(framework, static, example, given):
+    balancer = static(given)
     losses = example()
     expected, gradients = framework.differentiate(balancer, losses)
     for items in itertools.permutations(losses.items()):
@@ -81,8 +81,8 @@ def test_the_order_of_the_dict_does_not_matter(framework, make, example, given):
             assert_same_bits(shuffled[name], gradients[name])
 
 
-def test_the_callers_dict_is_unchanged(framework, make, example):
-    balancer = make(0.3)
+def test_the_callers_dict_is_unchanged(framework, static, example):
+    balancer = static(0.3)
     balancer.set_student_loss_reduction_fn(framework.xp.sqrt)
     losses = example()
     before = dict(losses)
@@ -94,17 +94,17 @@ def test_the_callers_dict_is_unchanged(framework, make, example):
         assert_same_bits(x, values[name])
 
 
-def test_weights(make, example):
-    balancer = make([0.1, 0.2])
+def test_weights(static, example):
+    balancer = static([0.1, 0.2])
     weights = balancer.weights({"M_10": None, "student_loss": None, "M_9": None})
     assert list(weights.items()) == [("M_9", 0.1), ("M_10", 0.2), ("student_loss", 1.0 - (0.1 + 0.2))]
-    assert make(0.3).weights(example()) == {"M_0": 0.3, "M_1": 0.3, "M_2": 0.3, "student_loss": 0.7}
+    assert static(0.3).weights(example()) == {"M_0": 0.3, "M_1": 0.3, "M_2": 0.3, "student_loss": 0.7}
 
 
-def test_a_dropped_student_weight_warns_once(framework, make):
+def test_a_dropped_student_weight_warns_once(framework, static):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        balancer, another = make(0.3), make(0.3)  # not at construction
+        balancer, another = static(0.3), static(0.3)  # not at construction
         balancer.weights({"M_0": None})  # nor by asking for the weights
     losses = {"M_0": framework.array(2.0)}
     with pytest.warns(UserWarning, match=r"The student loss has weight 0\.7 .* is dropped") as caught:
@@ -116,21 +116,21 @@ def test_a_dropped_student_weight_warns_once(framework, make):
 
 
 @pytest.mark.parametrize("given", [1.0, [1.0], {"M_0": 1.0}, {"M_0": 1.0, "student_loss": 0.0}], ids=str)
-def test_a_weight_of_zero_is_dropped_in_silence(framework, make, given):
-    assert_same_bits(make(given)({"M_0": framework.array(2.0)}), framework.array(2.0))
+def test_a_weight_of_zero_is_dropped_in_silence(framework, static, given):
+    assert_same_bits(static(given)({"M_0": framework.array(2.0)}), framework.array(2.0))
 
 
-def test_a_student_of_weight_zero_stays_in_the_graph(framework, make):
+def test_a_student_of_weight_zero_stays_in_the_graph(framework, static):
     losses = {"M_0": framework.loss(2.0), "student_loss": framework.loss(3.0)}
-    aggregate, gradients = framework.differentiate(make(1.0), losses)
+    aggregate, gradients = framework.differentiate(static(1.0), losses)
     assert_same_bits(aggregate, framework.array(2.0))
     assert_same_bits(gradients["student_loss"], framework.array(0.0))
 
 
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (0,), (1, 1)], ids=str)
-def test_shapes(framework, make, example, shape, given):
-    balancer = make(given)
+def test_shapes(framework, static, example, shape, given):
+    balancer = static(given)
     rng = np.random.default_rng(0)
     losses = {name: framework.loss(rng.standard_normal(shape)) for name in example()}
     aggregate, gradients = framework.differentiate(balancer, losses)
@@ -163,8 +163,8 @@ def draw(rng, fmt):
     ],
     ids="-".join,
 )
-def test_the_bits_of_the_exact_reference(framework, make, example, formats, given):
-    balancer = make(given)
+def test_the_bits_of_the_exact_reference(framework, static, example, formats, given):
+    balancer = static(given)
     rng = random.Random(str(formats))
     dtypes = {name: fmt.dtype for name, fmt in spec.FORMATS.items()}
     with framework.float64():
@@ -181,15 +181,15 @@ def test_the_bits_of_the_exact_reference(framework, make, example, formats, give
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", ["M_0", "M_2", "student_loss"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nan_and_infinity_propagate(framework, make, example, value, name, given):
+def test_nan_and_infinity_propagate(framework, static, example, value, name, given):
     losses = {**example(), name: framework.array(value)}
-    assert_same_bits(make(given)(losses), framework.array(value), nan="class")
+    assert_same_bits(static(given)(losses), framework.array(value), nan="class")
 
 
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_the_gradient_at_a_zero_loss_is_the_weight(framework, make, example, zero, given):
-    balancer = make(given)
+def test_the_gradient_at_a_zero_loss_is_the_weight(framework, static, example, zero, given):
+    balancer = static(given)
     losses = {name: framework.loss(zero) for name in example()}
     aggregate, gradients = framework.differentiate(balancer, losses)
     assert_same_bits(aggregate, framework.array(0.0))
@@ -198,11 +198,11 @@ def test_the_gradient_at_a_zero_loss_is_the_weight(framework, make, example, zer
 
 
 @pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
-def test_scaling_the_losses_by_two_scales_the_aggregate(make, example, given):
-    balancer = make(given)
+def test_scaling_the_losses_by_two_scales_the_aggregate(static, example, given):
+    balancer = static(given)
     assert_same_bits(balancer({name: x * 2 for name, x in example().items()}), balancer(example()) * 2)
 
 
-def test_equal_losses(framework, make):
+def test_equal_losses(framework, static):
     x = framework.array(0.7)
-    assert_same_bits(make(0.5)({"M_0": x, "student_loss": x}), x)
+    assert_same_bits(static(0.5)({"M_0": x, "student_loss": x}), x)
