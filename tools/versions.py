@@ -32,7 +32,7 @@ RESULTS = Path(measured.__file__).parent / measured.FILE
 FOLDER = ROOT / ".venv-versions"
 #: What the lanes and the unit tests need besides the frameworks.
 PROJECT = ("-e", f"{ROOT}[test]", "beartype>=0.22", "orbax-checkpoint>=0.11")
-TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests")
+TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests/each_framework")
 PARITY = ("-c", "from loss_balancers.parity.cli import main; main()", "parity", "--json")
 
 #: The columns of a quick run.

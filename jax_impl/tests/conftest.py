@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from with_state import EXAMPLES, NAMES
+from with_state import assert_same_state as assert_same_state
+from with_state import values as values
 
 import loss_balancers.jax
 from loss_balancers.parity.jax_versions import MODULES_ARE_PYTREES, TREE_MODE
 from loss_balancers.spec import registry
-from loss_balancers.spec.keys import EXAMPLE_NAMES
 
-NAMES = EXAMPLE_NAMES
-EXAMPLES = {name: settings for name, settings in registry.examples().items() if settings.state}
 #: By id; each takes `auto_step` and `axis_name`.
 BALANCERS = {name: partial(registry.make, settings, loss_balancers.jax) for name, settings in EXAMPLES.items()}
-OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observes(settings))
 
 VIEWS = hasattr(nnx, "view") and "graph" in inspect.signature(nnx.view).parameters
 LINEN_METHODS = "nnx_method" in inspect.signature(nnx.bridge.ToLinen.__call__).parameters
@@ -52,12 +51,6 @@ def make(request):
     return BALANCERS[request.param]
 
 
-@pytest.fixture(params=OBSERVING)
-def make_observing(request):
-    """Makes a balancer that observes losses: of every such kind in turn."""
-    return BALANCERS[request.param]
-
-
 @pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.needs_tree_mode)], ids=["graph-mode", "tree-mode"])
 def graph(request):
     """The mode of a transform of NNX: each in turn."""
@@ -73,24 +66,3 @@ def draw():
         return {name: jnp.array(x, dtype) for name, x in zip(NAMES, drawn, strict=True)}
 
     return draw
-
-
-@pytest.fixture
-def values():
-    """The state of a balancer as NumPy arrays: changes of it do not reach them."""
-    return lambda balancer: balancer.export_state()["state"]
-
-
-@pytest.fixture
-def assert_same_state(values):
-    """Compares the state of balancers, or what `values` gave, by bits."""
-
-    def compare(actual, expected, apart_from=()):
-        actual, expected = (x if isinstance(x, dict) else values(x) for x in (actual, expected))
-        assert list(actual) == list(expected)
-        for name in expected.keys() - set(apart_from):
-            assert actual[name].dtype == expected[name].dtype, name
-            assert actual[name].shape == expected[name].shape, name
-            assert actual[name].tobytes() == expected[name].tobytes(), (name, actual[name], expected[name])
-
-    return compare

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
@@ -46,3 +48,9 @@ def test_two_processes():
         finally:
             for process in processes:
                 process.kill()
+
+
+@pytest.mark.parametrize("given", [True, 1, (), ("i", 2), ["i"]])
+def test_an_axis_name_is_one(make, given):
+    with pytest.raises(TypeError, match="`axis_name` must be None, the name of an axis or a tuple of names"):
+        make(axis_name=given)

@@ -9,21 +9,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from with_state import train
 
-from loss_balancers.jax import EMANormalizedLossBalancer, LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
+from loss_balancers.jax import LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
 from loss_balancers.jax.carried import BalancerState, BalancerTable
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.parity.jax_versions import enable_x64, in_mode, merged_copy
 from loss_balancers.spec import schedules
-
-
-def train(balancer, draw, steps=3, start=0):
-    """Some steps, and an observation that is not committed yet."""
-    for i in range(start, start + steps):
-        balancer(draw(i))
-        balancer.step()
-    balancer(draw(start + steps))
-    return balancer
 
 
 def by_update(balancer, make):
@@ -177,43 +169,6 @@ def test_float64_losses(make, draw):
         assert_same_bits(nnx.jit(lambda balancer, losses: balancer(losses))(other, losses), eager)
         assert_same_bits(other.pending[...], balancer.pending[...])
         assert other.pending[...].dtype == jnp.float32
-
-
-# --- export and load ------------------------------------------------------------------------------------------------
-
-
-def test_an_exported_state_that_does_not_fit_changes_nothing(make, draw, values, assert_same_state):
-    balancer = train(make(), draw)
-    before = values(balancer)
-    good = train(make(), draw, steps=5).export_state()
-    state = good["state"]
-    for bad, kind in [
-        (None, TypeError),
-        ({**good, "schema": "loss-balancers-state/0"}, ValueError),
-        (EMANormalizedLossBalancer(("Logits_0", "student_loss")).export_state(), ValueError),
-        ({**good, "state": {**state, "steps": state["steps"] - 99}}, ValueError),
-        ({**good, "state": {**state, "pending": state["pending"].astype("float64")}}, ValueError),
-        ({**good, "state": {**state, "more": state["steps"]}}, ValueError),
-    ]:
-        with pytest.raises(kind):
-            balancer.load_state(bad)
-        assert_same_state(balancer, before)
-    balancer.load_state(good)
-    assert_same_state(balancer, state)
-
-
-def test_an_exported_state_is_a_copy(make, draw, assert_same_state):
-    balancer = train(make(), draw)
-    exported = balancer.export_state()
-    before = copy.deepcopy(exported["state"])
-    train(balancer, draw)
-    balancer.load_state(exported)
-    train(balancer, draw)
-    assert_same_state(exported["state"], before)
-    balancer.load_state(exported)
-    for array in exported["state"].values():
-        array[...] = 7
-    assert_same_state(balancer, before)
 
 
 # --- the cost of settings -------------------------------------------------------------------------------------------

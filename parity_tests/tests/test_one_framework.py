@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from loss_balancers.parity.lanes import jax_modes, torch_modes
 from loss_balancers.parity.lanes.absent import KNOWN_DEVICES
 from loss_balancers.parity.lanes.known import MODES
 
+ROOT = Path(__file__).parents[2]
 MAIN = "from loss_balancers.parity.cli import main; main()"
 NOT_NEEDED = ("jsonschema", "jinja2", "hypothesis", "pytest")
 TORCH, JAX = ("torch",), ("jax", "jaxlib", "flax", "optax", "ml_dtypes")
@@ -30,8 +32,10 @@ ALONE = {
 def run(tmp_path: Path):
     """Runs code where some packages cannot be imported, nor in the processes that it starts."""
 
-    def run(code: str, *arguments: str, without: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-        for name in (*without, *NOT_NEEDED):
+    def run(
+        code: str, *arguments: str, without: tuple[str, ...], not_needed: tuple[str, ...] = NOT_NEEDED
+    ) -> subprocess.CompletedProcess[str]:
+        for name in (*without, *not_needed):
             (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name={name!r})\n", "utf-8")
         command = [sys.executable, "-c", code, *arguments]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
@@ -93,6 +97,18 @@ def test_without_any_framework_nothing_is_compared(run) -> None:
     result = run(MAIN, "parity", without=TORCH + JAX)
     assert result.returncode == 2
     assert "no lane can run on this machine: every lane of torch (`loss_balancers.torch` needs PyTorch" in result.stderr
+
+
+@pytest.mark.parametrize("framework", ALONE)
+def test_tests_run_and_those_of_the_other_are_skipped_with_the_reason(run, framework: str) -> None:
+    (other,) = ALONE.keys() - {framework}
+    folders = [str(ROOT / folder) for folder in ("parity_tests/tests/each_framework", f"{framework}_impl/tests")]
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    asked = ("-q", "-rs", "-k", "test_default", "-c", str(ROOT / "pyproject.toml"))
+    result = run(code, *asked, *folders, without=ALONE[framework][0], not_needed=())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^1 passed, 1 skipped, \d+ deselected", result.stdout, re.MULTILINE), result.stdout
+    assert f"`loss_balancers.{other}` needs {other}, which is not installed" in result.stdout
 
 
 BITS = """

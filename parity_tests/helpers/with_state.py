@@ -1,0 +1,42 @@
+"""Every balancer with state, and how states are compared: fixtures for the tests of one framework and of each."""
+
+import pytest
+
+from loss_balancers.spec import registry
+from loss_balancers.spec.keys import EXAMPLE_NAMES
+
+NAMES = EXAMPLE_NAMES
+EXAMPLES = {name: settings for name, settings in registry.examples().items() if settings.state}
+#: Those that observe losses, and of these those that keep the two decayed sums of EMA.
+OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observes(settings))
+EMA = tuple(name for name in OBSERVING if {"total", "fix"} <= {entry.name for entry in EXAMPLES[name].state})
+
+
+def train(balancer, draw, steps=3, start=0):
+    """Trains for some steps, and then observes losses that it does not commit."""
+    for i in range(start, start + steps):
+        balancer(draw(i))
+        balancer.step()
+    balancer(draw(start + steps))
+    return balancer
+
+
+@pytest.fixture
+def values():
+    """The state of a balancer as NumPy arrays: changes of it do not reach them."""
+    return lambda balancer: balancer.export_state()["state"]
+
+
+@pytest.fixture
+def assert_same_state(values):
+    """Compares the state of balancers, or what `values` gave, by bits."""
+
+    def compare(actual, expected, apart_from=()):
+        actual, expected = (x if isinstance(x, dict) else values(x) for x in (actual, expected))
+        assert list(actual) == list(expected)
+        for name in expected.keys() - set(apart_from):
+            assert actual[name].dtype == expected[name].dtype, name
+            assert actual[name].shape == expected[name].shape, name
+            assert actual[name].tobytes() == expected[name].tobytes(), (name, actual[name], expected[name])
+
+    return compare
