@@ -104,6 +104,15 @@ def test_a_parameter_of_a_balancer_is_not_passed_by():
     assert not any(name in passed_by for name in ("1.learned", "0.running_mean", "0.weight", "2.pending", "pending"))
 
 
+def test_a_name_with_dots_of_its_own_is_found():
+    model = nn.Sequential(nn.Linear(1, 1))
+    setattr(model, "kd.loss", EMANormalizedLossBalancer(program.NAMES))  # which `add_module` refuses
+    setattr(model[0], "of.the.part", EMANormalizedLossBalancer(program.NAMES))
+    names = [name for name, _ in model.named_buffers()]
+    assert {"kd.loss.pending", "0.of.the.part.pending"} <= set(names)
+    assert all(name in PassedBy((), model) for name in names)
+
+
 IMPORTED_LATE = """
 import sys, torch
 from torch import distributed as dist, nn

@@ -96,6 +96,18 @@ def test_a_state_cannot_be_exported_from_meta(make):
         balancer.export_state()
 
 
+@pytest.mark.parametrize("call", ["forward", "observe", "weights", "breakdown"])
+@pytest.mark.parametrize("auto_step", [None, 1])
+def test_losses_on_another_device_change_nothing(make, draw, call, auto_step, values, assert_same_state):
+    balancer = make(auto_step=auto_step)
+    balancer(draw())
+    before = values(balancer)
+    words = r"on the device of the balancer's state, cpu\. Received losses on meta\. Move the balancer there with `\.to\(device\)`"
+    with pytest.raises(ValueError, match=words):
+        getattr(balancer, call)(draw(device="meta"))
+    assert_same_state(balancer, before)
+
+
 def loaded(balancer, other, **options):
     balancer.load_state_dict(other.state_dict(), **options)
     return balancer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, grad_and_value, jvp, vmap
+from torch.func import functional_call, grad, grad_and_value, jvp, linearize, vmap
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
@@ -120,6 +120,23 @@ def test_a_training_forward_under_a_transform_is_refused(make, draw, transform, 
     with pytest.raises(RuntimeError, match=r"under `torch\.func`"):
         transform(lambda losses: (balancer.observe(losses), losses["MSE_1"])[1], draw)
     assert_same_state(balancer, before)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # PyTorch's own, in eval mode
+@pytest.mark.parametrize("auto_step", [None, 1])
+def test_linearize_of_a_training_forward_is_refused(make, draw, auto_step, assert_same_state):
+    """It calls the function twice: as it is, which is a forward, and traced, which would write state at each call of the map."""
+    balancer, other = make(auto_step=auto_step), make(auto_step=auto_step)
+    with pytest.raises(RuntimeError, match=r"Call `eval\(\)` on it, and `observe\(loss\)` outside of the transform"):
+        linearize(balancer, draw())
+    other(draw())
+    assert_same_state(balancer, other)
+    balancer.eval()
+    value, tangents = linearize(balancer, draw())
+    expected = jvp(balancer, (draw(),), (draw(1),))
+    assert torch.equal(value, expected[0])
+    assert torch.equal(tangents(draw(1)), expected[1])
+    assert_same_state(balancer, other)
 
 
 def test_a_loop_under_a_transform(make, draw, assert_same_state):

@@ -532,6 +532,13 @@ def amount_names(keyword: str, received: Sequence[str], names: Sequence[str]) ->
     )
 
 
+def state_device(state: object, losses: object) -> ValueError:
+    return ValueError(
+        f"The losses must be on the device of the balancer's state, {state}. Received losses on {losses}. Move the balancer there "
+        "with `.to(device)`, or the losses."
+    )
+
+
 def amount_device(where: str, received: str, losses: str) -> ValueError:
     return ValueError(
         f"`{where}` must be a number, or an array on the CPU or the device of the losses. Received one on {received}; the losses "

@@ -31,7 +31,16 @@ def transformed() -> bool:
 @traced_as_constant
 def under_torch_func() -> bool:
     """Whether a transform of `torch.func` is active, which may not change state; in a graph, where it is traced."""
-    return torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or _linearizing()
+
+
+def _linearizing() -> bool:
+    """Whether `torch.func.linearize` is tracing, which is no transform to PyTorch: a dual level within a traced function.
+
+    The linear map that it returns would write what was observed in the trace, again at each call.
+    """
+    level = forward_ad._current_level  # type: ignore[reportPrivateUsage]
+    return level >= 0 and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # type: ignore[reportAttributeAccessIssue]
 
 
 def transformable(function: Callable[..., R]) -> Callable[..., R]:

@@ -123,6 +123,8 @@ class WeighedLossBalancer(DistillationLossBalancer):
                 raise spec.errors.dtensor_loss(name)
         amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
         pending = self._checked_pending()
+        if pending is not None and pending.device != terms[0].device:
+            raise spec.errors.state_device(pending.device, terms[0].device)
         if self._observes:
             losses = as_observed(terms)
         else:

@@ -69,10 +69,15 @@ class PassedBy(set[str]):
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = model
-    for part in path.split(".") if path else ():
-        module = None if module is None else module._modules.get(part)
-    return module
+    """The submodule that `named_buffers` calls so; an attribute that `setattr` made may have dots in its own name."""
+    if not path:
+        return model
+    found = (
+        _submodule(child, path[len(name) + 1 :])
+        for name, child in model._modules.items()
+        if child is not None and (path == name or path.startswith(f"{name}."))
+    )
+    return next((module for module in found if module is not None), None)
 
 
 def _watch(wrapper: DistributedDataParallel, model: nn.Module) -> None:
