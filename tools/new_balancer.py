@@ -13,6 +13,8 @@ import zlib
 from pathlib import Path
 from string import Template
 
+from loss_balancers.spec.registry import stem
+
 ROOT = Path(__file__).parent.parent
 SKELETON = Path(__file__).with_name("skeleton")
 #: From the files of the skeleton to where each goes.
@@ -31,11 +33,6 @@ def class_name(name: str) -> str:
     """The class of a name: ``SoftAdaptLossBalancer`` of ``soft_adapt`` or ``SoftAdapt``, ``DWALossBalancer`` of ``DWA``."""
     words = name.removesuffix("LossBalancer")
     return ("".join(map(str.capitalize, words.split("_"))) if words == words.lower() else words) + "LossBalancer"
-
-
-def stem(balancer: str) -> str:
-    """What the balancer's files are called, as `loss_balancers.spec.registry.stem` has it: nothing is imported here."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", balancer.removesuffix("LossBalancer")).lower()
 
 
 def written(name: str, root: Path) -> dict[Path, str]:

@@ -8,8 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import check_balancer
 import new_balancer
 import pytest
+import typer
+
+from loss_balancers.parity import find_lanes
+from loss_balancers.spec.registry import SETTINGS, stem
 
 ROOT = Path(new_balancer.__file__).parents[1]
 COPIED = ("spec", "torch_impl", "jax_impl", "parity_tests", "tools", "docs", "README.md")
@@ -86,7 +91,8 @@ def test_it_has_the_bits_of_its_reference_on_every_lane(trial: Path) -> None:
     program = "from loss_balancers.parity.cli import main; main()"
     run(trial, ["-c", program, "parity", "--balancer", BALANCER, "--label", "f32", "--json", str(file)])
     matrix = json.loads(file.read_text())
-    assert len(matrix["lanes"]) >= 12 or matrix["absent"]
+    here = [lane for lane in find_lanes() if lane.why_absent() is None and lane.device == "cpu"]
+    assert {lane.name for lane in here} <= {f"{lane['framework']}-{lane['device']}-{lane['mode']}" for lane in matrix["lanes"]}
     assert matrix["results"] == matrix["identical"] == 32 * len(matrix["lanes"])
 
 
@@ -123,7 +129,7 @@ def test_a_part_that_is_taken_away_is_missed(trial: Path, taken: str, words: lis
 
 
 @pytest.mark.parametrize(
-    ("name", "balancer", "stem"),
+    ("name", "balancer", "files"),
     [
         ("dwa", "DwaLossBalancer", "dwa"),
         ("DWA", "DWALossBalancer", "dwa"),
@@ -131,12 +137,48 @@ def test_a_part_that_is_taken_away_is_missed(trial: Path, taken: str, words: lis
         ("SoftAdaptLossBalancer", "SoftAdaptLossBalancer", "soft_adapt"),
     ],
 )
-def test_a_name_gives_class_and_files(name: str, balancer: str, stem: str) -> None:
+def test_a_name_gives_class_and_files(name: str, balancer: str, files: str) -> None:
     assert new_balancer.class_name(name) == balancer
-    assert new_balancer.stem(balancer) == stem
+    assert stem(balancer) == files
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a-b", "no such", "ema_normalized", "../x"])
 def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="NAME"):
         new_balancer.written(name, ROOT)
+
+
+@pytest.mark.parametrize("balancer", SETTINGS)
+def test_a_check_finds_its_balancer_by_each_name(balancer: str) -> None:
+    for name in (balancer, balancer.removesuffix("LossBalancer"), stem(balancer)):
+        assert check_balancer.balancer_of(name) == balancer
+    assert check_balancer.is_current(balancer)
+
+
+def test_a_check_of_no_balancer_says_which_there_are() -> None:
+    with pytest.raises(
+        typer.BadParameter, match=r"'dwa' is not a balancer of spec/registry\.py, which has static, scheduled, .*make new NAME=dwa"
+    ):
+        check_balancer.balancer_of("dwa")
+
+
+def test_a_check_runs_the_rows_of_its_balancer_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('kind', ['ema', 'ema-lagged', 'schema', 'scheduled'])\n"
+        "def test_example(kind): assert kind in ('ema', 'ema-lagged')\n"
+        "@pytest.mark.parametrize('name', ['EMANormalizedLossBalancer', 'StaticLossBalancer'])\n"
+        "def test_class(name): assert name.startswith('EMA')\n"
+        "def test_none(): raise AssertionError\n"
+    )
+    (tmp_path / "test_compiled.py").write_text("raise AssertionError('is left to the lanes')\n")
+    program = (
+        "import sys, pytest, check_balancer\n"
+        "plugin = check_balancer.OfBalancer('EMANormalizedLossBalancer')\n"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-c', '/dev/null', sys.argv[1]], plugins=[plugin]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed, 4 deselected" in done.stdout

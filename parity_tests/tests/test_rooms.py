@@ -13,6 +13,17 @@ import pytest
 import loss_balancers.parity
 
 KIT, AUDIT = "loss_balancers.parity", "loss_balancers.audit"
+#: The rooms of the audit, and what each may import beside itself.
+AUDIT_ROOMS: dict[str, set[str]] = {
+    "expressions": set(),
+    "prescribed": {"expressions"},
+    "dumps": {"expressions"},
+    "compilers": {"expressions", "prescribed", "dumps"},
+    "run": {"expressions", "prescribed", "compilers"},
+    "page": set(),
+    "__main__": {"expressions", "prescribed", "compilers", "run", "page"},
+    "": {"expressions", "compilers", "run"},  # the package's own file
+}
 #: These load what a user asks for when it is asked for, so that what they import late may be anything.
 DOORS = (KIT, f"{KIT}.cli")
 #: By file, the files that it imports; all by their names with dots.
@@ -81,7 +92,7 @@ def _back_up(imports: Imports) -> list[str]:
 
 def _place(name: str) -> int:
     """The kit's own file stands above all. The audit is beside the other rooms: it builds on them, and only the doors open it."""
-    if name.startswith((AUDIT, f"{KIT}.audit")):
+    if name.startswith(AUDIT):
         return ROOMS["cli"]
     return len(ROOMS) if name == KIT else ROOMS[name.removeprefix(f"{KIT}.").partition(".")[0]]
 
@@ -97,9 +108,46 @@ def test_no_import_runs_back_up_the_order_of_the_rooms() -> None:
 def test_every_room_of_the_list_is_there_and_is_read() -> None:
     imports = _imports(_sources())
     there = {name.removeprefix(f"{KIT}.").partition(".")[0] for name in imports if name.startswith(f"{KIT}.")}
-    assert there - {"audit"} == set(ROOMS)
+    assert there == set(ROOMS)
     assert {"lanes.in_torch", "lanes.in_jax"} <= {one.removeprefix(f"{KIT}.") for one in imports[f"{KIT}.lanes.known"]}
     assert sum(map(len, imports.values())) > 100
+
+
+def _outside_their_rooms(imports: Imports) -> list[str]:
+    """Imports within the audit that its rooms may not have."""
+    return sorted(
+        f"{name} imports {other}"
+        for name, others in imports.items()
+        for other in others
+        if name.startswith(AUDIT) and other.startswith(AUDIT)
+        if _audit_room(other) not in {_audit_room(name), *AUDIT_ROOMS[_audit_room(name)]}
+    )
+
+
+def _audit_room(name: str) -> str:
+    return name.removeprefix(AUDIT).removeprefix(".").partition(".")[0]
+
+
+def test_the_rooms_of_the_audit_import_only_what_stands_before_them() -> None:
+    imports = _imports(_sources())
+    assert {_audit_room(name) for name in imports if name.startswith(AUDIT)} == AUDIT_ROOMS.keys()
+    assert _outside_their_rooms(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "planted"),
+    [
+        ("expressions.dag", f"from {AUDIT}.dumps import ptx"),
+        ("dumps.ptx", f"def f():\n    from {AUDIT}.run import audit_target"),
+        ("compilers.worker", f"import {AUDIT}.page"),
+        ("prescribed.cases", f"from {AUDIT}.compilers.targets import Target"),
+    ],
+)
+def test_a_planted_import_from_a_later_room_of_the_audit_is_found(file: str, planted: str) -> None:
+    sources = _sources()
+    sources[f"{AUDIT}.{file}"] += f"\n{planted}\n"
+    (found,) = _outside_their_rooms(_imports(sources))
+    assert found.startswith(f"{AUDIT}.{file} imports {AUDIT}.")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def _linearizing() -> bool:
 
     The linear map that it returns would write what was observed in the trace, again at each call.
     """
-    level = forward_ad._current_level  # type: ignore[reportPrivateUsage]
+    level = forward_ad._current_level
     return level >= 0 and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # type: ignore[reportAttributeAccessIssue]
 
 

@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from loss_balancers.audit.dumps.launches import launched
 from loss_balancers.audit.dumps.triton_source import AXES, REDUCED, Access, Kernel, Places, read_kernel
 from loss_balancers.audit.expressions.comparison import OVERWRITTEN, RACE, Finding
 from loss_balancers.audit.expressions.dag import NotEstablishedError
 
-IGNORED_CALLS = ("assert_size_stride", "assert_alignment", "args.clear", "torch.cuda.set_device")
+#: Calls that give a buffer of their own.
 ALLOCATIONS = ("empty_strided_cuda(", "empty_strided_cpu(")
 #: Operations of this library, which give a new tensor.
 OPERATIONS = "torch.ops.loss_balancers."
@@ -138,13 +139,9 @@ class _Calls:
         raise NotEstablishedError(f"a value of Inductor's that cannot be read: {text}")
 
     def _call(self, call: ast.Call, text: str) -> None:
-        if text.startswith(IGNORED_CALLS):
+        name = launched(call, self._kernels)
+        if name is None:
             return
-        if not (isinstance(call.func, ast.Attribute) and call.func.attr == "run" and isinstance(call.func.value, ast.Name)):
-            raise NotEstablishedError(f"a call of Inductor's that cannot be read: {text}")
-        name = call.func.value.id
-        if name not in self._kernels:
-            raise NotEstablishedError(f"there is no kernel {name}")
         streams = [f"{ast.unparse(each.value)} = get_raw_stream(0)" for each in call.keywords if each.arg == "stream"]
         if self._streams != set(streams):
             raise NotEstablishedError(f"launches on other than one stream: {sorted(self._streams)}, {text}")

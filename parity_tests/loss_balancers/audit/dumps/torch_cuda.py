@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loss_balancers.audit.dumps import ptx
+from loss_balancers.audit.dumps.launches import launched
 from loss_balancers.audit.expressions.comparison import FUSED_MULTIPLY_ADD, Finding
 from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError
 
@@ -23,7 +24,6 @@ INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\d+\s+)?(([A-Z0-9]+)
 PRODUCTS, SUMS, FUSED = ("FMUL", "FMUL2"), ("FADD", "FADD2"), ("FFMA", "FFMA2", "FMA2")
 #: What Triton's kernels have beyond their arguments: addresses of scratch memory.
 SCRATCH = 2
-IGNORED_CALLS = ("assert_size_stride", "assert_alignment", "args.clear", "torch.cuda.set_device", "get_raw_stream")
 
 
 class View(NamedTuple):
@@ -111,18 +111,14 @@ class _Wrapper:
                 if not text.startswith("raw_stream"):
                     self._views[statement.targets[0].id] = self._view(statement.value)
             elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-                self._call(statement.value, text)
+                self._call(statement.value)
             elif not isinstance(statement, ast.Delete):
                 raise NotEstablishedError(f"a line of Inductor's that cannot be read: {text}")
 
-    def _call(self, call: ast.Call, text: str) -> None:
-        if text.startswith(IGNORED_CALLS):
+    def _call(self, call: ast.Call) -> None:
+        name = launched(call, self._kernels)
+        if name is None:
             return
-        if not (isinstance(call.func, ast.Attribute) and call.func.attr == "run" and isinstance(call.func.value, ast.Name)):
-            raise NotEstablishedError(f"a call of Inductor's that cannot be read: {text}")
-        name = call.func.value.id
-        if name not in self._kernels:
-            raise NotEstablishedError(f"there is no kernel {name}")
         signature = json.loads(self._kernels[name].with_suffix(".json").read_text("utf-8"))["signature"]
         kinds = [kind for kind in signature.values() if kind != "constexpr"]
         given = [ast.literal_eval(each) if isinstance(each, ast.Constant) else self._view(each) for each in call.args][: len(kinds)]
