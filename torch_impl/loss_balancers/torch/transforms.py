@@ -35,7 +35,7 @@ def under_torch_func() -> bool:
 
 
 def _linearizing() -> bool:
-    """Whether `torch.func.linearize` is tracing, which is no transform to PyTorch: a dual level within a traced function.
+    """Whether `torch.func.linearize` is tracing. PyTorch does not count it as a transform: it is a dual level in a traced function.
 
     The linear map that it returns would write what was observed in the trace, again at each call.
     """
