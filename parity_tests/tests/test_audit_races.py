@@ -3,8 +3,10 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
+import torch
 
 from loss_balancers.audit import NotEstablishedError
 from loss_balancers.audit.__main__ import every_case
@@ -272,6 +274,23 @@ def test_every_graph_of_a_case_is_read(tmp_path):
         (tmp_path / f"{number}_kernel.py").write_text(source, "utf-8")
     (tmp_path / "plan.json").write_text(json.dumps([{"code": calls(SAME)}] * 2), "utf-8")
     assert [finding.kind for finding in read_races(tmp_path)] == [RACE]
+
+
+@pytest.mark.parametrize("planted", [each for each in state_cases() if each.case.planted], ids=lambda each: each.case.name)
+def test_a_planted_fault_replaces_what_the_case_calls(planted, monkeypatch):
+    """Without a compiler: a name that has moved must not wait for the audit to be found."""
+    replaced = {}
+    plant = patch.object
+
+    def counting(target, name, new):
+        replaced[name] = Mock(side_effect=new)
+        return plant(target, name, replaced[name])
+
+    monkeypatch.setattr(patch, "object", counting)
+    with planted.fault():
+        planted.function()(*[torch.tensor(1.0)] * planted.losses)
+    assert len(replaced) == 1
+    assert all(each.called for each in replaced.values())
 
 
 def test_every_balancer_with_state_has_its_cases_on_one_target_of_pytorch_alone():

@@ -118,6 +118,6 @@ def _constant_beside_keep() -> AbstractContextManager[Any]:
 
 def _computed_again() -> AbstractContextManager[Any]:
     """Weights that a backward may compute again."""
-    from loss_balancers.torch import stateful
+    from loss_balancers.torch import weighed
 
-    return patch.object(stateful, "saved_for_backward", lambda vector: vector)
+    return patch.object(weighed, "saved_for_backward", lambda vector: vector)
