@@ -67,7 +67,7 @@ def torch_follow(balancer: Any, losses: dict[str, torch.Tensor]) -> list[np.ndar
     """The aggregate and the weights that losses from elsewhere get; and a step."""
     weights = torch_weights(balancer, losses)
     aggregate = balancer(losses).numpy()
-    torch_commit(balancer)
+    balancer.step()
     return [aggregate, *weights]
 
 
@@ -76,18 +76,12 @@ def torch_weights(balancer: Any, losses: dict[str, torch.Tensor]) -> list[np.nda
     return [balancer.breakdown(losses)[f"{name}/weight"].numpy() for name in NAMES]
 
 
-def torch_commit(balancer: Any) -> None:
-    """The balancer's step, once per optimizer step; the static one has none."""
-    if hasattr(balancer, "step"):
-        balancer.step()
-
-
 @nnx.jit
 def jax_follow(balancer: Any, losses: dict[str, Any]) -> list[Any]:
     """As `torch_follow`."""
     parts = balancer.breakdown(losses)
     aggregate = balancer(losses)
-    jax_commit(balancer)
+    balancer.step()
     return [aggregate, *(parts[f"{name}/weight"] for name in NAMES)]
 
 
@@ -99,9 +93,8 @@ def jax_weights(balancer: Any, losses: dict[str, Any]) -> list[Any]:
 
 @nnx.jit
 def jax_commit(balancer: Any) -> None:
-    """As `torch_commit`."""
-    if hasattr(balancer, "step"):
-        balancer.step()
+    """The balancer's step, once per optimizer step."""
+    balancer.step()
 
 
 def same_state(ours: Any, theirs: Any) -> bool:
@@ -131,7 +124,7 @@ def distill(name: str, data: Batch[np.ndarray], order: list[np.ndarray], seed: i
         from_jax, jax_losses = digits.jax_step(jax_student, jax_optimizer, in_jax, Batch(*[jnp.asarray(array) for array in arrays]))
         torch_row = [from_torch.numpy(), *torch_weights(in_torch, torch_losses)]
         jax_row = [from_jax, *jax_weights(in_jax, jax_losses)]
-        torch_commit(in_torch)
+        in_torch.step()
         jax_commit(in_jax)
         followed_in_jax = jax_follow(jax_follower, {k: jnp.array(x.numpy()) for k, x in torch_losses.items()})
         followed_in_torch = torch_follow(torch_follower, {k: torch.tensor(np.asarray(x)) for k, x in jax_losses.items()})

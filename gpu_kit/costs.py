@@ -101,7 +101,7 @@ def _launched(balancer: Any, losses: Losses) -> dict[str, Any]:
         "forward": lambda: aggregate.append(balancer(losses)),
         "backward": lambda: torch.autograd.grad(aggregate[-1], list(losses.values())),
     }
-    if hasattr(balancer, "step"):
+    if hasattr(balancer, "load_state"):
         parts["step"] = balancer.step
     found = {}
     for part, call in parts.items():
@@ -145,7 +145,7 @@ def _compiled(subject: Subject, device: str, mode: str) -> Any:
     subject = subject._replace(balancer=copy.deepcopy(subject.balancer))
     begin = copy.deepcopy(subject.balancer)
     ours, by_hand = (torch.compile(fn, fullgraph=True, mode=mode) for fn in (subject.balancer, subject.by_hand))
-    commit = torch.compile(subject.balancer.step, fullgraph=True) if hasattr(subject.balancer, "step") else lambda: None
+    commit = torch.compile(subject.balancer.step, fullgraph=True) if hasattr(subject.balancer, "load_state") else lambda: None
 
     def step(forward: Any, losses: Losses, end: Callable[[], Any] = lambda: None) -> Given:
         torch.compiler.cudagraph_mark_step_begin()

@@ -24,8 +24,7 @@ def training_step(balancer: Any, losses: Losses, **keywords: Any) -> Given:
     """A forward, its gradients, and, for a balancer that changes over time, the commit."""
     aggregate = balancer(losses, **keywords)
     gradients = torch.autograd.grad(aggregate, list(losses.values()))
-    if hasattr(balancer, "step"):
-        balancer.step()
+    balancer.step()
     return [aggregate.detach(), *gradients]
 
 

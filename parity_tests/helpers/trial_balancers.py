@@ -40,7 +40,6 @@ class CappedLossBalancerSettings(ByFactors):
 
     balancer: ClassVar[str] = "CappedLossBalancer"
     names: ClassVar[tuple[str, ...]] = EXAMPLE_NAMES
-    state: ClassVar[tuple[StateEntry, ...]] = ()
 
     def exact_factors(self, state: ReferenceState, call: Call) -> list[Value]:
         """The factors of a call."""
@@ -60,7 +59,6 @@ class ProductLossBalancerSettings(ByDerivatives):
 
     balancer: ClassVar[str] = "ProductLossBalancer"
     names: ClassVar[tuple[str, ...]] = EXAMPLE_NAMES
-    state: ClassVar[tuple[StateEntry, ...]] = ()
 
     def exact_aggregate(self, call: Call, cotangent: Value, state: ReferenceState) -> tuple[Value, list[Value]]:
         """The aggregate and the gradient to each loss."""
@@ -83,7 +81,11 @@ class CountedProductLossBalancerSettings(ProductLossBalancerSettings):
     """The same of a balancer that keeps counters."""
 
     balancer: ClassVar[str] = "CountedProductLossBalancer"
-    state: ClassVar[tuple[StateEntry, ...]] = base_entries(0)
+
+    @property
+    def state(self) -> tuple[StateEntry, ...]:
+        """Its counters."""
+        return base_entries(0)
 
     @classmethod
     def examples(cls) -> dict[str, ProductLossBalancerSettings]:
@@ -98,7 +100,7 @@ class TorchCapped(loss_balancers.torch.weighed.WeighedLossBalancer):
         super().__init__(CappedLossBalancerSettings(low))
         self._low = low
 
-    def _factors(self, inputs: loss_balancers.torch.observing.Inputs) -> Tensor:
+    def _factors(self, state: Any, inputs: loss_balancers.torch.observing.Inputs) -> Tensor:
         losses = inputs.losses
         return torch.where(losses > losses[-1], self._low, torch.ones_like(losses))
 
@@ -110,7 +112,7 @@ class JaxCapped(loss_balancers.jax.weighed.WeighedLossBalancer):
         super().__init__(CappedLossBalancerSettings(low))
         self._low = low
 
-    def _factors(self, inputs: loss_balancers.jax.observing.Inputs) -> Array:
+    def _factors(self, state: Any, inputs: loss_balancers.jax.observing.Inputs) -> Array:
         losses = inputs.losses
         return jnp.where(losses > losses[-1], self._low, jnp.ones_like(losses))
 
@@ -121,7 +123,7 @@ class TorchProduct(loss_balancers.torch.weighed.WeighedLossBalancer):
     def __init__(self) -> None:
         super().__init__(ProductLossBalancerSettings())
 
-    def _aggregate(self, inputs: loss_balancers.torch.observing.Inputs) -> Tensor:
+    def _aggregate(self, state: Any, inputs: loss_balancers.torch.observing.Inputs) -> Tensor:
         a, b, c = inputs.terms
         rmul = loss_balancers.torch.portable.rmul
         return rmul(rmul(a, b), c)
@@ -133,7 +135,7 @@ class JaxProduct(loss_balancers.jax.weighed.WeighedLossBalancer):
     def __init__(self) -> None:
         super().__init__(ProductLossBalancerSettings())
 
-    def _aggregate(self, inputs: loss_balancers.jax.observing.Inputs) -> Array:
+    def _aggregate(self, state: Any, inputs: loss_balancers.jax.observing.Inputs) -> Array:
         a, b, c = inputs.terms
         rmul = loss_balancers.jax.portable.rmul
         return rmul(rmul(a, b), c)

@@ -72,8 +72,7 @@ def test_micro_batches_are_replayed_too(name: str, way: Any) -> None:
         first = balancer(losses)
         half = {key: x * 0.5 for key, x in losses.items()}
         gradients = torch.autograd.grad(first + balancer(half), list(losses.values()))
-        if hasattr(balancer, "step"):
-            balancer.step()
+        balancer.step()
         return [first.detach(), *gradients]
 
     recorded, balancer, twin = recorded_pair(name, way, step)
@@ -156,8 +155,7 @@ def test_reduce_overhead_has_the_bits_of_steps_that_run(name: str) -> None:
         torch.compiler.cudagraph_mark_step_begin()
         aggregate = forward(losses)
         given = [aggregate.detach().clone(), *(x.clone() for x in torch.autograd.grad(aggregate, list(losses.values())))]
-        if hasattr(balancer, "step"):
-            balancer.step()
+        balancer.step()
         wanted = training_step(twin, losses)
         for a, b in zip([*given, *state_of(balancer)], [*wanted, *state_of(twin)], strict=True):
             assert same(a, b)

@@ -16,6 +16,7 @@ else:
 from loss_balancers.jax import functional
 from loss_balancers.jax.base import DistillationLossBalancer
 from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
+from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
@@ -30,4 +31,5 @@ __all__ = [
     "StaticLossBalancer",
     "WeightedSumLossBalancer",
     "functional",
+    "functional_form",
 ]

@@ -59,6 +59,16 @@ class DistillationLossBalancer(nnx.Module):
     def __call__(self, loss: Mapping[str, Float[Array, ...]]) -> Float[Array, "*shape"]:
         """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``."""
 
+    def observe(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
+        """Observes the losses. Here it does nothing: this balancer has no state."""
+        del loss, count, share
+
+    def step(self) -> None:
+        """Commits what was observed. Here it does nothing: this balancer has no state."""
+
+    def discard(self) -> None:
+        """Drops what was observed. Here it does nothing: this balancer has no state."""
+
     def canonical(self, loss: Mapping[str, Any]) -> dict[str, Array]:
         """The losses as a balancer wants them: checked, in canonical order, the student's loss reduced and last.
 

@@ -110,12 +110,12 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
         super().__init__(settings, auto_step, axis_name)
 
-    def _committed(self, mean: Array, present: Array) -> State:
-        return averaged(self._values(), mean, present, self._settings.decay)
+    def _committed(self, state: State, mean: Array, present: Array) -> State:
+        return averaged(state, mean, present, self._settings.decay)
 
-    def _factors(self, inputs: Inputs) -> Array:
-        settings, state = self._settings, self._values()
+    def _factors(self, state: State, inputs: Inputs) -> Array:
+        settings = self._settings
         if not settings.lagged:
-            state |= averaged(state, inputs.losses, inputs.present, settings.decay)
-        weights = self._scheduled()
+            state = state | averaged(state, inputs.losses, inputs.present, settings.decay)
+        weights = self._scheduled(state)
         return normalized(state, weights, settings.offset, settings.reference)

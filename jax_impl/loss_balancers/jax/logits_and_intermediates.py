@@ -13,7 +13,7 @@ from jax import Array, lax
 from loss_balancers import spec
 from loss_balancers.jax.amounts import chosen, unstacked
 from loss_balancers.jax.functional import common_dtype, sum_terms
-from loss_balancers.jax.observing import Inputs
+from loss_balancers.jax.observing import Inputs, State
 from loss_balancers.jax.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.jax.rounding import compute_dtype
 from loss_balancers.jax.stateful import StatefulLossBalancer
@@ -129,8 +129,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _check_names(self, names: tuple[str, ...]) -> None:
         self._settings.roles(names)
 
-    def _factors(self, inputs: Inputs) -> Array:
-        _, _, ratio, phi, scale = self._parts(inputs)
+    def _factors(self, state: State, inputs: Inputs) -> Array:
+        _, _, ratio, phi, scale = self._parts(state, inputs)
         roles = self._settings.roles(inputs.names)
         share = div_of_kept(ratio, number_of(roles.intermediates, inputs, ratio))
         one, zero = filled(ratio, 1.0), filled(ratio, 0.0)
@@ -142,8 +142,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
             factors[roles.student] = one
         return jnp.stack(factors)
 
-    def _aggregate(self, inputs: Inputs) -> Array:
-        distilled, compute, _, phi, scale = self._parts(inputs)
+    def _aggregate(self, state: State, inputs: Inputs) -> Array:
+        distilled, compute, _, phi, scale = self._parts(state, inputs)
         student, dtype = self._settings.roles(inputs.names).student, common_dtype(inputs.dtypes)
         if student is None:
             return sum_terms([distilled], (compute,), (1.0,), dtype)
@@ -151,7 +151,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         outer = jnp.stack([scale, filled(scale, 1.0)])
         return sum_terms([balanced, inputs.terms[student]], (compute, inputs.dtypes[student]), outer, dtype)
 
-    def _parts(self, inputs: Inputs) -> tuple[Array, Any, Array, Array, Array]:
+    def _parts(self, state: State, inputs: Inputs) -> tuple[Array, Any, Array, Array, Array]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
         names, terms, dtypes = inputs.names, inputs.terms, inputs.dtypes
         roles = self._settings.roles(names)
@@ -180,10 +180,10 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         phi = filled(ratio, 1.0)
         if roles.student is not None:
             phi = ratio_of(lax.stop_gradient(summed([roles.student], means, mean_dtypes)), lax.stop_gradient(seen))
-        return distilled, compute, ratio, phi, self._scale(ratio)
+        return distilled, compute, ratio, phi, self._scale(state, ratio)
 
-    def _scale(self, like: Array) -> Array:
+    def _scale(self, state: State, like: Array) -> Array:
         constant = self._settings.constant_scale
         if constant is None:
-            return self._scheduled().squeeze(0).astype(like.dtype)
+            return self._scheduled(state).squeeze(0).astype(like.dtype)
         return filled(like, constant)

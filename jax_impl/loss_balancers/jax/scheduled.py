@@ -9,7 +9,7 @@ from typing import Any
 from jax import Array
 
 from loss_balancers import spec
-from loss_balancers.jax.observing import Inputs
+from loss_balancers.jax.observing import Inputs, State
 from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import Schedule
 
@@ -76,9 +76,9 @@ class ScheduledLossBalancer(StatefulLossBalancer):
             message = spec.errors.dropped_student_weight(self._settings.dropped)
             warnings.warn(message, UserWarning, stacklevel=5)  # past three frames of nnx.Module
 
-    def _factors(self, inputs: Inputs) -> Array:
+    def _factors(self, state: State, inputs: Inputs) -> Array:
         del inputs
-        return self._scheduled()
+        return self._scheduled(state)
 
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
@@ -131,6 +131,6 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
     ) -> None:
         super().__init__(spec.WeightedSumLossBalancerSettings(weights, student_weight), auto_step, axis_name)
 
-    def _factors(self, inputs: Inputs) -> Array:
+    def _factors(self, state: State, inputs: Inputs) -> Array:
         del inputs
-        return self._scheduled()
+        return self._scheduled(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -94,7 +94,7 @@ class StatefulLossBalancer(WeighedLossBalancer):
         inputs = self._inputs(loss, count, share)
         if not self.use_running_average:
             self._observe(inputs, stacklevel=3)
-        return self._aggregate(inputs)
+        return self._aggregate(self._values(), inputs)
 
     def observe(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses as a training call does, and computes no aggregate.
@@ -111,7 +111,7 @@ class StatefulLossBalancer(WeighedLossBalancer):
         only the counter ``steps`` changes.
         """
         self._forwards.count = -1
-        self._commit()
+        self._write(self._stepped(self._values()))
 
     def discard(self) -> None:
         """Drops what was observed since the last commit, for an optimizer step that is not taken (a loss scale skips it, say).
@@ -159,9 +159,9 @@ class StatefulLossBalancer(WeighedLossBalancer):
         for name, variable in state.items():
             write(variable, jnp.array(arrays[name]))
 
-    def _committed(self, mean: Array, present: Array) -> State:
+    def _committed(self, state: State, mean: Array, present: Array) -> State:
         """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
-        del mean, present
+        del state, mean, present
         return {}
 
     @property
@@ -169,29 +169,33 @@ class StatefulLossBalancer(WeighedLossBalancer):
         return len(read(self.pending)) > 2
 
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
-        pending = self._state()["pending"]
         if self._auto_step is None:
             self._warn_if_never_stepped(stacklevel + 1)
-        else:
-            due = enough(read(pending), self._auto_step)
-            self._commit(due if self._axis_name is None else lax.pmax(due, self._axis_name))
-        write(pending, observed(read(pending), inputs.sums, inputs.amounts, inputs.valid))
+        self._write(self._taken(self._values(), inputs))
 
-    def _commit(self, due: Array | None = None) -> None:
-        """Commits; if ``due`` is given, only where it is true, so that the decision stays on the device."""
-        variables, state = self._state(), self._values()
+    def _taken(self, state: State, inputs: Inputs) -> State:
+        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes."""
+        due = {}
+        if self._auto_step is not None:
+            due = self._stepped(state, self._over_ranks(enough(state["pending"], self._auto_step), lax.pmax))
+            state = state | due
+        return due | {"pending": observed(state["pending"], inputs.sums, inputs.amounts, inputs.valid)}
+
+    def _stepped(self, state: State, due: Array | None = None) -> State:
+        """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""
         pending = self._over_ranks(state["pending"])
-        own = self._committed(*pending_mean(pending)) if len(pending) > 2 else {}
+        own = self._committed(state, *pending_mean(pending)) if len(pending) > 2 else {}
         new = own | advanced(state, pending)
-        if due is not None:
-            new = {name: jnp.where(due, value, state[name]) for name, value in new.items()}
+        return new if due is None else {name: jnp.where(due, value, state[name]) for name, value in new.items()}
+
+    def _write(self, new: State) -> None:
         # Everything slow is done. An interrupt between these assignments would leave a part of the commit, but is unlikely.
         for name, value in new.items():
-            write(variables[name], value)
+            write(getattr(self, name), value)
 
-    def _over_ranks(self, pending: Array) -> Array:
-        """The sum of ``pending`` over the mapped axis, if there is one."""
-        return pending if self._axis_name is None else lax.psum(pending, self._axis_name)
+    def _over_ranks(self, x: Array, reduce: Callable[..., Array] = lax.psum) -> Array:
+        """``x``, reduced over the mapped axis, if there is one."""
+        return x if self._axis_name is None else reduce(x, self._axis_name)
 
     def _state(self) -> dict[str, BalancerState]:
         return {entry.name: getattr(self, entry.name) for entry in self._settings.state}
@@ -199,10 +203,10 @@ class StatefulLossBalancer(WeighedLossBalancer):
     def _values(self) -> State:
         return {name: read(variable) for name, variable in self._state().items()}
 
-    def _scheduled(self) -> Array:
-        """What the schedules give at this step."""
+    def _scheduled(self, state: State) -> Array:
+        """What the schedules give at the step of ``state``."""
         assert self._table is not None
-        return look_up(read(self._table), read(self.steps))
+        return look_up(read(self._table), state["steps"])
 
     def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards.count >= 0:

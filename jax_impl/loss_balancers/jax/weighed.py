@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -14,7 +15,7 @@ from loss_balancers import spec
 from loss_balancers.jax.amounts import unstacked, without_absent
 from loss_balancers.jax.base import DistillationLossBalancer, broken_down
 from loss_balancers.jax.functional import balance
-from loss_balancers.jax.observing import Inputs, as_observed, expanded, with_amounts
+from loss_balancers.jax.observing import Inputs, State, as_observed, expanded, with_amounts
 
 
 class WeighedLossBalancer(DistillationLossBalancer):
@@ -52,7 +53,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
             TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
             ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
         """
-        return self._aggregate(self._inputs(loss, count, share))
+        return self._aggregate(self._values(), self._inputs(loss, count, share))
 
     def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
         """The weight that `__call__` would apply to each loss, in canonical order: scalars on the device. Changes no state.
@@ -62,7 +63,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
         ``count``, ``share`` and what it raises: as `__call__`.
         """
-        return self._weights(self._inputs(loss, count, share))
+        return self._weights(self._values(), self._inputs(loss, count, share))
 
     def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Array]:
         """What `__call__` makes of each loss, for logging: detached, on the device, the same names at every step.
@@ -74,9 +75,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
         ``count``, ``share`` and what it raises: as `__call__`.
         """
-        inputs = self._inputs(loss, count, share)
-        weights = self._weights(inputs).values()
-        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
+        return self._broken_down(self._values(), self._inputs(loss, count, share))
 
     def __repr__(self) -> str:
         shown = (f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
@@ -85,16 +84,20 @@ class WeighedLossBalancer(DistillationLossBalancer):
     def __str__(self) -> str:
         return repr(self)  # nnx's own shows no static attribute
 
-    def _factors(self, inputs: Inputs) -> Array:
+    def _values(self) -> State:
+        """The values of the state, by name: what `step()` committed last, and what is pending."""
+        return {}
+
+    def _factors(self, state: State, inputs: Inputs) -> Array:
         """The factors of the losses (spec A5), float32, made from committed state and, if the method says so, ``inputs.losses``.
 
         Every balancer whose weights are tensors has its own.
         """
         raise NotImplementedError
 
-    def _aggregate(self, inputs: Inputs) -> Array:
+    def _aggregate(self, state: State, inputs: Inputs) -> Array:
         """The aggregate: the sum of the losses by their factors."""
-        factors = self._factors(inputs)
+        factors = self._factors(state, inputs)
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
@@ -102,10 +105,14 @@ class WeighedLossBalancer(DistillationLossBalancer):
         if names != self.names:
             raise spec.errors.fixed_names(self.names, names)
 
-    def _weights(self, inputs: Inputs) -> dict[str, Array]:
+    def _broken_down(self, state: State, inputs: Inputs) -> dict[str, Array]:
+        weights = self._weights(state, inputs).values()
+        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(state, inputs))
+
+    def _weights(self, state: State, inputs: Inputs) -> dict[str, Array]:
         if self._settings.weights_are == "derivatives":
-            return dict(zip(inputs.names, derivatives(self._aggregate, inputs), strict=True))
-        factors = expanded(self._factors(inputs), len(inputs.names))
+            return dict(zip(inputs.names, derivatives(partial(self._aggregate, state), inputs), strict=True))
+        factors = expanded(self._factors(state, inputs), len(inputs.names))
         return dict(zip(inputs.names, unstacked(inputs.masked(factors)), strict=True))
 
     def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:

@@ -50,6 +50,17 @@ def test_a_balancer_of_ones_own(framework, largest_first, scalars):
     assert_same_bits(balancer(dict(reversed(losses.items()))), framework.array(11.0))
 
 
+@pytest.mark.parametrize("kind", ["static", "largest_first"])
+def test_what_has_no_state_can_be_stepped_all_the_same(request, scalars, kind):
+    """So that a loop need not ask."""
+    balancer = request.getfixturevalue(kind)()
+    losses = scalars(M_0=1.0, student_loss=3.0)
+    before = balancer(losses)
+    assert balancer.observe(losses) is balancer.observe(losses, count=2) is balancer.observe(losses, share=0.5) is None
+    assert balancer.step() is balancer.discard() is None
+    assert_same_bits(balancer(losses), before)
+
+
 def test_canonical_gives_a_new_dict_in_canonical_order(largest_first, scalars):
     balancer = largest_first()
     losses = scalars(student_loss=1.0, M_10=2.0, M_9=3.0)

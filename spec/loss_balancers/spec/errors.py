@@ -491,6 +491,24 @@ def axis_name_type(received: Any) -> TypeError:
     )
 
 
+def not_a_balancer(received: Any) -> TypeError:
+    return TypeError(
+        "`functional_form` takes a balancer of this library, or one of your own without `nnx` variables or with state by "
+        f"`StatefulLossBalancer`. Received an object of type {type(received).__name__}. Pass `StaticLossBalancer()`, say."
+    )
+
+
+def functional_state(balancer: str, expected: Any, received: Any) -> ValueError:
+    return ValueError(
+        f"The state of a `{balancer}` must have these shapes and dtypes: {shown(expected)}. Received {shown(received)}. Pass what "
+        "`init()` returned, or what `apply`, `commit` or `load_state` made of it."
+    )
+
+
+def no_state(balancer: str) -> TypeError:
+    return TypeError(f"A `{balancer}` has no state to export or load. Save its settings instead.")
+
+
 def across_a_transform() -> RuntimeError:
     return RuntimeError(
         "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "
@@ -498,6 +516,8 @@ def across_a_transform() -> RuntimeError:
         "`step()` outside of the transform."
         "\n    nnx.jit(lambda x: balancer(losses_of(x)))(x)  # probably: the function takes the balancer from outside"
         "\n    nnx.jit(lambda x, balancer: balancer(losses_of(x)))(x, balancer)  # instead"
+        "\nWith `nnx.split`, merge a copy within the transform, `nnx.merge(graphdef, state, copy=True)`, and return the new state. "
+        "Where the loop carries its state itself, `loss_balancers.jax.functional_form(balancer)` gives pure functions."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.schedules import Schedule
+from loss_balancers.spec.state import StateEntry, base_entries
 from loss_balancers.spec.tables import Table
 
 #: What the weights of a balancer are. "constants": numbers on the host, the same at every call. "tensors": scalars on the device,
@@ -33,6 +34,18 @@ class Settings(ABC):
     def table(self) -> Table | None:
         """The weights of every step, a column each; None for a balancer without schedules."""
         return None
+
+    @property
+    def state(self) -> tuple[StateEntry, ...]:
+        """The entries of the balancer's state; none for a balancer without."""
+        return ()
+
+    @property
+    def can_change(self) -> bool:
+        """Whether what the balancer gives for the same losses can change from step to step."""
+        counters = len(base_entries(0))
+        observes = len(self.state) > counters or any(entry.named for entry in self.state)
+        return observes or (self.table is not None and len(self.table) > 1)
 
     def as_json(self) -> dict[str, Any]:
         """The settings as a JSON object holds them: from the arguments' names to numbers, strings, lists and dicts."""

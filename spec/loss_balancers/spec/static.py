@@ -14,7 +14,7 @@ from loss_balancers.spec.checks import check_mapping, elements, real_number
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order, has_distinct_idx, kd_names
 from loss_balancers.spec.ops import Value
 from loss_balancers.spec.settings import Settings, WeightsAre
-from loss_balancers.spec.state import ReferenceState, StateEntry
+from loss_balancers.spec.state import ReferenceState
 
 #: How far a sum of weights may be from 1 and still count as 1 (float64 sums of decimal weights seldom hit it exactly).
 SUM_TOLERANCE = 1e-9
@@ -56,8 +56,6 @@ class StaticLossBalancerSettings(Settings):
     weights_are: ClassVar[WeightsAre] = "constants"
     #: Empty: any names will do.
     names: ClassVar[tuple[str, ...]] = ()
-    #: Empty: there is no state.
-    state: ClassVar[tuple[StateEntry, ...]] = ()
 
     def __post_init__(self) -> None:
         given = self.kd_loss_weight

@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from loss_balancers import spec
-from loss_balancers.torch.observing import look_up
+from loss_balancers.torch.observing import State, look_up
 from loss_balancers.torch.rounding import FLOAT
 
 
@@ -46,7 +46,7 @@ class CarriesState(nn.Module):
         """Whether this buffer is the same on all ranks: committed state, unless each rank has its own."""
         return name not in ("pending", "_table") and self._process_group is not False
 
-    def _state(self) -> dict[str, Tensor]:
+    def _values(self) -> dict[str, Tensor]:
         """The state by name.
 
         Raises:
@@ -67,10 +67,10 @@ class CarriesState(nn.Module):
         self._bring_table()
         return pending
 
-    def _scheduled(self) -> Tensor:
-        """What the schedules give at this step."""
+    def _scheduled(self, state: State) -> Tensor:
+        """What the schedules give at the step of ``state``."""
         assert self._table is not None
-        return look_up(self._table, self.steps)
+        return look_up(self._table, state["steps"])
 
     def _bring_table(self) -> None:
         """Makes the table anew on the device of the state: FSDP2 moves single buffers, and accelerate only those that are saved."""

@@ -107,12 +107,12 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         super().__init__(settings, auto_step, process_group)
         self._decay, self._offset = settings.decay.hex(), settings.offset.hex()
 
-    def _committed(self, mean: Tensor, present: Tensor) -> State:
-        return averaged(self._state(), mean, present, number(self._decay))
+    def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
+        return averaged(state, mean, present, number(self._decay))
 
-    def _factors(self, inputs: Inputs) -> Tensor:
-        settings, state = self._settings, self._state()
+    def _factors(self, state: State, inputs: Inputs) -> Tensor:
+        settings = self._settings
         if not settings.lagged:
-            state |= averaged(state, inputs.losses, inputs.present, number(self._decay))
-        weights = self._scheduled()
+            state = state | averaged(state, inputs.losses, inputs.present, number(self._decay))
+        weights = self._scheduled(state)
         return normalized(state, weights, number(self._offset), settings.reference)

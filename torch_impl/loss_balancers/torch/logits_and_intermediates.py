@@ -13,7 +13,7 @@ from loss_balancers.spec import Schedule
 from loss_balancers.spec.logits_and_intermediates import Roles, roles_of
 from loss_balancers.torch.functional import common_dtype, sum_terms
 from loss_balancers.torch.host import host_constant, number
-from loss_balancers.torch.observing import Inputs
+from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.torch.recomputation import saved_for_backward
 from loss_balancers.torch.rounding import compute_dtype, finite, keep
@@ -118,8 +118,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
     def _check_names(self, names: tuple[str, ...]) -> None:
         self._roles(names)
 
-    def _factors(self, inputs: Inputs) -> Tensor:
-        _, _, ratio, phi, scale = self._parts(inputs)
+    def _factors(self, state: State, inputs: Inputs) -> Tensor:
+        _, _, ratio, phi, scale = self._parts(state, inputs)
         roles = self._roles(inputs.names)
         share = div_of_kept(ratio, number_of(roles.intermediates, inputs, ratio))
         one, zero = torch.ones_like(ratio), torch.zeros_like(ratio)
@@ -131,8 +131,8 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
             factors[roles.student] = one
         return torch.stack(factors)
 
-    def _aggregate(self, inputs: Inputs) -> Tensor:
-        distilled, compute, _, phi, scale = self._parts(inputs)
+    def _aggregate(self, state: State, inputs: Inputs) -> Tensor:
+        distilled, compute, _, phi, scale = self._parts(state, inputs)
         student, dtype = self._roles(inputs.names).student, common_dtype(inputs.dtypes)
         if student is None:
             return sum_terms([distilled], (compute,), (1.0,), dtype)
@@ -140,7 +140,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         outer = torch.stack([scale, torch.ones_like(scale)])
         return sum_terms([balanced, inputs.terms[student]], (compute, inputs.dtypes[student]), outer, dtype)
 
-    def _parts(self, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
+    def _parts(self, state: State, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
         names, terms, dtypes = inputs.names, inputs.terms, inputs.dtypes
         roles = self._roles(names)
@@ -169,13 +169,13 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         phi = torch.ones_like(ratio)
         if roles.student is not None:
             phi = ratio_of(summed([roles.student], means, mean_dtypes).detach(), seen.detach())
-        return distilled, compute, ratio, phi, self._scale(ratio)
+        return distilled, compute, ratio, phi, self._scale(state, ratio)
 
     def _roles(self, names: tuple[str, ...]) -> Roles:
         return constant_roles(names, self._settings.reference, self._settings.skip_original_loss)
 
-    def _scale(self, like: Tensor) -> Tensor:
+    def _scale(self, state: State, like: Tensor) -> Tensor:
         constant = self._constant_scale
         if constant is None:
-            return saved_for_backward(self._scheduled()).squeeze(0).to(like.dtype)
+            return saved_for_backward(self._scheduled(state)).squeeze(0).to(like.dtype)
         return keep(torch.full_like(like, number(constant)))

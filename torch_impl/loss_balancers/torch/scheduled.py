@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
-from loss_balancers.torch.observing import Inputs
+from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
@@ -76,9 +76,9 @@ class ScheduledLossBalancer(StatefulLossBalancer):
             message = spec.errors.dropped_student_weight(self._settings.dropped)
             warnings.warn(message, UserWarning, stacklevel=2)
 
-    def _factors(self, inputs: Inputs) -> Tensor:
+    def _factors(self, state: State, inputs: Inputs) -> Tensor:
         del inputs
-        return self._scheduled()
+        return self._scheduled(state)
 
 
 class WeightedSumLossBalancer(StatefulLossBalancer):
@@ -131,6 +131,6 @@ class WeightedSumLossBalancer(StatefulLossBalancer):
     ) -> None:
         super().__init__(spec.WeightedSumLossBalancerSettings(weights, student_weight), auto_step, process_group)
 
-    def _factors(self, inputs: Inputs) -> Tensor:
+    def _factors(self, state: State, inputs: Inputs) -> Tensor:
         del inputs
-        return self._scheduled()
+        return self._scheduled(state)

@@ -94,7 +94,7 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         inputs = self._inputs(loss, count, share)
         if self.training:
             self._observe(inputs, stacklevel=5)  # past two frames of nn.Module
-        return self._aggregate(inputs)
+        return self._aggregate(self._values(), inputs)
 
     def observe(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses as a training forward does, and computes no aggregate.
@@ -134,7 +134,7 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         if self.pending.is_meta:
             what = "Call `to_empty(device=...)` on the model first."
             raise spec.errors.no_values_to_export('on the device "meta"', what)
-        state = {name: value.cpu().numpy().copy() for name, value in self._state().items()}
+        state = {name: value.cpu().numpy().copy() for name, value in self._values().items()}
         return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
 
     def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
@@ -152,14 +152,14 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         """
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
-        state = self._state()
+        state = self._values()
         if self.pending.is_meta:
             raise on_meta()
         copy_all(list(state.values()), [torch.from_numpy(arrays[name]) for name in state])
 
-    def _committed(self, mean: Tensor, present: Tensor) -> State:
+    def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
-        del mean, present
+        del state, mean, present
         return {}
 
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
@@ -176,14 +176,17 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         pending.copy_(unless_recomputing(observed(pending, inputs), pending))
 
     def _commit(self, due: Tensor | None = None) -> None:
-        """Commits; if ``due`` is given, only where it is true, so that the decision stays on the device."""
-        state = self._state()
-        pending = self._over_ranks(state["pending"])
-        own = self._committed(*pending_mean(pending)) if len(pending) > 2 else {}
-        new = own | advanced(state, pending)
-        if due is not None:
-            new = {name: torch.where(due, value, state[name]) for name, value in new.items()}
+        """Commits; if ``due`` is given, only where it is true."""
+        state = self._values()
+        new = self._stepped(state, due)
         copy_all([state[name] for name in new], list(new.values()))
+
+    def _stepped(self, state: State, due: Tensor | None = None) -> State:
+        """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""
+        pending = self._over_ranks(state["pending"])
+        own = self._committed(state, *pending_mean(pending)) if len(pending) > 2 else {}
+        new = own | advanced(state, pending)
+        return new if due is None else {name: torch.where(due, value, state[name]) for name, value in new.items()}
 
     def _over_ranks(self, pending: Tensor) -> Tensor:
         """The sum of ``pending`` over the ranks of the process group, if there is one and this rank is in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from loss_balancers import spec
 from loss_balancers.torch.amounts import without_absent
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down
 from loss_balancers.torch.functional import balance
-from loss_balancers.torch.observing import Inputs, as_observed, expanded, with_amounts
+from loss_balancers.torch.observing import Inputs, State, as_observed, expanded, with_amounts
 from loss_balancers.torch.recomputation import saved_for_backward
 from loss_balancers.torch.rounding import FLOAT
 
@@ -58,7 +59,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
             TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
             ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
         """
-        return self._aggregate(self._inputs(loss, count, share))
+        return self._aggregate(self._values(), self._inputs(loss, count, share))
 
     def weights(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Tensor]:
         """The weight that `forward` would apply to each loss, in canonical order: scalars on the device. Changes no state.
@@ -68,7 +69,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
         ``count``, ``share`` and what it raises: as `forward`.
         """
-        return self._weights(self._inputs(loss, count, share))
+        return self._weights(self._values(), self._inputs(loss, count, share))
 
     def breakdown(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Tensor]:
         """What `forward` makes of each loss, for logging: detached, on the device, the same names at every step.
@@ -80,24 +81,26 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
         ``count``, ``share`` and what it raises: as `forward`.
         """
-        inputs = self._inputs(loss, count, share)
-        weights = self._weights(inputs).values()
-        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(inputs))
+        return self._broken_down(self._values(), self._inputs(loss, count, share))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the settings."""
         return ", ".join(f"{field.name}={getattr(self._settings, field.name)!r}" for field in fields(self._settings))
 
-    def _factors(self, inputs: Inputs) -> Tensor:
+    def _values(self) -> State:
+        """The values of the state, by name: what `step()` committed last, and what is pending."""
+        return {}
+
+    def _factors(self, state: State, inputs: Inputs) -> Tensor:
         """The factors of the losses (spec A5), float32, made from committed state and, if the method says so, ``inputs.losses``.
 
         Every balancer whose weights are tensors has its own.
         """
         raise NotImplementedError
 
-    def _aggregate(self, inputs: Inputs) -> Tensor:
+    def _aggregate(self, state: State, inputs: Inputs) -> Tensor:
         """The aggregate: the sum of the losses by their factors."""
-        factors = saved_for_backward(self._factors(inputs))  # a graph may overwrite the state that the factors are made of
+        factors = saved_for_backward(self._factors(state, inputs))  # a graph may overwrite the state that the factors are made of
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
@@ -106,10 +109,14 @@ class WeighedLossBalancer(DistillationLossBalancer):
         if list(names) != list(self.names):
             raise spec.errors.fixed_names(self.names, names)
 
-    def _weights(self, inputs: Inputs) -> dict[str, Tensor]:
+    def _broken_down(self, state: State, inputs: Inputs) -> dict[str, Tensor]:
+        weights = self._weights(state, inputs).values()
+        return broken_down(inputs.names, inputs.terms, inputs.dtypes, weights, self._aggregate(state, inputs))
+
+    def _weights(self, state: State, inputs: Inputs) -> dict[str, Tensor]:
         if self._settings.weights_are == "derivatives":
-            return dict(zip(inputs.names, derivatives(self._aggregate, inputs), strict=True))
-        factors = expanded(self._factors(inputs), len(inputs.names))
+            return dict(zip(inputs.names, derivatives(partial(self._aggregate, state), inputs), strict=True))
+        factors = expanded(self._factors(state, inputs), len(inputs.names))
         return dict(zip(inputs.names, inputs.masked(factors).unbind(0), strict=True))
 
     def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
