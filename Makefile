@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence release-check gpu-kit clean
+.PHONY: help host test-integrations demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -38,6 +38,29 @@ lint: $(STAMP) ## ruff and pyright
 unit: $(STAMP) ## every test
 	@echo "==> Running every test"
 	@$(BIN)/python -m pytest -n 2
+
+test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## the balancers in real training loops: each host's library is installed (5 GB)
+	@echo "==> Running the tests in training loops"
+	@.venv-hosts/all/bin/python -m pytest -n 2 integration_tests --ignore=integration_tests/test_tunix.py
+	@.venv-hosts/tunix/bin/python -m pytest integration_tests/test_tunix.py
+
+host: ## run a host's example, such as HOST=lightning (docs/hosts)
+	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/.installed
+	@.venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
+
+.venv-hosts/all/.installed: constraints.txt pyproject.toml
+	@echo "==> Setting up .venv-hosts/all with the libraries of all hosts but Tunix (a few minutes)"
+	@rm -rf .venv-hosts/all
+	@$(PYTHON) -m venv .venv-hosts/all
+	@.venv-hosts/all/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,hosts]'
+	@touch $@
+
+.venv-hosts/tunix/.installed: constraints-tunix.txt pyproject.toml
+	@echo "==> Setting up .venv-hosts/tunix (a few minutes)"
+	@rm -rf .venv-hosts/tunix
+	@$(PYTHON) -m venv .venv-hosts/tunix
+	@.venv-hosts/tunix/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-tunix.txt -e '.[tunix]' pytest
+	@touch $@
 
 browser-test: $(STAMP) ## the HTML report in a real Chromium (Debian and Ubuntu: apt-get install chromium)
 	@echo "==> Reading the HTML report in Chromium"
