@@ -12,7 +12,7 @@ from hosts import ROOT
 
 from loss_balancers.spec import registry
 
-STEPS = 600
+STEPS = 200
 
 
 def started(command, folder):

@@ -1,4 +1,4 @@
-"""Distils a classifier of digits on several ranks, as `torchrun` starts them; a run that is started again goes on from its checkpoint."""
+"""Distils a classifier of digits on the ranks that `torchrun` starts. Started again, it goes on from its checkpoint."""
 
 import argparse
 import hashlib
@@ -39,11 +39,8 @@ class Distilled(torch.nn.Module):
     def forward(self, x, y, taught):
         """The aggregate of a batch."""
         log_p = F.log_softmax(self.student(x), dim=1)
-        losses = {
-            "student_loss": F.nll_loss(log_p, y),
-            "KLDivLoss_0": F.kl_div(log_p, taught, reduction="batchmean", log_target=True),
-        }
-        return self.balancer(losses)  # balancer
+        kd = F.kl_div(log_p, taught, reduction="batchmean", log_target=True)
+        return self.balancer({"student_loss": F.nll_loss(log_p, y), "KLDivLoss_0": kd})  # balancer
 
 
 torch.manual_seed(0)
@@ -68,8 +65,6 @@ for step in range(start, options.steps):
         partial.replace(options.checkpoint)
 
 held = b"".join(value.numpy().tobytes() for value in model.module.state_dict().values())
-print(
-    f"rank {rank} of {ranks}, step {options.steps} from {start}: model and state {hashlib.sha256(held).hexdigest()[:16]}",
-    flush=True,
-)
+digest = hashlib.sha256(held).hexdigest()[:16]
+print(f"rank {rank} of {ranks}, step {options.steps} from {start}: model and state {digest}", flush=True)
 dist.destroy_process_group()
