@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 from with_state import train
 
+import loss_balancers.jax
 from loss_balancers.jax import LogitsAndIntermediatesLossBalancer, ScheduledLossBalancer
 from loss_balancers.jax.carried import BalancerState, BalancerTable
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.parity.jax_versions import enable_x64, in_mode, merged_copy
-from loss_balancers.spec import schedules
+from loss_balancers.spec import registry, schedules
 
 
 def by_update(balancer, make):
@@ -76,6 +77,72 @@ def test_a_state_cannot_be_exported_from_an_abstract_balancer(make):
     words = r"A state must be exported from a balancer that has values. This one is abstract, and has none. Build it outside"
     with pytest.raises(RuntimeError, match=words):
         nnx.eval_shape(make).export_state()
+
+
+USED = {
+    "call": lambda balancer, draw: balancer(draw()),
+    "call-in-eval": lambda balancer, draw: (balancer.eval(), balancer(draw())),
+    "observe": lambda balancer, draw: balancer.observe(draw()),
+    "weights": lambda balancer, draw: balancer.weights(draw()),
+    "breakdown": lambda balancer, draw: balancer.breakdown(draw()),
+    "step": lambda balancer, draw: balancer.step(),
+    "discard": lambda balancer, draw: balancer.discard(),
+}
+
+
+@pytest.mark.parametrize("use", USED.values(), ids=USED)
+@pytest.mark.parametrize("auto_step", [None, 1])
+def test_an_abstract_balancer_cannot_be_used(make, draw, use, auto_step):
+    balancer = nnx.eval_shape(lambda: make(auto_step=auto_step))
+    words = (
+        r"A balancer must have values to be used. This one is abstract, and has none. Build it outside of `nnx.eval_shape` first"
+    )
+    with pytest.raises(RuntimeError, match=words):
+        use(balancer, draw)
+
+
+def test_an_abstract_table_cannot_be_used(draw):
+    """As after a restore of the state alone into an abstract balancer."""
+    balancer = nnx.eval_shape(lambda: ScheduledLossBalancer(0.5, names=tuple(draw())))
+    restored = nnx.state(ScheduledLossBalancer(0.5, names=tuple(draw())), BalancerState)
+    nnx.update(balancer, restored)
+    with pytest.raises(RuntimeError, match="A balancer must have values to be used"):
+        balancer(draw())
+
+
+def test_an_abstract_balancer_can_be_traced(make, draw):
+    """Its shapes are all that `nnx.eval_shape` needs."""
+    assert nnx.eval_shape(lambda balancer: balancer(draw()), nnx.eval_shape(make)).shape == ()
+
+
+STACKED = {
+    **USED,
+    "export": lambda balancer, draw: balancer.export_state(),
+    "load": lambda balancer, draw: balancer.load_state(registry.make(balancer._settings, loss_balancers.jax).export_state()),
+}
+
+
+@pytest.mark.parametrize("use", STACKED.values(), ids=STACKED)
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_stack_of_balancers_cannot_be_used_as_one(make, draw, use, size):
+    stack = nnx.vmap(lambda _: make(), axis_size=size)(jnp.arange(size))
+    before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(stack)))
+    with pytest.raises(RuntimeError, match=rf"must have the shapes that it was made with.*it is of shape \({size},\).*`nnx.vmap`"):
+        use(stack, draw)
+    after = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(stack)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+
+
+def test_a_stack_of_balancers_is_used_within_vmap_or_one_by_one(make, draw, assert_same_state):
+    """Each member is as a balancer alone, and the words of the error say how to get it."""
+    stack, alone = nnx.vmap(lambda _: make(), axis_size=3)(jnp.arange(3)), [make() for _ in range(3)]
+    losses = [draw(i) for i in range(3)]
+    nnx.vmap(lambda balancer, losses: (balancer(losses), balancer.step()))(stack, jax.tree.map(lambda *x: jnp.stack(x), *losses))
+    graphdef, state = nnx.split(stack)
+    for i, balancer in enumerate(alone):
+        balancer(losses[i])
+        balancer.step()
+        assert_same_state(nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)), balancer)
 
 
 def test_orbax(make, draw, tmp_path, assert_same_state):

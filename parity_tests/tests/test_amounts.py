@@ -336,8 +336,16 @@ WRONG: dict[str, tuple[Wrong, type[Exception], str]] = {
     "negative": (lambda b, x, a: b(x, count=-1), ValueError, "`count` must be finite and at least 0. Received -1"),
     "nan": (lambda b, x, a: b(x, share=math.nan), ValueError, "`share` must be finite and at least 0. Received nan"),
     "inf": (lambda b, x, a: b(x, count={**ONES, "LogitsKL_0": math.inf}), ValueError, "`count['LogitsKL_0']` must be finite"),
-    "huge": (lambda b, x, a: b(x, count=10**400), ValueError, "`count` must be finite and at least 0. Received "),
-    "beyond-float32": (lambda b, x, a: b(x, count=1e39), ValueError, "`count` must be finite and at least 0. Received 1e+39"),
+    "huge": (
+        lambda b, x, a: b(x, count=10**400),
+        ValueError,
+        f"`count` must be at most 3.4028234663852886e+38, the largest number of float32. Received {10**400}",
+    ),
+    "beyond-float32": (
+        lambda b, x, a: b(x, count=1e39),
+        ValueError,
+        "`count` must be at most 3.4028234663852886e+38, the largest number of float32. Received 1e+39",
+    ),
     "name-missing": (lambda b, x, a: b(x, count={"LogitsKL_0": 1}), ValueError, "the losses exactly. It names ['LogitsKL_0']"),
     "name-unknown": (lambda b, x, a: b(x, share={**ONES, "A": 1}), ValueError, "`share` must name the losses exactly"),
     "loss-missing": (
@@ -368,6 +376,40 @@ def test_a_wrong_amount_changes_nothing_and_both_twins_say_the_same(wrong: str) 
         messages.append(str(raised.value))
     if not wrong.endswith(("array", "vector")):  # those name the framework's own type
         assert messages[0] == messages[1]
+
+
+NO_NUMBER = "must be a real number or a scalar array"
+#: Scalar arrays of each framework that do not hold a real number, or not as an array does.
+NO_AMOUNTS: dict[str, tuple[str, Callable[[], Any], str]] = {
+    "torch-sparse": (
+        "torch",
+        lambda: torch.tensor(1.0).to_sparse(),
+        "a dense scalar array. Received an array in the layout sparse_coo",
+    ),
+    "torch-quantized": ("torch", lambda: torch.quantize_per_tensor(torch.tensor(1.0), 0.1, 0, torch.quint8), NO_NUMBER),
+    "torch-nested": ("torch", lambda: torch.nested.nested_tensor([torch.ones(2)]), NO_NUMBER),
+    "torch-jagged": ("torch", lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged), NO_NUMBER),
+    "torch-bool": ("torch", lambda: torch.tensor(True), NO_NUMBER),
+    "torch-duration": ("torch", lambda: np.timedelta64(3, "ns"), NO_NUMBER),
+    "jax-key": ("jax", lambda: jax.random.key(0), NO_NUMBER),
+    "jax-bool": ("jax", lambda: jnp.array(True), NO_NUMBER),
+    "jax-duration": ("jax", lambda: np.timedelta64(3, "ns"), NO_NUMBER),
+    "jax-time": ("jax", lambda: np.datetime64(1, "ns"), NO_NUMBER),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of quantized tensors
+@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("keyword", ["count", "share"])
+@pytest.mark.parametrize("given", NO_AMOUNTS)
+def test_an_array_that_is_no_amount(balancer: str, keyword: str, given: str) -> None:
+    framework, of, words = NO_AMOUNTS[given]
+    twin, losses = make(framework, BALANCERS[balancer]), {each: array(framework, 2.0) for each in NAMES}
+    for amounts in (of(), {**ONES, "LogitsKL_0": of()}):
+        with pytest.raises(TypeError, match=words) as raised:
+            twin(losses, **{keyword: amounts})
+        assert str(raised.value).startswith(f"`{keyword}")
 
 
 @pytest.mark.parametrize("balancer", BALANCERS)

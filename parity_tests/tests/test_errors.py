@@ -36,7 +36,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "weight-negative": (lambda m, a: m.StaticLossBalancer([0.5, -0.1]), ValueError, "`kd_loss_weight[1]` must be finite and in [0, 1]"),
     "weight-nan": (lambda m, a: m.StaticLossBalancer({"KL_0": math.nan}), ValueError, "`kd_loss_weight['KL_0']` must be finite"),
     "weight-inf": (lambda m, a: m.StaticLossBalancer(math.inf), ValueError, "must be finite and in [0, 1]. Received inf"),
-    "weight-huge-int": (lambda m, a: m.StaticLossBalancer(10**400), ValueError, "must be finite and in [0, 1]"),
+    "weight-huge-int": (lambda m, a: m.StaticLossBalancer(10**400), ValueError, f"must be a number that float64 holds, at most 1.7976931348623157e+308 in magnitude. Received {10**400}"),
     "weight-bool": (lambda m, a: m.StaticLossBalancer(True), TypeError, "Received True of type bool"),
     "weight-string": (lambda m, a: m.StaticLossBalancer("0.5"), TypeError, "Received '0.5' of type str"),
     "weight-none": (lambda m, a: m.StaticLossBalancer(None), TypeError, "Received None of type NoneType"),
@@ -149,6 +149,42 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "load-of-another": (lambda m, a: ema(m).load_state(m.LogitsAndIntermediatesLossBalancer().export_state()), ValueError, "another balancer than this"),
     "load-other-settings": (lambda m, a: ema(m).load_state(ema(m, beta=0.5).export_state()), ValueError, "Expected {'beta': 0.99}; received {'beta': 0.5}"),
     "load-renamed": (lambda m, a: ema(m).load_state(ema(m).export_state(), renamed={"A": None}), ValueError, "must have names of this balancer as keys"),
+    "load-renamed-absent": (lambda m, a: ema(m).load_state(ema(m).export_state(), renamed={"MSELoss_0": "A"}), ValueError, "Received {'MSELoss_0': 'A'}; the state is of"),
+    # numbers beyond float64
+    "weights-huge": (lambda m, a: m.StaticLossBalancer([0.5, -(10**400)]), ValueError, f"`kd_loss_weight[1]` must be a number that float64 holds, at most 1.7976931348623157e+308 in magnitude. Received -1{'0' * 400}"),
+    "scheduled-huge": (lambda m, a: m.ScheduledLossBalancer(10**400, N), ValueError, "`kd_loss_weight` must be a number that float64 holds"),
+    "sum-huge": (lambda m, a: m.WeightedSumLossBalancer({"A": 10**400}), ValueError, "`weights['A']` must be a number that float64 holds"),
+    "sum-student-huge": (lambda m, a: m.WeightedSumLossBalancer({"A": 1}, 10**400), ValueError, "`student_weight` must be a number that float64 holds"),
+    "ema-beta-huge": (lambda m, a: ema(m, beta=10**400), ValueError, "`beta` must be a number that float64 holds"),
+    "ema-eps-huge": (lambda m, a: ema(m, eps=10**400), ValueError, "`eps` must be a number that float64 holds"),
+    "logits-huge": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(10**400), ValueError, "`kd_loss_scale` must be a number that float64 holds"),
+    "functional-huge": (lambda m, a: m.functional.weighted_sum([a(1.0)], [10**400]), ValueError, "`weights[0]` must be a number that float64 holds"),
+    # losses that neither framework can hold
+    **{
+        f"loss-{name}-{kind}": (
+            lambda m, a, given=given, make=make: make(m)({**dict.fromkeys(N, a(1.0)), "KLDivLoss_1": given}), TypeError,
+            f"The loss 'KLDivLoss_1' must be a floating-point array (bfloat16, float16, float32 or float64). Received {received}. Pass",
+        )
+        for kind, (given, received) in {
+            "longdouble": (np.longdouble(1), "longdouble of " + str(np.dtype(np.longdouble))),
+            "longdouble-array": (np.ones((), np.longdouble), "ndarray of " + str(np.dtype(np.longdouble))),
+            "clongdouble": (np.clongdouble(1), "clongdouble of " + str(np.dtype(np.clongdouble))),
+            "string": (np.str_("x"), "str_ of <U1"),
+            "string-array": (np.array("x"), "ndarray of <U1"),
+            "bytes": (np.void(b"x"), "void of |V1"),
+            "time": (np.datetime64("2020-01-01"), "datetime64 of datetime64[D]"),
+            "duration": (np.timedelta64(3, "ns"), "timedelta64 of timedelta64[ns]"),
+            "objects": (np.array(None), "ndarray of object"),
+            "int64": (np.int64(3), "int64"),
+            "int64-array": (np.array(3), "ndarray of int64"),
+            "swapped-bytes": (np.array(1, ">f4"), "ndarray of >f4"),
+            "masked": (np.ma.masked_array(1.0), "MaskedArray of float64"),
+            "object": (NotImplemented, "NotImplementedType"),
+            "text": ("x", "str"),
+        }.items()
+        for name, make in (("static", lambda m: m.StaticLossBalancer()), ("ema", ema))
+    },
+    "functional-longdouble": (lambda m, a: m.functional.weighted_sum([a(1.0), np.longdouble(1)], [0.5, 0.5]), TypeError, "The loss 'terms[1]' must be a floating-point array"),
     # functional
     "no-terms": (lambda m, a: m.functional.weighted_sum([], []), ValueError, "at least one array"),
     "terms-and-weights": (lambda m, a: m.functional.weighted_sum([a(1.0)], [0.5, 0.5]), ValueError, "1 terms and 2 weights"),
@@ -264,6 +300,51 @@ def test_same_warning_in_both_twins_once_per_instance() -> None:
         messages[framework] = str(warning.message)
         assert str(1.0 - 0.7) in messages[framework]
     assert messages["torch"] == messages["jax"]
+
+
+#: Tensors that are not dense: a scalar and a matrix, as far as there are both.
+NOT_DENSE: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse_coo": lambda: torch.tensor(1.0).to_sparse(),
+    "sparse_coo-": lambda: torch.eye(2).to_sparse(),
+    "sparse_csr": lambda: torch.eye(2).to_sparse_csr(),
+    "sparse_csc": lambda: torch.eye(2).to_sparse_csc(),
+    "sparse_bsr": lambda: torch.eye(2).to_sparse_bsr((1, 1)),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "nested-": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse (CSR|CSC|BSR) tensor support")
+@pytest.mark.parametrize("layout", NOT_DENSE)
+def test_losses_that_are_not_dense_are_a_type_error_in_torch(layout: str) -> None:
+    m, given, plain = loss_balancers.torch, NOT_DENSE[layout](), dict.fromkeys(N, torch.tensor(1.0))
+    words = rf"must be a dense array. Received an array of float32 in the layout {layout.rstrip('-')}. Reduce it to a dense array"
+    balancers = (
+        m.StaticLossBalancer(),
+        m.ScheduledLossBalancer(0.5, N),
+        m.WeightedSumLossBalancer({"MSELoss_0": 1, "KLDivLoss_1": 1}, 1),
+        ema(m),
+        m.LogitsAndIntermediatesLossBalancer(reference="MSELoss_0"),
+    )
+    for balancer in balancers:
+        balancer(plain)  # so that the static one does the next call as this one
+        for losses in (dict.fromkeys(N, given), {**plain, "KLDivLoss_1": given}):
+            for call in (balancer, balancer.breakdown):
+                with pytest.raises(TypeError, match=words):
+                    call(losses)
+    with pytest.raises(TypeError, match=words):
+        m.functional.weighted_sum([given, given], [0.5, 0.5])
+    with pytest.raises(TypeError, match="must be a sequence of numbers, or a vector"):
+        m.functional.weighted_sum([torch.tensor(1.0)], torch.ones(1).to_sparse())
+
+
+def test_quantized_losses_are_a_type_error_in_torch() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own
+        given = torch.quantize_per_tensor(torch.tensor(1.0), 0.1, 0, torch.quint8)
+    for balancer in (loss_balancers.torch.StaticLossBalancer(), ema(loss_balancers.torch)):
+        with pytest.raises(TypeError, match=r"The loss 'KLDivLoss_1' must be a floating-point array.*Received an array of quint8"):
+            balancer({**dict.fromkeys(N, torch.tensor(1.0)), "KLDivLoss_1": given})
 
 
 def test_devices_that_differ_are_a_value_error_in_torch() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cases import JAX_DTYPES, TORCH_DTYPES, jitted
 
 import loss_balancers.jax
 import loss_balancers.torch
-from loss_balancers.parity.bits import to_bits, ulp_distance
+from loss_balancers.parity.bits import assert_same_bits, to_bits, ulp_distance
 from loss_balancers.parity.jax_versions import enable_x64
 
 found = importlib.util.find_spec("modelopt")
@@ -181,3 +182,31 @@ def test_ema_normalised_without_memory_is_the_ratio() -> None:
         expected = _in_torch(ratio, losses, "f32", cotangent)
         assert expected == _in_torch(ema, losses, "f32", cotangent)
         assert expected == _in_jax(by_ratio, losses, "f32", cotangent) == _in_jax(by_ema, losses, "f32", cotangent)
+
+
+def test_a_student_loss_that_is_skipped_has_no_gradient() -> None:
+    """Spec L1: zeros in JAX; in PyTorch, which tells the two apart, none, as if it had not been passed."""
+    kd, alone = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    of_torch = loss_balancers.torch.LogitsAndIntermediatesLossBalancer(skip_original_loss=True)
+
+    def aggregate() -> torch.Tensor:
+        return of_torch({"student_loss": kd * alone, "LogitsKL_0": kd * 2, "MSE_1": kd.square()})
+
+    assert torch.autograd.grad(aggregate(), [kd, alone], allow_unused=True)[1] is None
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):
+        torch.autograd.grad(aggregate(), [kd, alone])
+    aggregate().backward()
+    assert alone.grad is None
+    with_gradient = alone.grad = torch.tensor(5.0)
+    aggregate().backward()
+    assert alone.grad is with_gradient
+    assert alone.grad == 5.0
+
+    def jax_aggregate(kd: jax.Array, alone: jax.Array) -> jax.Array:
+        balancer = loss_balancers.jax.LogitsAndIntermediatesLossBalancer(skip_original_loss=True)
+        return balancer({"student_loss": kd * alone, "LogitsKL_0": kd * 2, "MSE_1": kd**2})
+
+    gradients = jax.grad(jax_aggregate, (0, 1))(jnp.float32(2.0), jnp.float32(3.0))
+    assert kd.grad is not None
+    assert float(gradients[0]) == float(kd.grad) / 2  # of two backwards
+    assert_same_bits(gradients[1], jnp.float32(0.0))

@@ -168,6 +168,68 @@ def test_what_is_no_state_is_not_written(tmp_path, exported, words):
     assert (tmp_path / "x").read_bytes() == before
 
 
+def entry(**arrays):
+    return {**state(), "state": {**state()["state"], **arrays}}
+
+
+def without(name, **parts):
+    return {**state(), **parts, "state": {key: array for key, array in state()["state"].items() if key != name}}
+
+
+#: What `load_state` refuses whatever the balancer, and the words.
+UNLOADABLE = {
+    "nan": (entry(total=np.array([1, np.nan], np.float32)), "The entry 'total' of the state must hold finite numbers"),
+    "inf-pending": (entry(pending=np.full(6, np.inf, np.float32)), "The entry 'pending' of the state must hold finite numbers"),
+    "negative": (entry(steps=np.int32(-1)), "The entry 'steps' of the state must hold finite numbers, and counts of at least 0"),
+    "negative-amount": (entry(pending=np.array([0, 0, -1, 0, 0, 0], np.float32)), "counts of at least 0"),
+    "float64": (entry(total=np.zeros(2)), "float32 of shape (2,). Received float64 of shape (2,)"),
+    "int64": (entry(steps=np.array(3)), "int32 of shape (). Received int64 of shape ()"),
+    "shape": (entry(total=np.zeros(5, np.float32)), "float32 of shape (2,). Received float32 of shape (5,)"),
+    "shape-pending": (entry(pending=np.zeros(5, np.float32)), "float32 of shape (6,). Received float32 of shape (5,)"),
+    "list": (entry(total=[1.0, 2.0]), "Received one of type list"),
+    "int": (entry(steps=3), "Received one of type int"),
+    "missing": (without("fix"), "Expected ['steps', 'skipped', 'pending', 'total', 'fix']; received ['steps', 'skipped', 'pending', 'total']"),
+    "more": (entry(gamma=np.zeros(2, np.float32)), "'fix', 'gamma']"),
+    "schema": ({**state(), "schema": "loss-balancers-state/3"}, "another schema than this balancer. Expected 'loss-balancers-state/2'"),
+    "schema-type": ({**state(), "schema": 2}, "another schema than this balancer"),
+    "balancer-type": ({**state(), "balancer": None}, "another balancer than this balancer"),
+    "names-type": ({**state(), "names": 3}, "The names in a state must be a list of distinct strings. Received 3"),
+    "names-ints": ({**state(), "names": [1, 2]}, "must be a list of distinct strings. Received [1, 2]"),
+    "names-twice": ({**state(), "names": ["A", "A"]}, "must be a list of distinct strings. Received ['A', 'A']"),
+    "names-more": ({**state(), "names": ["A", "B", "C"]}, "float32 of shape (8,). Received float32 of shape (6,)"),
+    "unknown-balancer-nan": ({**entry(total=np.full(3, np.nan, np.float32)), "balancer": "Mine"}, "'total' of the state must hold finite"),
+    "unknown-balancer-float64": ({**entry(mine=np.zeros(2)), "balancer": "Mine"}, "'mine' of the state must be an array, float32 of shape (2,)"),
+    "unknown-balancer-shape": ({**entry(pending=np.zeros(5, np.float32)), "balancer": "Mine"}, "float32 of shape (6,)"),
+    "unknown-balancer-missing": (without("skipped", balancer="Mine"), "Expected ['steps', 'skipped', 'pending', 'total', 'fix']; received ['steps', 'pending'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLOADABLE)
+def test_what_no_balancer_could_load_is_not_written(tmp_path, name):
+    exported, words = UNLOADABLE[name]
+    save_state(tmp_path / "x", state())
+    before = (tmp_path / "x").read_bytes()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        save_state(tmp_path / "x", exported)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "exported",
+    [
+        {**state(), "settings": {}},  # which `renamed={}` lets pass
+        {**entry(mine=np.zeros((2, 3), np.float32)), "balancer": "Mine"},
+        {**entry(pending=np.zeros(2, np.float32)), "balancer": "Mine"},  # one that observes nothing
+        {**entry(pending=np.zeros(4, np.float32)), "schema": "loss-balancers-state/1"},
+    ],
+    ids=["other-settings", "another-balancer", "counters-alone", "schema-before"],
+)
+def test_what_some_balancer_can_load_is_written(tmp_path, exported):
+    save_state(tmp_path / "x", exported)
+    assert read_state(tmp_path / "x")["state"].keys() == exported["state"].keys()
+
+
 def test_settings_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(state_files, "_LARGEST_HEADER", 100)
     with pytest.raises(ValueError, match=r"must take at most 100 bytes. Those for .*x take \d+: they hold long tables"):
@@ -202,7 +264,7 @@ from loss_balancers import spec
 step = 0
 while True:
     step += 1
-    held = {"steps": np.int32(step), "pending": np.full(100_000, step, np.float32)}
+    held = {"steps": np.int32(step), "skipped": np.int32(0), "pending": np.zeros(2, np.float32), "own": np.full(100_000, step, np.float32)}
     spec.save_state(sys.argv[1], spec.exported("X", {}, [], held))
     print(step, flush=True)
 """
@@ -218,7 +280,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
         said += map(int, writer.stdout.read().split())
     read = read_state(file)["state"]
     assert int(read["steps"]) in (said[-1], said[-1] + 1)  # of which it had not yet told
-    assert (read["pending"] == int(read["steps"])).all()
+    assert (read["own"] == int(read["steps"])).all()
 
     left = [path.name for path in tmp_path.iterdir() if path != file]
     assert all(re.fullmatch(r"\.loss-balancers-[0-9a-f]{32}\.partial", name) for name in left)  # as docs/state.md has it
@@ -231,11 +293,11 @@ import numpy as np
 from loss_balancers import spec
 os.getpid = lambda: 1
 file, writer, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-failed = []
+failed, begin = [], {"skipped": np.int32(0), "pending": np.zeros(2, np.float32)}
 def write(thread):
     for step in range(times):
         number = 1000 * (2 * writer + thread) + step
-        held = {"steps": np.int32(number), "pending": np.full(1000 * (1 + number % 90), number, np.float32)}
+        held = {**begin, "steps": np.int32(number), "own": np.full(1000 * (1 + number % 90), number, np.float32)}
         try:
             spec.save_state(file, spec.exported("X", {}, [], held))
         except Exception as error:
@@ -250,7 +312,8 @@ print(*failed, sep="\\n")
 def test_many_writers_at_once_make_no_error_and_no_reader_sees_a_part(tmp_path):
     """600 writes by eight threads in four processes with one number, and two readers beside them."""
     file = tmp_path / "x"
-    save_state(file, spec.exported("X", {}, [], {"steps": np.int32(7), "pending": np.full(8000, 7, np.float32)}))
+    counts = {"steps": np.int32(7), "skipped": np.int32(0), "pending": np.zeros(2, np.float32)}
+    save_state(file, spec.exported("X", {}, [], {**counts, "own": np.full(8000, 7, np.float32)}))
     command = [sys.executable, "-c", MANY_WRITERS, str(file)]
     writers = [subprocess.Popen([*command, str(i), "75"], stdout=subprocess.PIPE, text=True) for i in range(4)]
     torn, seen, done = [], set(), threading.Event()
@@ -264,7 +327,7 @@ def test_many_writers_at_once_make_no_error_and_no_reader_sees_a_part(tmp_path):
                 continue
             number = int(held["steps"])
             seen.add(number)
-            if len(held["pending"]) != 1000 * (1 + number % 90) or (held["pending"] != number).any():
+            if len(held["own"]) != 1000 * (1 + number % 90) or (held["own"] != number).any():
                 torn.append(number)
 
     readers = [threading.Thread(target=read) for _ in range(2)]

@@ -79,6 +79,12 @@ def test_student_weight_is_summed_left_to_right():
         pytest.param(np.array("0.5"), ["real number", "of type ndarray"], id="numpy-0d-string"),
         pytest.param(np.array(0.5j), ["real number", "of type ndarray"], id="numpy-0d-complex"),
         pytest.param(np.timedelta64(1, "s"), ["real number", "of type timedelta64"], id="numpy-timedelta"),
+        pytest.param(np.timedelta64(1, "ns"), ["real number", "of type timedelta64"], id="numpy-timedelta-that-is-an-int"),
+        pytest.param(np.timedelta64(1), ["real number", "of type timedelta64"], id="numpy-timedelta-without-unit"),
+        pytest.param(np.datetime64(1, "ns"), ["real number", "of type datetime64"], id="numpy-datetime-that-is-an-int"),
+        pytest.param(
+            [np.array(1, "m8[ns]")], ["`kd_loss_weight[0]`", "real number", "of type ndarray"], id="numpy-timedelta-array"
+        ),
         pytest.param(np.array([True, False]), ["`kd_loss_weight[0]`", "real number", "of type bool"], id="numpy-bools"),
         pytest.param(np.array(["0.5"]), ["`kd_loss_weight[0]`", "Pass `float('0.5')`"], id="numpy-strings"),
         pytest.param([np.array([0.5])], ["`kd_loss_weight[0]`", "of type ndarray"], id="numpy-array-in-a-list"),
@@ -103,6 +109,7 @@ def test_wrong_types(given, words):
 
 
 BOUNDS = "must be finite and in [0, 1]"
+BEYOND = "must be a number that float64 holds, at most 1.7976931348623157e+308 in magnitude"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +121,13 @@ BOUNDS = "must be finite and in [0, 1]"
         pytest.param(-0.1, ["`kd_loss_weight`", BOUNDS, "Received -0.1"], id="negative"),
         pytest.param(-5e-324, ["`kd_loss_weight`", BOUNDS, "Received -5e-324"], id="negative-subnormal"),
         pytest.param(ABOVE_ONE, ["`kd_loss_weight`", BOUNDS, f"Received {ABOVE_ONE}"], id="just-above-1"),
-        pytest.param(10**400, ["`kd_loss_weight`", BOUNDS, "Received inf"], id="int-beyond-float64"),
-        pytest.param(-(10**400), ["`kd_loss_weight`", BOUNDS, "Received -inf"], id="negative-int-beyond-float64"),
-        pytest.param(10**5000, ["`kd_loss_weight`", BOUNDS], id="int-beyond-repr"),
+        pytest.param(10**400, ["`kd_loss_weight`", BEYOND, f"Received {10**400}"], id="int-beyond-float64"),
+        pytest.param(-(10**400), ["`kd_loss_weight`", BEYOND, f"Received {-(10**400)}"], id="negative-int-beyond-float64"),
+        pytest.param(10**5000, ["`kd_loss_weight`", BEYOND, "Received an int of 16610 bits"], id="int-beyond-repr"),
+        pytest.param(Fraction(10**400), ["`kd_loss_weight`", BEYOND, "Received Fraction(1000"], id="fraction-beyond-float64"),
+        pytest.param(Fraction(10**5000), ["`kd_loss_weight`", BEYOND, "Received a Fraction too long"], id="fraction-beyond-repr"),
+        pytest.param([0.5, 10**400], ["`kd_loss_weight[1]`", BEYOND], id="int-beyond-float64-in-a-list"),
+        pytest.param({"A": 10**400}, ["`kd_loss_weight['A']`", BEYOND], id="int-beyond-float64-in-a-mapping"),
         pytest.param([0.5, math.nan], ["`kd_loss_weight[1]`", BOUNDS, "Received nan"], id="nan-in-a-list"),
         pytest.param([1.5, 0.0], ["`kd_loss_weight[0]`", BOUNDS, "Received 1.5"], id="above-1-in-a-list"),
         pytest.param([0.5, -0.5], ["`kd_loss_weight[1]`", BOUNDS, "Received -0.5"], id="negative-in-a-list"),

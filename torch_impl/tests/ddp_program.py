@@ -155,6 +155,26 @@ def copied(rank, copy_of):
     return train(wrapper, wrapper.module.balancer, rank)
 
 
+def aliased(rank, kind):
+    """The state, where the model has a balancer's buffer under a name of its own too, which it lists first."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    model = Model(None)
+    model.register_buffer("seen", {"itself": balancer.pending, "a view": balancer.pending[:3]}[kind])
+    model.balancer = balancer
+    return train(DistributedDataParallel(model), balancer, rank)
+
+
+def aliased_and_loaded(rank):
+    """The steps that each rank loaded for itself, where the model has the buffer under a name of its own too."""
+    balancer = EMANormalizedLossBalancer(NAMES)
+    balancer.steps.add_(3 + rank)
+    model = Model(None)
+    model.register_buffer("done", balancer.steps)
+    model.balancer = balancer
+    DistributedDataParallel(model)
+    return balancer.steps.item()
+
+
 def sent():
     """What a wrapper sends at every forward, and what a user's own set of names makes of it."""
     seen = []
@@ -235,6 +255,9 @@ def main(folder, rank):
         "loaded, each its own": loaded_on_each_rank(rank, False),
         "deepcopy": copied(rank, copy.deepcopy),
         "pickle": copied(rank, lambda wrapper: pickle.loads(pickle.dumps(wrapper))),
+        "aliased": aliased(rank, "itself"),
+        "aliased by a view": aliased(rank, "a view"),
+        "loaded, aliased": aliased_and_loaded(rank),
         "a pickle names": [needs_us(None), needs_us(EMANormalizedLossBalancer(NAMES))],
         "sent": sent(),
         "half made": half_made(),

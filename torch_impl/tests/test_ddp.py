@@ -1,11 +1,14 @@
 """DistributedDataParallel leaves each rank what its balancer has observed, and `step()` is refused within `join()`."""
 
+import copy
 import json
+import pickle
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +55,8 @@ def test_models_that_share_compiled_code(ranks, mode):
         "wrapped after an observation",
         "deepcopy",
         "pickle",
+        "aliased",
+        "aliased by a view",
     ],
 )
 def test_each_rank_keeps_what_it_observed(ranks, case):
@@ -78,6 +83,7 @@ def test_committed_state_goes_to_all_ranks_when_the_model_is_wrapped(ranks):
     """As DDP does with all of a model, since rank 0 may be the one that has loaded it; but not what each rank has for itself."""
     assert [seen["loaded"] for seen in ranks] == [3, 3]
     assert [seen["loaded, each its own"] for seen in ranks] == [3, 4]
+    assert [seen["loaded, aliased"] for seen in ranks] == [3, 3]
 
 
 def test_nothing_of_a_balancer_is_sent_at_a_forward(ranks):
@@ -111,6 +117,33 @@ def test_a_name_with_dots_of_its_own_is_found():
     names = [name for name, _ in model.named_buffers()]
     assert {"kd.loss.pending", "0.of.the.part.pending"} <= set(names)
     assert all(name in PassedBy((), model) for name in names)
+
+
+def test_a_buffer_of_a_balancer_is_known_by_any_name():
+    """Also of a copy of the model, of one that was pickled, and after a conversion that changes nothing."""
+    balancer = EMANormalizedLossBalancer(program.NAMES)
+    model = nn.Module()
+    model.register_buffer("same", balancer.pending)
+    model.register_buffer("part", balancer.total[1:])
+    model.register_buffer("other", torch.zeros(8))
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
+    model.register_buffer("nothing", torch.zeros(0))
+    whole = nn.ModuleList([balancer, model])
+    for change in (lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), lambda x: x.float()):
+        changed: Any = change(whole)
+        assert all(name in PassedBy((), changed) for name in ("1.same", "0.pending"))
+        shared = changed[1].part.data_ptr() == changed[0].total[1:].data_ptr()  # a pickle makes two tensors of a view and its base
+        assert ("1.part" in PassedBy((), changed)) == shared
+        assert not any(name in PassedBy((), changed) for name in ("1.other", "1.sparse", "1.nothing"))
+
+
+def test_a_buffer_beside_one_of_a_balancer_in_memory_is_not_passed_by():
+    balancer, memory = EMANormalizedLossBalancer(program.NAMES), torch.zeros(16)
+    balancer.pending, model = memory[:8], nn.BatchNorm1d(8)
+    model.running_mean = memory[8:]
+    assert "running_mean" not in PassedBy((), model)
+    model.running_mean = memory[7:15]
+    assert "running_mean" in PassedBy((), model)
 
 
 IMPORTED_LATE = """

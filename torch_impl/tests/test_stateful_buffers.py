@@ -59,6 +59,18 @@ def test_an_ensemble_by_stacked_buffers(make, draw):
         assert_same_bits(total, model(X))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_an_ensemble_cannot_be_used_as_one(make, training):
+    parameters, buffers = torch.func.stack_module_state([Model(make()) for _ in range(3)])
+    base = Model(make()).train(training)
+    before = {name: x.clone() for name, x in buffers.items()}
+    one = {name: x[0] for name, x in parameters.items()}
+    words = r"`pending` must be of shape \(\d+,\); it is of shape \(3, \d+\).*`torch.func.vmap`"
+    with pytest.raises(RuntimeError, match=words):
+        torch.func.functional_call(base, (one, buffers), (X,))
+    assert all(torch.equal(x, before[name]) for name, x in buffers.items())
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_torch_export(make, draw, training, strict, assert_same_state, values):

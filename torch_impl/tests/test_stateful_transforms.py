@@ -1,9 +1,11 @@
 """What PyTorch does to a function, done to balancers with state: gradients, checkpointing, `torch.func`, export."""
 
+import copy
+
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, grad_and_value, jvp, linearize, vmap
+from torch.func import functional_call, functionalize, grad, grad_and_value, jacrev, jvp, linearize, vmap
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import assert_same_bits
@@ -137,6 +139,51 @@ def test_linearize_of_a_training_forward_is_refused(make, draw, auto_step, asser
     assert torch.equal(value, expected[0])
     assert torch.equal(tangents(draw(1)), expected[1])
     assert_same_state(balancer, other)
+
+
+STATE = {
+    "step()": lambda balancer, other: balancer.step(),
+    "discard()": lambda balancer, other: balancer.discard(),
+    "export_state()": lambda balancer, other: balancer.export_state(),
+    "load_state()": lambda balancer, other: balancer.load_state(other.export_state()),
+    "load_state_dict()": lambda balancer, other: balancer.load_state_dict(other.state_dict()),
+    "load_state_dict(assign)": lambda balancer, other: balancer.load_state_dict(other.state_dict(), assign=True),
+}
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(lambda f, x: grad(f)(x), id="grad"),
+        pytest.param(lambda f, x: vmap(f)(x.expand(3)), id="vmap"),
+        pytest.param(lambda f, x: jvp(f, (x,), (x,)), id="jvp"),
+        pytest.param(lambda f, x: jacrev(f)(x), id="jacrev"),
+        pytest.param(lambda f, x: functionalize(f)(x), id="functionalize"),
+    ],
+)
+@pytest.mark.parametrize("what", STATE)
+def test_state_is_neither_written_nor_read_out_under_a_transform(make, draw, transform, what, values, assert_same_state):
+    balancer, other = warm(make(), draw), make()
+    balancer(draw(7))
+    before, given = values(balancer), other.export_state()
+    other.export_state = lambda: given
+    words = rf"`{what.partition('(')[0]}\(\)` must be called outside of a transform of `torch.func`"
+    with pytest.raises(RuntimeError, match=words):
+        transform(lambda x: (STATE[what](balancer, other), x * 1.0)[1], torch.tensor(2.0))
+    assert_same_state(balancer, before)
+    STATE[what](balancer, other)  # outside it is as ever
+
+
+@pytest.mark.parametrize("what", ["step()", "discard()"])
+def test_linearize_does_not_change_state_in_its_trace(make, draw, what, values, assert_same_state):
+    """It calls the function twice: as it is, and traced. The trace changes nothing, and neither does the map ever after."""
+    balancer, other = warm(make(), draw), make()
+    balancer(draw(7))
+    expected = copy.deepcopy(balancer)
+    with pytest.raises(RuntimeError, match="must be called outside of a transform"):
+        linearize(lambda x: (STATE[what](balancer, other), x * 1.0)[1], torch.tensor(2.0))
+    STATE[what](expected, other)
+    assert_same_state(balancer, expected)
 
 
 def test_a_loop_under_a_transform(make, draw, assert_same_state):

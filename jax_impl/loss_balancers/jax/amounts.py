@@ -29,7 +29,7 @@ def _rounded(values: Sequence[Any]) -> Array:
 
 
 def _as_amount(where: str, amount: Any) -> Array:
-    if not isinstance(amount, Array) or amount.dtype == bool or jnp.iscomplexobj(amount):
+    if not isinstance(amount, Array) or not any(jnp.issubdtype(amount.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise spec.errors.amount_type(where, amount)
     return amount
 

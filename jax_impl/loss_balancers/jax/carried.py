@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 from flax.errors import TraceContextError
 from jax import Array
@@ -25,6 +27,15 @@ class BalancerTable(nnx.Variable):
     """
 
 
+#: What to do about a balancer without values.
+OUTSIDE_OF_EVAL_SHAPE = "Build it outside of `nnx.eval_shape` first."
+
+#: What to do about state that is stacked.
+_WITHIN_VMAP = (
+    "If `nnx.vmap` made a stack of balancers, use it within `nnx.vmap`, or take one out of it: "
+    "`nnx.merge(graphdef, jax.tree.map(lambda x: x[0], state))`, with both from `nnx.split`."
+)
+
 #: In Flax 0.10 ``variable[...]`` indexes the array and scatters into it, with a transfer to the device each time.
 _BY_VALUE = not hasattr(nnx.Variable, "get_value")
 
@@ -32,6 +43,20 @@ _BY_VALUE = not hasattr(nnx.Variable, "get_value")
 def read(variable: nnx.Variable) -> Array:
     """The value of a variable."""
     return variable.value if _BY_VALUE else variable[...]
+
+
+def check_held(variables: Mapping[str, nnx.Variable], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises unless each variable has values, in its shape.
+
+    Raises:
+        RuntimeError: A variable is abstract, or has another shape: an axis more, say, in a balancer that `nnx.vmap` made.
+    """
+    for name, variable in variables.items():
+        value = variable.value if _BY_VALUE else variable.get_value()  # what is abstract cannot be read
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise errors.no_values_to_use("abstract", OUTSIDE_OF_EVAL_SHAPE)
+        if value.shape != shapes[name]:
+            raise errors.state_shape(name, shapes[name], value.shape, _WITHIN_VMAP)
 
 
 def write(variable: BalancerState, value: Array) -> None:

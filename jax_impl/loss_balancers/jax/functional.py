@@ -72,8 +72,7 @@ def weighted_sum(
 
 def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[list[Array], tuple[Any, ...]]:
     """The losses as JAX arrays, and their dtypes. Raises unless all are floating-point and of one shape (E4, E5)."""
-    # A NumPy array becomes what jit would make of it: float32, if it is float64 and `jax_enable_x64` is off.
-    arrays = [jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x for x in terms]
+    arrays = list(map(_as_array, terms))
     shape = getattr(arrays[0], "shape", None)
     dtypes = []
     for x in arrays:
@@ -83,9 +82,19 @@ def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[list[Array]
     return arrays, tuple(dtypes)
 
 
+def _as_array(loss: Any) -> Any:
+    """What jit would make of a NumPy array: float32, if it is float64 and `jax_enable_x64` is off. Else ``loss`` itself."""
+    if not isinstance(loss, (np.ndarray, np.generic)) or loss.dtype not in FORMATS:
+        return loss
+    try:
+        return jnp.asarray(loss)
+    except (TypeError, ValueError):  # a masked array
+        return loss
+
+
 def _describe(loss: object) -> spec.LossInfo:
     if not isinstance(loss, Array):
-        return spec.LossInfo(type(loss).__name__, is_loss=False)
+        return spec.LossInfo(errors.kind_of(loss), is_loss=False)
     kind = f"an array of {loss.dtype}"
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape))
 

@@ -13,7 +13,16 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
-from loss_balancers.jax.carried import BalancerState, BalancerTable, Forwards, check_axis_name, read, write
+from loss_balancers.jax.carried import (
+    OUTSIDE_OF_EVAL_SHAPE,
+    BalancerState,
+    BalancerTable,
+    Forwards,
+    check_axis_name,
+    check_held,
+    read,
+    write,
+)
 from loss_balancers.jax.observing import (
     Inputs,
     State,
@@ -118,7 +127,7 @@ class StatefulLossBalancer(WeighedLossBalancer):
 
         No counter moves. In a `shard_map`, call it on every device.
         """
-        write(self.pending, jnp.zeros_like(read(self.pending)))
+        write(self.pending, jnp.zeros_like(self._checked_pending()))
 
     def export_state(self) -> dict[str, Any]:
         """The state as NumPy arrays with settings and names, to be loaded in either framework.
@@ -132,9 +141,8 @@ class StatefulLossBalancer(WeighedLossBalancer):
         """
         settings = self._settings
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(self._state())):
-            what = "Build it outside of `nnx.eval_shape` first."
-            raise spec.errors.no_values_to_export("abstract", what)
-        state = {name: np.array(read(variable)) for name, variable in self._state().items()}
+            raise spec.errors.no_values_to_export("abstract", OUTSIDE_OF_EVAL_SHAPE)
+        state = {name: np.array(value) for name, value in self._values().items()}
         return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
 
     def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
@@ -154,8 +162,8 @@ class StatefulLossBalancer(WeighedLossBalancer):
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         state = self._state()
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
-            what = "Build it outside of `nnx.eval_shape` first."
-            raise spec.errors.state_without_values("abstract", what)
+            raise spec.errors.state_without_values("abstract", OUTSIDE_OF_EVAL_SHAPE)
+        self._check_held()
         for name, variable in state.items():
             write(variable, jnp.array(arrays[name]))
 
@@ -166,7 +174,7 @@ class StatefulLossBalancer(WeighedLossBalancer):
 
     @property
     def _observes(self) -> bool:
-        return len(read(self.pending)) > 2
+        return any(entry.name == "pending" and entry.named for entry in self._settings.state)
 
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         if self._auto_step is None:
@@ -200,7 +208,21 @@ class StatefulLossBalancer(WeighedLossBalancer):
     def _state(self) -> dict[str, BalancerState]:
         return {entry.name: getattr(self, entry.name) for entry in self._settings.state}
 
+    def _check_held(self) -> None:
+        """Raises unless state and table have values, in the shapes that they were made with."""
+        variables: dict[str, Any] = dict(self._state())
+        shapes = {entry.name: entry.shape for entry in self._settings.state}
+        if self._table is not None:
+            variables["_table"], shapes["_table"] = self._table, self._table.shape[-2:]  # not built anew for its shape
+        check_held(variables, shapes)
+
+    def _checked_pending(self) -> Array:
+        """``pending``, once it is known that there are values."""
+        self._check_held()
+        return read(self.pending)
+
     def _values(self) -> State:
+        self._check_held()
         return {name: read(variable) for name, variable in self._state().items()}
 
     def _scheduled(self, state: State) -> Array:

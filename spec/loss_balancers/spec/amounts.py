@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,10 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loss_balancers.spec import errors
-from loss_balancers.spec.checks import check_constant
-
-#: The largest float32: amounts are float32 numbers.
-_MOST = (2.0 - 2.0**-23) * 2.0**127
+from loss_balancers.spec.checks import check_constant, is_time, shape_of
 
 
 class Amounts(NamedTuple):
@@ -53,13 +51,16 @@ def checked_amounts(names: Sequence[str], count: Any, share: Any) -> Amounts | N
 
 def _checked(value: Any, where: str) -> Any:
     if type(value) is not int and type(value) is not float:  # those first: Dynamo can trace no more of a number that changes
+        if is_time(value):
+            raise errors.amount_type(where, value)
         if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            if getattr(value, "shape", None) == ():
+            if shape_of(value) == ():
                 check_constant(value, where)
                 return value  # an array of the framework: the twin looks at its dtype and device
             raise errors.amount_type(where, value)
-    if not 0 <= value <= _MOST:  # type: ignore[reportOperatorIssue]
-        raise errors.amount_bounds(where, value)
+    if not 0 <= value <= errors.MOST_AMOUNT:  # type: ignore[reportOperatorIssue]
+        beyond = errors.MOST_AMOUNT < value < math.inf  # type: ignore[reportOperatorIssue]
+        raise (errors.amount_beyond_float32 if beyond else errors.amount_bounds)(where, value)
     return float(value)

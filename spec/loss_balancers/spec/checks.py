@@ -37,28 +37,50 @@ def real_number(value: Any, where: str, wrong: Callable[[str, Any], TypeError] =
 
     Raises:
         TypeError: It is not a real number (a bool is not), a derivative is to reach it, it is not on the host, or it is traced.
+        ValueError: It is finite, and float64 does not hold it.
     """
     number = value
-    if getattr(value, "shape", None) == ():
+    if shape_of(value) == ():
         device = getattr(value, "device", None)
         # The kind of a device, as PyTorch and JAX name it. A value without either attribute is not on an accelerator.
         if getattr(device, "type", getattr(device, "platform", "cpu")) != "cpu":
             raise errors.number_on_a_device(where, str(device))
-        number = element(value, where)
+        number = element(value, where, wrong)
     if not isinstance(number, numbers.Real) or isinstance(number, bool):
         raise wrong(where, value)
     try:
-        return float(number)
-    except OverflowError:  # an int beyond float64: out of every bound
-        return math.inf if abs(number) == number else -math.inf
+        held = float(number)
+    except OverflowError:  # an int, or a fraction of ints
+        raise errors.number_beyond_float64(where, value) from None
+    if math.isinf(held) and held != number:  # a longdouble
+        raise errors.number_beyond_float64(where, value)
+    return held
 
 
-def element(array: Any, where: str) -> Any:
+def shape_of(value: Any) -> Any:
+    """The shape of an array; None for what has no shape."""
+    # PyTorch raises for the shape of a nested tensor.
+    return None if getattr(value, "is_nested", False) else getattr(value, "shape", None)
+
+
+def is_time(value: Any) -> bool:
+    """Whether this is a time or a duration of NumPy: it calls a duration an integer, and makes an int of many a time."""
+    return isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "mM"
+
+
+def element(array: Any, where: str, wrong: Callable[[str, Any], TypeError] = errors.weight_type) -> Any:
     """The element of an array of one, as Python has it.
 
+    Args:
+        array: What was given.
+        where: Its name in an error.
+        wrong: Words the error for what is not a real number.
+
     Raises:
-        TypeError: A derivative is to reach it, or it is traced.
+        TypeError: It is a time, a derivative is to reach it, or it is traced.
     """
+    if is_time(array):
+        raise wrong(where, array)
     check_constant(array, where)
     # An array without a device is one that JAX traces. Under `grad` it has a value, but to read it would lose the gradient.
     if not isinstance(array, (np.ndarray, np.generic)) and not hasattr(array, "device"):
@@ -73,7 +95,7 @@ def elements(given: Any) -> Sequence[Any] | None:
     """The elements of a sequence, or of an array of one dimension; None if ``given`` is neither. A string does not count as one."""
     if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)):
         return given
-    return list(given) if len(getattr(given, "shape", ())) == 1 else None
+    return list(given) if len(shape_of(given) or ()) == 1 else None
 
 
 def finite_weights(weights: Any, terms: int) -> tuple[float, ...]:

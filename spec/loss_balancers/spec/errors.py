@@ -7,6 +7,7 @@ was expected, what came and what to do, and names the clause that it rests on, i
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ STUDENT_LOSS_KEY = "student_loss"
 #: A message shows only the beginning of a value that is longer than this, such as a table of a million steps.
 _LONGEST = 500
 
+#: The largest float32: amounts are float32 numbers.
+MOST_AMOUNT = (2.0 - 2.0**-23) * 2.0**127
+
 ACCEPTED = "bfloat16, float16, float32 or float64"
 NUMBERS = "int, float, or a scalar of NumPy, PyTorch or JAX on the host"
 UNBOUNDED = "use `WeightedSumLossBalancer`, which takes weights above 1, of any sum"
@@ -23,21 +27,33 @@ REDUCTION_HINT = "If the student loss is not reduced yet, give its reduction to 
 
 
 class LossInfo(NamedTuple):
-    """What a message says about one loss: its ``kind`` (the dtype, or the type if it is not an array), shape and device."""
+    """What a message says about one loss: its ``kind`` (the dtype, or the type if it is not an array), shape and device.
+
+    ``layout`` is how an array lies that is not dense, such as "sparse_coo"; it is empty for a dense one.
+    """
 
     kind: str
     is_loss: bool
     shape: tuple[int, ...] = ()
     device: str = ""
+    layout: str = ""
 
 
 def shown(value: Any) -> str:
     """``value`` for a message, in bounded length."""
     try:
         text = repr(value)
-    except ValueError:  # an int of more digits than Python prints
-        return f"an int of {abs(value).bit_length()} bits"
+    except ValueError:  # an int of more digits than Python prints, or what holds one
+        if isinstance(value, int):
+            return f"an int of {abs(value).bit_length()} bits"
+        return f"a {type(value).__name__} too long to print"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"
+
+
+def kind_of(value: Any) -> str:
+    """What ``value`` is, for a message about what is not an array of the framework: its type, and its dtype if that says more."""
+    name, dtype = type(value).__name__, getattr(value, "dtype", None)
+    return name if dtype is None or str(dtype) == name else f"{name} of {dtype}"
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -85,6 +101,13 @@ def number_traced(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a number that is known now. Received one of type {type(received).__name__} that cannot be read, as in "
         "a function that a transform traces. Pass a number from outside of that function. (docs/spec W5)"
+    )
+
+
+def number_beyond_float64(where: str, received: Any) -> ValueError:
+    return ValueError(
+        f"`{where}` must be a number that float64 holds, at most {sys.float_info.max!r} in magnitude. Received {shown(received)}. "
+        "Pass a smaller number. (docs/spec W5)"
     )
 
 
@@ -383,6 +406,13 @@ def state_names(mine: Sequence[str], received: Any) -> ValueError:
     )
 
 
+def names_of_state(received: Any) -> ValueError:
+    return ValueError(
+        f"The names in a state must be a list of distinct strings. Received {shown(received)}. Pass what `export_state()` "
+        "returned. (docs/spec T6)"
+    )
+
+
 def renamed_type(received: Any) -> TypeError:
     return TypeError(
         "`renamed` must be None or a mapping from a name of this balancer to its name in the state, or to None. Received "
@@ -394,6 +424,13 @@ def renamed_unknown(unknown: Sequence[str], names: Sequence[str]) -> ValueError:
     return ValueError(
         f"`renamed` must have names of this balancer as keys. Received {list(unknown)}; this balancer has {list(names)}. Correct "
         "the keys. (docs/spec T7)"
+    )
+
+
+def renamed_absent(unknown: Mapping[str, str], theirs: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"`renamed` must have names of the state as values, or None. Received {dict(unknown)}; the state is of {list(theirs)}. "
+        "Correct the values, or pass None for a loss that starts afresh. (docs/spec T7)"
     )
 
 
@@ -423,6 +460,10 @@ def no_values_to_export(received: str, what: str) -> RuntimeError:
     return RuntimeError(f"A state must be exported from a balancer that has values. This one is {received}, and has none. {what}")
 
 
+def no_values_to_use(received: str, what: str) -> RuntimeError:
+    return RuntimeError(f"A balancer must have values to be used. This one is {received}, and has none. {what}")
+
+
 def state_too_large(file: str, size: int, most: int) -> ValueError:
     return ValueError(
         f"The settings in a state file must take at most {most} bytes. Those for {file} take {size}: they hold long tables. Use "
@@ -447,6 +488,13 @@ def under_a_transform() -> RuntimeError:
     )
 
 
+def state_under_a_transform(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"`{what}` must be called outside of a transform of `torch.func`, where state is neither written nor read out. Received a "
+        "call within one. Call it before or after the transform."
+    )
+
+
 def within_join() -> RuntimeError:
     return RuntimeError(
         "`step()` reduces over ranks, and must not be called within `join()` of DistributedDataParallel: a rank that is out of "
@@ -460,6 +508,13 @@ def state_converted(name: str, expected: object, received: object) -> RuntimeErr
         f"The state of a balancer must keep its dtypes. `{name}` must be {expected}; it was converted to {received}, and its bits "
         "are lost. With FSDP's `MixedPrecision`, set `buffer_dtype=torch.float32`, or name the balancer in "
         "`ignored_modules`. (docs/spec T1)"
+    )
+
+
+def state_shape(name: str, expected: Sequence[int], received: Sequence[int], what: str) -> RuntimeError:
+    return RuntimeError(
+        f"The state of a balancer must have the shapes that it was made with. `{name}` must be of shape {tuple(expected)}; it is "
+        f"of shape {tuple(received)}. {what} (docs/spec T1)"
     )
 
 
@@ -538,10 +593,24 @@ def amount_type(where: str, received: Any) -> TypeError:
     )
 
 
+def amount_layout(where: str, layout: str) -> TypeError:
+    return TypeError(
+        f"`{where}` must be a real number or a dense scalar array. Received an array in the layout {layout}. Make it dense "
+        "first, by `to_dense()`. (docs/spec E9)"
+    )
+
+
 def amount_bounds(where: str, received: Any) -> ValueError:
     return ValueError(
         f"`{where}` must be finite and at least 0. Received {shown(received)}. Pass 0 for a loss that is absent from this "
         "batch. (docs/spec E9)"
+    )
+
+
+def amount_beyond_float32(where: str, received: Any) -> ValueError:
+    return ValueError(
+        f"`{where}` must be at most {MOST_AMOUNT!r}, the largest number of float32. Received {shown(received)}. Pass a smaller "
+        "number. (docs/spec E9)"
     )
 
 
@@ -613,6 +682,11 @@ def ambiguous_order(names: Sequence[str]) -> ValueError:
 def bad_losses(infos: Mapping[str, LossInfo]) -> Exception:
     """The first rule that these losses break: type, then shape, then device (spec E4 to E6)."""
     for name, info in infos.items():
+        if info.layout:
+            return TypeError(
+                f"The loss {name!r} must be a dense array. Received {info.kind} in the layout {info.layout}. Reduce it to a dense "
+                "array, or make it one: `loss.to_dense()` does so where it is sparse. (docs/spec E4)"
+            )
         if not info.is_loss:
             absent = " For a loss that is absent from this batch, pass any value and `count={...}` with 0 for it."
             return TypeError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loss_balancers.spec import errors
-from loss_balancers.spec.state import StateEntry
+from loss_balancers.spec.state import StateEntry, base_entries
 
 SCHEMA = "loss-balancers-state/2"
 
@@ -66,12 +66,55 @@ def checked_state(
     sources = _sources(names, theirs, renamed)
     if renamed is None:
         _check_settings(settings, exported["settings"])
-    state = exported["state"]
+    arrays = _checked_arrays(entries, len(theirs) - len(names), exported["state"])
+    return {entry.name: _reordered(arrays[entry.name], entry, sources) for entry in entries}
+
+
+def check_loadable(exported: Any, settings: Any = None) -> None:
+    """Raises unless a balancer can load an exported state, in the words of `checked_state`.
+
+    Args:
+        exported: What `export_state` returned.
+        settings: Those of ``exported``, or None if they are of a balancer that this library does not know. Then only the entries
+            that every balancer has are known, and what else there is must be an array that an entry can be.
+
+    Raises:
+        TypeError: ``exported`` is not a mapping, or does not have its parts.
+        ValueError: A part, or an entry, is not as every balancer has it.
+    """
+    check_parts(exported)
+    schema, balancer, names, state = (exported[part] for part in ("schema", "balancer", "names", "state"))
+    if not isinstance(schema, str) or schema not in (SCHEMA, _ONE_COUNT):
+        raise errors.state_mismatch("schema", SCHEMA, schema)
+    if not isinstance(balancer, str):
+        raise errors.state_mismatch("balancer", "the name of a class", balancer)
+    if not _distinct_names(names):
+        raise errors.names_of_state(names)
+    if schema == _ONE_COUNT:
+        state = _with_counts(state, names)
+    if settings is None:
+        _checked_arrays(_entries_of(names, state), 0, state)
+    else:
+        _checked_arrays(settings.state, len(names) - len(settings.names), state)
+
+
+def _entries_of(names: Sequence[str], state: Any) -> list[StateEntry]:
+    """The entries that a balancer must have which keeps these arrays."""
+    held: dict[Any, Any] = dict(state) if isinstance(state, Mapping) else {}
+    observed = 0 if getattr(held.get("pending"), "shape", None) == (2,) else len(names)  # some balancers observe nothing
+    entries = {entry.name: entry for entry in base_entries(observed)}
+    for name, array in held.items():
+        dtype = "int32" if getattr(array, "dtype", None) == np.int32 else "float32"
+        entries.setdefault(name, StateEntry(name, dtype, getattr(array, "shape", ())))
+    return list(entries.values())
+
+
+def _checked_arrays(entries: Sequence[StateEntry], more: int, state: Any) -> dict[str, Array]:
+    """The arrays of these entries; ``more`` is how many more losses the state has than the entries."""
     if not isinstance(state, Mapping) or set(state) != {entry.name for entry in entries}:
         received = list(state) if isinstance(state, Mapping) else type(state).__name__
         raise errors.state_mismatch("entries", [entry.name for entry in entries], received)
-    arrays = {entry.name: _checked_array(entry, len(theirs) - len(names), state[entry.name]) for entry in entries}
-    return {entry.name: _reordered(arrays[entry.name], entry, sources) for entry in entries}
+    return {entry.name: _checked_array(entry, more, state[entry.name]) for entry in entries}
 
 
 def _with_counts(state: Any, names: Any) -> Any:
@@ -119,7 +162,7 @@ def _same(mine: Any, theirs: Any) -> bool:
 
 def _sources(names: Sequence[str], theirs: Any, renamed: Mapping[str, str | None] | None) -> list[int | None]:
     """For each of our names, its place in the exported state; None for a loss that starts afresh."""
-    if not isinstance(theirs, (list, tuple)) or not all(isinstance(name, str) for name in theirs) or len(set(theirs)) < len(theirs):
+    if not _distinct_names(theirs):
         raise errors.state_names(names, theirs)
     wanted: dict[str, str | None] = {name: name for name in names}
     if renamed is not None:
@@ -129,10 +172,17 @@ def _sources(names: Sequence[str], theirs: Any, renamed: Mapping[str, str | None
         if unknown:
             raise errors.renamed_unknown(unknown, names)
         wanted |= renamed
+        strange = {name: source for name, source in renamed.items() if source is not None and source not in theirs}
+        if strange:
+            raise errors.renamed_absent(strange, theirs)
     absent = [name for name in wanted.values() if name is not None and name not in theirs]
     if absent or (renamed is None and list(names) != list(theirs)):
         raise errors.state_names(names, list(theirs))
     return [None if source is None else theirs.index(source) for source in wanted.values()]
+
+
+def _distinct_names(names: Any) -> bool:
+    return isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
 
 
 def _checked_array(entry: StateEntry, more: int, value: Any) -> Array:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loss_balancers.spec import errors
-from loss_balancers.spec.checks import element, real_number
+from loss_balancers.spec.checks import element, is_time, real_number, shape_of
 
 #: The longest schedule. A table has an entry for every step, and this one would take 800 MB.
 MAX_STEPS = 100_000_000
@@ -220,7 +220,7 @@ def _check_table(data: bytes) -> None:
 
 
 def _checked_step(step: Any) -> int:
-    if not isinstance(step, (int, np.integer)) or isinstance(step, bool):
+    if not isinstance(step, (int, np.integer)) or isinstance(step, bool) or is_time(step):
         raise errors.schedule_step_type(step)
     if not 0 <= step <= MAX_STEPS:
         raise errors.schedule_step_bounds(int(step), MAX_STEPS)
@@ -235,7 +235,7 @@ def _checked_shape(shape: Any) -> str:
 
 def _finite(value: Any, step: int) -> float:
     where = f"schedule at step {step}"
-    if not isinstance(value, (int, float)) and getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
+    if not isinstance(value, (int, float)) and shape_of(value) is not None and math.prod(value.shape) == 1:
         value = element(value, where)  # on any device: a schedule of optax returns an array on JAX's default device
     number = value if type(value) is float else real_number(value, where)
     if not math.isfinite(number):

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from loss_balancers.spec import errors
-from loss_balancers.spec.moving import DESCRIPTION, check_parts
+from loss_balancers.spec import errors, registry
+from loss_balancers.spec.moving import DESCRIPTION, check_loadable, check_parts
 from loss_balancers.spec.whole_files import write_whole
 
 #: safetensors does not read a header of 100 MB or more.
@@ -30,7 +30,7 @@ def save_state(file: str | bytes | os.PathLike[str] | os.PathLike[bytes], export
         ImportError: safetensors is not installed.
         OSError: The file cannot be written, its folder takes no new file, or the path is that of a folder.
         TypeError: ``exported`` is not an exported state.
-        ValueError: Its settings are too large for such a file.
+        ValueError: No balancer could load it, or its settings are too large for such a file. Then nothing is written.
     """
     safetensors = _safetensors()
     check_parts(exported)
@@ -41,6 +41,7 @@ def save_state(file: str | bytes | os.PathLike[str] | os.PathLike[bytes], export
         content = safetensors.numpy.save(arrays, description)
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise errors.not_a_state(f"one that no file can hold ({error})") from error
+    check_loadable(exported, _known_settings(exported))
     size = sum(map(len, description.values()))
     if size > _LARGEST_HEADER:
         raise errors.state_too_large(os.fsdecode(file), size, _LARGEST_HEADER)
@@ -80,6 +81,16 @@ def read_state(file: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> dic
     except (ValueError, RecursionError) as error:
         raise errors.not_a_state_file(path, str(error)) from error
     return {**description, "state": arrays}
+
+
+def _known_settings(exported: Mapping[str, Any]) -> Any:
+    """The settings of a state; None if its balancer is not of this library, or has settings that only `renamed` lets pass."""
+    balancer = exported["balancer"]
+    known = registry.SETTINGS.get(balancer) if isinstance(balancer, str) else None
+    try:
+        return None if known is None else known.from_json(exported["settings"])
+    except (TypeError, ValueError):
+        return None
 
 
 def _safetensors() -> Any:

@@ -166,7 +166,6 @@ def _checked_mapping(given: Mapping[Any, Any]) -> tuple[tuple[str, float], ...]:
 
 def _in_bounds(weight: float, where: str, given: Any) -> float:
     if not math.isfinite(weight):
-        # Not what was given: an int beyond float64 may be too long for a text.
         raise errors.weight_bounds(where, weight, above=False)
     if not 0.0 <= weight <= 1.0:
         raise errors.weight_bounds(where, given, above=weight > 1.0)

@@ -47,7 +47,7 @@ class Again:
             return None
         terms, dtype = [loss[name] for name in self.names], self.dtype
         for x in terms:
-            if not (type(x) is Tensor and x.dtype is dtype and x.is_cpu and x.ndim == 0):
+            if not (type(x) is Tensor and x.dtype is dtype and x.is_cpu and x.ndim == 0 and x.layout is torch.strided):
                 return None
         return total_in_eager(self.linear, None, terms)
 

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from loss_balancers import spec
+from loss_balancers.torch.functional import layout_of
 from loss_balancers.torch.rounding import FLOAT, finite, keep
+
+#: Of the dtypes that are no floats, those that hold numbers: not bool, complex, quantized or bare bits.
+_INTEGERS = [getattr(torch, name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")]
 
 #: Well above the flush to zero: a larger number on the host means that the loss is present, without a mask.
 _SURELY_PRESENT = 1e-30
@@ -30,8 +34,10 @@ def _filled(amount: float | Tensor, device: torch.device, size: int) -> Tensor:
 
 
 def _as_amount(where: str, amount: Any, device: torch.device) -> Tensor:
-    if not isinstance(amount, Tensor) or amount.dtype == torch.bool or amount.is_complex():
+    if not isinstance(amount, Tensor) or not (amount.dtype.is_floating_point or amount.dtype in _INTEGERS):
         raise spec.errors.amount_type(where, amount)
+    if layout := layout_of(amount):
+        raise spec.errors.amount_layout(where, layout)
     if amount.device.type != "cpu" and amount.device != device:
         raise spec.errors.amount_device(where, str(amount.device), str(device))
     return amount.detach().reshape(1).to(device, FLOAT, non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ from torch.nn import Parameter
 from loss_balancers import spec
 from loss_balancers.torch.observing import State, look_up
 from loss_balancers.torch.rounding import FLOAT
+from loss_balancers.torch.transforms import check_not_transformed
+
+#: What to do about state that is stacked.
+_WITHIN_VMAP = "If `torch.func.stack_module_state` stacked the state of several balancers, use it within `torch.func.vmap`."
+
+#: Every balancer with state, by `id`: a buffer of one may stand elsewhere in a model too, under another name.
+_balancers: WeakValueDictionary[int, CarriesState] = WeakValueDictionary()
 
 
 class CarriesState(nn.Module):
@@ -34,6 +42,7 @@ class CarriesState(nn.Module):
         table = self._settings.table
         self.register_buffer("_table", None if table is None else torch.tensor(table), persistent=False)
         self._make_lasting()
+        _balancers[id(self)] = self
 
     def _make_lasting(self) -> None:
         """Replaces buffers that were made in inference mode: training could not write them later."""
@@ -64,8 +73,13 @@ class CarriesState(nn.Module):
         pending = self.pending
         if pending.dtype is not FLOAT:
             raise spec.errors.state_converted("pending", FLOAT, pending.dtype)
+        if pending.ndim != 1:
+            raise spec.errors.state_shape("pending", self._shape_of_pending(), pending.shape, _WITHIN_VMAP)
         self._bring_table()
         return pending
+
+    def _shape_of_pending(self) -> tuple[int, ...]:
+        return next(entry.shape for entry in self._settings.state if entry.name == "pending")
 
     def _scheduled(self, state: State) -> Tensor:
         """What the schedules give at the step of ``state``."""
@@ -85,6 +99,7 @@ class CarriesState(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._make_lasting()
+        _balancers[id(self)] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of everything but the process group, which cannot be copied."""
@@ -92,6 +107,7 @@ class CarriesState(nn.Module):
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__dict__.update(deepcopy(self.__dict__, memo))
         copied._make_lasting()
+        _balancers[id(copied)] = copied
         return copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -123,6 +139,11 @@ class CarriesState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        try:
+            check_not_transformed("load_state_dict()")
+        except RuntimeError as error:
+            error_msgs.append(str(error))
+            return
         wrong = []
         in_place = not local_metadata.get("assign_to_params_buffers", False)
         for entry in self._settings.state:
@@ -146,6 +167,28 @@ class CarriesState(nn.Module):
             setattr(self, name, getattr(self, name).to(dtype))
         self._make_lasting()
         self._checked_pending()  # and an assigned state may be on another device
+
+
+def owner_of(x: Tensor) -> tuple[CarriesState, str] | None:
+    """The balancer that has a buffer in the memory of ``x``, and what it calls the buffer; None if no balancer has one."""
+    device, start, end = _memory(x)
+    for balancer in [alive for reference in _balancers.valuerefs() if (alive := reference()) is not None]:
+        for name, buffer in balancer._buffers.items():
+            if x is buffer:
+                return balancer, name
+            if buffer is not None and start:  # a view, or what `to()` made of the buffer where there was nothing to do
+                there, first, last = _memory(buffer)
+                if there == device and start < last and first < end:
+                    return balancer, name
+    return None
+
+
+def _memory(x: Tensor) -> tuple[torch.device, int, int]:
+    """Where ``x`` lies: the device, the first address, and the one after the last; 0 for both if it has no memory of its own."""
+    try:
+        return x.device, x.data_ptr(), x.data_ptr() + x.nbytes
+    except RuntimeError:  # a sparse tensor, say
+        return x.device, 0, 0
 
 
 def on_meta() -> RuntimeError:

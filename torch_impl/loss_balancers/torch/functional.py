@@ -68,6 +68,8 @@ def weighted_sum(
         docs/spec/2-arithmetic.md, A1 to A8.
     """
     terms = list(terms)
+    if isinstance(weights, Tensor) and layout_of(weights):
+        raise errors.weights_not_a_sequence(weights)
     vector = isinstance(weights, Tensor) and weights.dtype in FORMATS and weights.ndim == 1
     if is_dynamo_compiling() and not vector:
         _check_known(weights)
@@ -89,19 +91,26 @@ def _check_known(weights: Any) -> None:
 
 def check_terms(names: Sequence[str], terms: Sequence[Any]) -> tuple[torch.dtype, ...]:
     """The dtypes. Raises unless all terms are floating-point tensors of one shape on one device (spec E4 to E6)."""
-    shape, device = getattr(terms[0], "shape", None), getattr(terms[0], "device", None)
-    dtypes = []
+    first, dtypes = terms[0], []
     for x in terms:
-        if not (isinstance(x, Tensor) and x.dtype in FORMATS and x.shape == shape and x.device == device):
+        dense = isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested  # a nested tensor has no shape to ask for
+        if not (dense and x.dtype in FORMATS and x.shape == first.shape and x.device == first.device):
             raise spec.bad_losses({name: _describe(loss) for name, loss in zip(names, terms, strict=True)})
         dtypes.append(x.dtype)
     return tuple(dtypes)
 
 
+def layout_of(x: Tensor) -> str:
+    """How a tensor lies that is not dense: sparse, nested, or as a library wants it; empty for a dense one."""
+    return "nested" if x.is_nested else "" if x.layout is torch.strided else str(x.layout).removeprefix("torch.")
+
+
 def _describe(loss: object) -> spec.LossInfo:
     if not isinstance(loss, Tensor):
-        return spec.LossInfo(type(loss).__name__, is_loss=False)
+        return spec.LossInfo(errors.kind_of(loss), is_loss=False)
     kind = f"an array of {str(loss.dtype).removeprefix('torch.')}"
+    if layout := layout_of(loss):
+        return spec.LossInfo(kind, is_loss=False, layout=layout)
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape), str(loss.device))
 
 

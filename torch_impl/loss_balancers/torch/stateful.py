@@ -17,7 +17,7 @@ from loss_balancers.torch.carried import CarriesState, on_meta
 from loss_balancers.torch.observing import Inputs, State, advanced, observed, pending_mean
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
 from loss_balancers.torch.rounding import compiling
-from loss_balancers.torch.transforms import under_torch_func
+from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
 from loss_balancers.torch.weighed import WeighedLossBalancer
 from loss_balancers.torch.wrapped import check_not_joining
 
@@ -110,6 +110,7 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         With a process group, the sums and counts of all ranks are added first, in one all-reduce; so all ranks must call it, even
         a rank that observed nothing. Without an observation since the last call, only the counter ``steps`` changes.
         """
+        check_not_transformed("step()")
         self._forwards = -1
         self._commit()
 
@@ -118,6 +119,7 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
 
         No counter moves. Each rank drops its own observations, so all ranks must call it.
         """
+        check_not_transformed("discard()")
         self.pending.zero_()
 
     def export_state(self) -> dict[str, Any]:
@@ -128,8 +130,9 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
             Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
 
         Raises:
-            RuntimeError: This balancer is on the device "meta".
+            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
         """
+        check_not_transformed("export_state()")
         settings = self._settings
         if self.pending.is_meta:
             what = "Call `to_empty(device=...)` on the model first."
@@ -148,8 +151,9 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         Raises:
             TypeError: ``exported`` is not a mapping.
             ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
-            RuntimeError: This balancer is on the device "meta".
+            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
         """
+        check_not_transformed("load_state()")
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         state = self._values()

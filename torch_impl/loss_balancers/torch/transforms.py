@@ -43,6 +43,18 @@ def _linearizing() -> bool:
     return level >= 0 and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # type: ignore[reportAttributeAccessIssue]
 
 
+def check_not_transformed(what: str) -> None:
+    """Raises if a transform of `torch.func` is active, where state may neither be written nor read out.
+
+    Some transforms raise errors of their own there, others run the function twice, or keep what they have wrapped.
+
+    Raises:
+        RuntimeError: A transform is active.
+    """
+    if under_torch_func():
+        raise errors.state_under_a_transform(what)
+
+
 def transformable(function: Callable[..., R]) -> Callable[..., R]:
     """``function``, not traced by Dynamo. It takes tensors and constants, and calls an `autograd.Function` that can be transformed.
 

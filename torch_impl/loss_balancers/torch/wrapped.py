@@ -2,8 +2,9 @@
 
 By default it sends rank 0's buffers to all ranks at every forward, over what each rank has observed. Each wrapper has a set of
 names that it passes by, and asks it about each buffer whenever it lists what to send. Our set looks at whose buffer that is now, so
-it does not matter when or how the model got its balancer. A wrapper gets it when it is made: PyTorch calls a hook whenever a module
-gets a submodule, and a wrapper's first is its model. No code of the balancer has to run for it.
+it does not matter when or how the model got its balancer, nor where else in the model the same buffer stands. A wrapper gets it
+when it is made: PyTorch calls a hook whenever a module gets a submodule, and a wrapper's first is its model. No code of the
+balancer has to run for it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from loss_balancers.spec import errors
-from loss_balancers.torch.carried import CarriesState
+from loss_balancers.torch.carried import CarriesState, owner_of
 
 #: The wrappers of the process.
 _wrappers: WeakSet[DistributedDataParallel] = WeakSet()
@@ -46,9 +47,12 @@ class PassedBy(set[str]):
     def __contains__(self, name: object) -> bool:
         if isinstance(name, str):
             path, _, last = name.rpartition(".")
-            owner = _submodule(self._model, path)
-            if isinstance(owner, CarriesState) and last in owner._buffers:  # a parameter of a subclass has a gradient to reduce
-                return not (owner._is_shared(last) and self._sends_once())
+            module = _submodule(self._model, path)
+            buffer = None if module is None else module._buffers.get(last)  # a parameter of a subclass has a gradient to reduce
+            owned = None if buffer is None else owner_of(buffer)  # whoever else has it too, under whatever name
+            if owned is not None:
+                balancer, entry = owned
+                return not (balancer._is_shared(entry) and self._sends_once())
         return super().__contains__(name)
 
     def _sends_once(self) -> bool:
