@@ -38,12 +38,15 @@ def state_of():
 
 @pytest.fixture
 def run_example(tmp_path):
-    """Runs an example as its page says, in a folder of its own, and returns what it printed."""
+    """Runs an example as `make host` does, in a folder of its own, and returns what it printed.
+
+    With -P, since an example has its host's name: beside it, `import lightning` would find the example.
+    """
     import subprocess
     import sys
 
     def run(host: str, *words: str, timeout: int = 600) -> str:
-        command = [sys.executable, str(ROOT / f"examples/hosts/{host}.py"), *words]
+        command = [sys.executable, "-P", str(ROOT / f"examples/hosts/{host}.py"), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
