@@ -58,7 +58,8 @@ def as_modelopt(balancer: Balancer) -> Balancer:
 def _in_both(own: type[Any]) -> type[Any]:
     """The class that is ``own`` and ModelOpt's: all that it does is in ``own``, which comes first."""
     names = {"__doc__": own.__doc__, "__module__": own.__module__, "__qualname__": own.__qualname__, "__reduce__": _reduced}
-    return type(own)(own.__name__, (own, ModelOptBalancer), names)
+    metaclass: Any = type(own)
+    return metaclass(own.__name__, (own, ModelOptBalancer), names)
 
 
 def _reduced(balancer: nn.Module) -> Any:
