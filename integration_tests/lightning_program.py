@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from in_torch import Net, Rows, batch, make, rows_of
+from in_torch import Net, Rows, batch, exact_rows, make
 from torch.nn import functional as F
 
 ITEMS, STEPS = 16, 6
@@ -91,9 +90,7 @@ class Exact(Distillation):
 
     def training_step(self, i: int) -> torch.Tensor:
         step, part = divmod(i, self.parts)
-        rng = np.random.default_rng(step)
-        whole = rows_of({name: (rng.integers(1, 64 << 3 * k, ITEMS) / 64).astype(np.float32) for k, name in enumerate(self.names)})
-        rows = self.student(whole).chunk(self.parts * self.world)[part * self.world + self.rank]
+        rows = self.student(exact_rows(step)).chunk(self.parts * self.world)[part * self.world + self.rank]
         if self.amounts == "means":
             return self.balancer(dict(zip(self.names, rows.mean(0).unbind(), strict=True)))
         losses = dict(zip(self.names, (rows.sum(0) / ITEMS).unbind(), strict=True))
