@@ -44,7 +44,7 @@ test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## th
 	@.venv-hosts/all/bin/python -m pytest -n 2 integration_tests --ignore=integration_tests/test_tunix.py
 	@.venv-hosts/tunix/bin/python -m pytest integration_tests/test_tunix.py
 
-host: ## run a host's example, such as HOST=lightning (docs/hosts)
+host: ## run a host's example, such as HOST=lightning_fit (docs/hosts)
 	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/.installed
 	@.venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
 

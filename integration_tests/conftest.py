@@ -34,7 +34,7 @@ def state_of():
 
 @pytest.fixture
 def run_example(tmp_path):
-    """Runs an example as its page says, in a folder of its own, and returns what it printed."""
+    """Runs an example as `make host` does, in a folder of its own, and returns what it printed."""
     import subprocess
     import sys
 

@@ -1,5 +1,6 @@
 """What holds for every host: an example, a page that names it, few lines, and nothing imported before it is used."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -32,6 +33,12 @@ def test_every_line_with_a_balancer_is_marked(host):
     text = (ROOT / f"examples/hosts/{host}.py").read_text("utf-8")
     code = re.sub(r'""".*?"""|^print\([^\n]*', "", text, flags=re.DOTALL | re.MULTILINE)
     assert [line for line in code.splitlines() if "balancer" in re.sub(r"#.*", "", line) and not line.endswith(MARK)] == []
+
+
+@pytest.mark.parametrize("host", EXAMPLES)
+def test_no_example_is_found_in_place_of_its_host(host):
+    """A script's folder comes first: beside `lightning.py`, `import lightning` would find the example."""
+    assert importlib.util.find_spec(host) is None
 
 
 @pytest.mark.parametrize("host", EXAMPLES)

@@ -766,6 +766,16 @@ def operand_devices(a: str, b: str) -> ValueError:
     return ValueError(f"The operands must be on one device. Received {a} and {b}. Move them to one device first.")
 
 
+# --- training loops -------------------------------------------------------------------------------------------------
+
+
+def not_a_torch_balancer(received: Any) -> TypeError:
+    return TypeError(
+        f"`balancer` must be a balancer of `loss_balancers.torch`. Received {shown(received)} of type {type(received).__name__}. "
+        "Pass an instance, such as `StaticLossBalancer(0.5)`."
+    )
+
+
 # --- packaging ------------------------------------------------------------------------------------------------------
 
 
