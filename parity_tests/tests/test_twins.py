@@ -122,6 +122,8 @@ def test_each_file_has_its_twin() -> None:
     # the host's work from Dynamo (host.py) and from an eager call like the last one (again.py); tells a forward from its repetition
     # (recomputation.py), and minds who wraps it (wrapped.py).
     beside = {"again.py", "autograd.py", "host.py", "recomputation.py", "transforms.py", "wrapped.py"}
+    # Adapters, each for a library that one framework alone has.
+    beside |= {"transformers.py"}
     assert files["torch"] - files["jax"] == beside
     assert files["jax"] - files["torch"] == {f"{name}.py" for name in JAX_NAMES}
 
