@@ -22,6 +22,15 @@ from loss_balancers.torch import DistillationLossBalancer, EMANormalizedLossBala
 from loss_balancers.torch.transformers import BalancerCallback
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The models are tiny: threads would cost more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def ema():
     return EMANormalizedLossBalancer(NAMES, lagged=True)
 
@@ -409,13 +418,15 @@ def test_two_ranks_have_the_bits_of_one_process_and_resume_with_the_same(exact_l
 # --- example and page -----------------------------------------------------------------------------------------------
 
 
-def test_the_example_runs(run_example):
-    assert "accuracy of the student: 0.9" in run_example("hf_trainer")
+def test_the_example_runs(run_example, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    printed = run_example("hf_trainer")
+    assert "balancer/KLDivLoss_0/weight" in printed
+    assert float(printed.split("accuracy of the student: ")[1]) > 0.7
 
 
-def test_the_page_runs(run_page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_page("hf_trainer") >= 1
+def test_the_page_runs(run_page):
+    assert run_page("hf_trainer") == 2
 
 
 def test_the_words_for_a_missing_library_name_the_extra():
