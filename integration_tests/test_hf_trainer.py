@@ -255,6 +255,31 @@ def test_a_step_that_the_scaler_skips_is_dropped_and_not_counted(state_of, tmp_p
     assert state_of(alone) == state_of(balancer)
 
 
+def test_an_attempt_that_runs_out_of_memory_leaves_nothing(state_of, tmp_path):
+    """With `auto_find_batch_size` the Trainer begins anew, with smaller micro-batches."""
+
+    class Fails(Distiller):
+        calls = 0
+
+        def compute_loss(self, *args, **kwargs):
+            self.calls += 1
+            if self.calls == 2:  # in the first step, when one micro-batch has been observed
+                raise RuntimeError("CUDA out of memory.")
+            return super().compute_loss(*args, **kwargs)
+
+    def trained(kind, size):
+        balancer = ema()
+        given = {"per_device_train_batch_size": size, "auto_find_batch_size": True}
+        args = arguments(tmp_path, max_steps=2, gradient_accumulation_steps=2, **given)
+        trainer = kind(balancer=balancer, place="trainer", args=args, callbacks=[BalancerCallback(balancer)])
+        trainer.train()
+        return state_of(balancer), trainer._train_batch_size
+
+    state, size = trained(Fails, 8)
+    assert size < 8
+    assert trained(Distiller, size) == (state, size)
+
+
 # --- logs -----------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +292,7 @@ def test_the_logs_have_the_breakdown_of_the_last_micro_batch(tmp_path, name, pla
         def on_log(self, args, state, control, logs=None, **kwargs):
             logged.append(dict(logs))
 
-    args = arguments(tmp_path, max_steps=6, gradient_accumulation_steps=2, logging_steps=3, eval_strategy="steps", eval_steps=3)
+    args = arguments(tmp_path, max_steps=6, gradient_accumulation_steps=2, logging_steps=3, eval_strategy="steps", eval_steps=2)
     callbacks = [BalancerCallback(balancer), After()]
     trainer = Distiller(balancer=balancer, place=place, args=args, eval_dataset=micro_batches(32), callbacks=callbacks)
     trainer.train()
@@ -278,7 +303,7 @@ def test_the_logs_have_the_breakdown_of_the_last_micro_batch(tmp_path, name, pla
         assert ours == trainer.breakdowns[at]
         assert len(ours) == 3 * len(NAMES) + 1
     others = [logs for logs in trainer.state.log_history if "loss" not in logs]
-    assert len(others) == 3  # two evaluations and the summary
+    assert len(others) == 4  # three evaluations, two of them at steps that do not log, and the summary
     assert not any(key.startswith("balancer/") for logs in others for key in logs)
     assert [{k: v for k, v in logs.items() if k[:9] == "balancer/"} for logs in logged if "loss" in logs] == [
         {k: v for k, v in logs.items() if k[:9] == "balancer/"} for logs in of_steps
@@ -371,7 +396,7 @@ def test_a_copy_of_a_model_with_the_balancer_is_not_the_trainers(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["trainer", "model"])
-def test_the_watch_breaks_no_graph(tmp_path, place):
+def test_the_watch_breaks_no_graph_and_compiles_once(tmp_path, place):
     balancer = ema()
     trainer = Distiller(balancer=balancer, place=place, args=arguments(tmp_path), callbacks=[BalancerCallback(balancer)])
     model = trainer.model.train()
@@ -379,6 +404,10 @@ def test_the_watch_breaks_no_graph(tmp_path, place):
     losses = {name: torch.tensor(1.0, requires_grad=True) for name in NAMES}
     objective(losses)
     assert balancer.pending[-2] == 1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            balancer.step()
+            objective(losses)
     model.eval()
     objective(losses)
     assert balancer.pending[-2] == 1

@@ -17,6 +17,7 @@ from loss_balancers.torch.transformers import BalancerCallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),  # TRL's own default
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
 ]
 NAMES = ("student_loss", "JSDLoss_0")
 BALANCERS = {

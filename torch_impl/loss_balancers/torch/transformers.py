@@ -23,10 +23,7 @@ except ImportError as error:
 
 
 class _Watch:
-    """A hook before each call of a balancer: sets the model's mode, and keeps what the last training call was given.
-
-    A copy of the balancer, or a pickled one, gets a watch without a model: it does not belong to the Trainer.
-    """
+    """A hook before each call of a balancer: sets the model's mode, and keeps what the last training call was given."""
 
     def __init__(self) -> None:
         self.model: Any = lambda: None
@@ -40,7 +37,7 @@ class _Watch:
             self.call = args, kwargs
 
     def __reduce__(self) -> Any:
-        return _Watch, ()
+        return _Watch, ()  # a copy of the balancer, or a pickled one, does not belong to the Trainer
 
 
 class BalancerCallback(TrainerCallback, ExportableState):
@@ -49,8 +46,7 @@ class BalancerCallback(TrainerCallback, ExportableState):
     For a balancer that ``compute_loss`` calls, whether the Trainer holds it or the model (docs/hosts/hf_trainer.md). Its mode is
     the model's in both cases, so that nothing is observed in an evaluation. If a gradient scaler skips an update, what was
     observed is dropped. State is in ``trainer_state.json`` of a checkpoint, and ``resume_from_checkpoint`` restores it. The logs
-    have the last micro-batch of a step, on rank 0, as ``balancer/{name}/weight`` and so on; the numbers stay on the device until
-    the Trainer logs. A balancer in a compiled function is not logged.
+    have the last micro-batch of a step, on rank 0, as ``balancer/{name}/weight`` and so on, unless the balancer is compiled.
 
     Args:
         balancer: The balancer. It is moved to the Trainer's device unless it is part of the model.
