@@ -230,7 +230,7 @@ def test_a_loss_that_is_missing_is_shown_in_code_and_its_mend_works() -> None:
         losses = {name: array(1.0) for name in N if name != "MSELoss_0"}
         with pytest.raises(ValueError, match="built for") as raised:
             ema(module)(losses)
-        _, cause, mend = str(raised.value).splitlines()
+        _, cause, mend, _ = str(raised.value).splitlines()
         assert cause == "    balancer({...})  # probably: this batch has no 'MSELoss_0'"
         assert mend == "    balancer({..., 'MSELoss_0': any_value}, count={..., 'MSELoss_0': 0})  # instead"
         ema(module)({**losses, "MSELoss_0": array(math.nan)}, count={**dict.fromkeys(losses, 1), "MSELoss_0": 0})
@@ -247,7 +247,7 @@ def test_state_that_leaks_across_a_transform_is_shown_in_code_and_its_mend_works
     known = {"nnx": nnx, "balancer": balancer, "losses_of": losses_of, "x": jnp.float32(1.0)}
     with pytest.raises(RuntimeError, match="is not an argument of") as raised:
         nnx.jit(lambda x: balancer(losses_of(x)))(known["x"])
-    _, cause, mend = str(raised.value).splitlines()
+    _, cause, mend, _ = str(raised.value).splitlines()
     with pytest.raises(RuntimeError, match="is not an argument of"):
         eval(cause.strip(), known)
     assert eval(mend.strip(), known) == 3.0 * 1.0

@@ -120,8 +120,10 @@ def test_each_file_has_its_twin() -> None:
     files = {part: {f.name for f in (ROOT / f"{part}_impl/loss_balancers/{part}").glob("*.py")} for part in ("torch", "jax")}
     # torch spells out what one JAX primitive is (autograd.py), and how it is differentiated in compiled code (transforms.py); keeps
     # the host's work from Dynamo (host.py) and from an eager call like the last one (again.py); tells a forward from its repetition
-    # (recomputation.py), and minds who wraps it (wrapped.py). An adapter is for a host that has one framework (modelopt.py).
-    beside = {"again.py", "autograd.py", "host.py", "recomputation.py", "transforms.py", "wrapped.py"} | {"modelopt.py"}
+    # (recomputation.py), and minds who wraps it (wrapped.py).
+    beside = {"again.py", "autograd.py", "host.py", "recomputation.py", "transforms.py", "wrapped.py"}
+    # Adapters, each for a library that one framework alone has.
+    beside |= {"modelopt.py", "transformers.py"}
     assert files["torch"] - files["jax"] == beside
     assert files["jax"] - files["torch"] == {f"{name}.py" for name in JAX_NAMES}
 
