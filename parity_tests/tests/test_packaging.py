@@ -16,7 +16,7 @@ from evidence import CERTIFICATE
 from loss_balancers.spec.errors import with_extra
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("spec", "torch_impl", "jax_impl", "parity_tests")
+PARTS = ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests")
 PROBE = """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):

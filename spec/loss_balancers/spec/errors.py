@@ -521,6 +521,22 @@ def across_a_transform() -> RuntimeError:
     )
 
 
+def not_settings(received: Any) -> TypeError:
+    return TypeError(
+        "`settings` must be settings of a balancer, as `loss_balancers.spec` has them. Received an object of type "
+        f"{type(received).__name__}. Pass `StaticLossBalancerSettings(0.5)`, say: it takes the arguments of `StaticLossBalancer`."
+    )
+
+
+def training_unknown() -> ValueError:
+    return ValueError(
+        "A balancer with state must be told whether it is called in training, when it observes the losses, or in validation, when it "
+        "does not. Received `training=None`. Pass on what `compute_loss` got."
+        "\n    self.balancer(losses)  # probably: in `compute_loss`, which Keras calls for both"
+        "\n    self.balancer(losses, training=training)  # instead"
+    )
+
+
 # --- amounts --------------------------------------------------------------------------------------------------------
 
 
@@ -706,6 +722,13 @@ def with_extra(extra: str) -> str:
 
 def missing_framework(part: str, package: str, extra: str) -> str:
     return missing_package(f"`loss_balancers.{part}` needs", package, extra)
+
+
+def keras_backend(received: str) -> ImportError:
+    return ImportError(
+        f'`loss_balancers.keras` needs Keras with the backend "torch" or "jax". Received the backend {received!r}. Set the variable '
+        "KERAS_BACKEND to one of the two before Keras is imported."
+    )
 
 
 def framework_too_old(part: str, package: str, found: str, oldest: str) -> ImportError:
