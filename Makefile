@@ -45,8 +45,8 @@ test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## th
 	@.venv-hosts/tunix/bin/python -m pytest integration_tests/test_tunix.py
 
 host: ## run a host's example, such as HOST=lightning (docs/hosts)
-	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/.installed
-	@.venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
+	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix%,$(HOST)),tunix,all)/.installed
+	@.venv-hosts/$(if $(filter tunix%,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
 
 .venv-hosts/all/.installed: constraints.txt pyproject.toml
 	@echo "==> Setting up .venv-hosts/all with the libraries of all hosts but Tunix (a few minutes)"
