@@ -68,7 +68,7 @@ def _run(site: Path, code: str, missing: set[str]) -> subprocess.CompletedProces
 def _assert_is_the_package(names: set[str]) -> None:
     parts = {name.split("/")[1] for name in names if name.startswith("loss_balancers/")}
     assert {name for name in names if name.startswith("loss_balancers_pytest/")} == {"loss_balancers_pytest/__init__.py"}
-    assert parts == {"spec", "torch", "jax", "parity", "audit"}
+    assert parts == {"spec", "torch", "jax", "keras", "parity", "audit"}
     assert {f"loss_balancers/{part}/py.typed" for part in parts} <= names
     data = {
         p.relative_to(ROOT / part).as_posix()
