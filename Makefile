@@ -41,12 +41,12 @@ unit: $(STAMP) ## every test
 
 test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## the balancers in real training loops: each host's library is installed (5 GB)
 	@echo "==> Running the tests in training loops"
-	@.venv-hosts/all/bin/python -m pytest -n 2 integration_tests --ignore=integration_tests/test_tunix.py
+	@.venv-hosts/all/bin/python -m pytest -n 2 --dist loadfile integration_tests --ignore=integration_tests/test_tunix.py
 	@.venv-hosts/tunix/bin/python -m pytest integration_tests/test_tunix.py
 
 host: ## run a host's example, such as HOST=lightning_fit (docs/hosts)
-	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/.installed
-	@.venv-hosts/$(if $(filter tunix,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
+	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix%,$(HOST)),tunix,all)/.installed
+	@.venv-hosts/$(if $(filter tunix%,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
 
 .venv-hosts/all/.installed: constraints.txt pyproject.toml
 	@echo "==> Setting up .venv-hosts/all with the libraries of all hosts but Tunix (a few minutes)"

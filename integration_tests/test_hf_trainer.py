@@ -8,13 +8,12 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hf_trainer_runs import BALANCERS, Distiller, Recorder, arguments, micro_batches, mlp, rows
-from hosts import NAMES
+from hosts import NAMES, ROOT
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from loss_balancers.spec import errors
@@ -431,7 +430,7 @@ def test_early_stopping_works_beside_it(tmp_path):
 def test_two_ranks_have_the_bits_of_one_process_and_resume_with_the_same(exact_losses, state_of, tmp_path):
     items = exact_losses(64)
     np.savez(tmp_path / "items.npz", **items)
-    program = Path(__file__).with_name("hf_trainer_runs.py")
+    program = ROOT / "integration_tests/helpers/hf_trainer_runs.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=one_thread)

@@ -30,7 +30,7 @@ BLOCKS = [
     if not name.startswith("docs/hosts/")  # their libraries are not installed here: `make test-integrations` runs them
     for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 ]
-PARTS = [ROOT / part for part in ("spec", "torch_impl", "jax_impl", "parity_tests")]
+PARTS = [ROOT / part for part in ("spec", "torch_impl", "jax_impl", "parity_tests")]  # the example of keras_impl needs Keras
 MODULES = [
     ".".join(file.relative_to(part).with_suffix("").parts).removesuffix(".__init__")
     for part in PARTS

@@ -105,7 +105,7 @@ def test_every_extra_of_an_error_installs_as_the_error_says(empty: Environment) 
 
 
 def test_errors_say_in_one_place_what_to_install() -> None:
-    parts = [ROOT / part / "loss_balancers" for part in ("spec", "torch_impl", "jax_impl", "parity_tests")]
+    parts = [ROOT / part / "loss_balancers" for part in ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests")]
     places = [file for part in parts for file in part.rglob("*.py") if "pip install" in file.read_text("utf-8")]
     assert places == [Path(str(ROOT / "spec/loss_balancers/spec/errors.py"))]
 

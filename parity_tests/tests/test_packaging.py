@@ -16,7 +16,7 @@ from evidence import CERTIFICATE
 from loss_balancers.spec.errors import with_extra
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("spec", "torch_impl", "jax_impl", "parity_tests")
+PARTS = ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests")
 PROBE = """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
@@ -68,7 +68,7 @@ def _run(site: Path, code: str, missing: set[str]) -> subprocess.CompletedProces
 def _assert_is_the_package(names: set[str]) -> None:
     parts = {name.split("/")[1] for name in names if name.startswith("loss_balancers/")}
     assert {name for name in names if name.startswith("loss_balancers_pytest/")} == {"loss_balancers_pytest/__init__.py"}
-    assert parts == {"spec", "torch", "jax", "parity", "audit"}
+    assert parts == {"spec", "torch", "jax", "keras", "parity", "audit"}
     assert {f"loss_balancers/{part}/py.typed" for part in parts} <= names
     data = {
         p.relative_to(ROOT / part).as_posix()

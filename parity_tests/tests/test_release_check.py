@@ -123,7 +123,7 @@ def test_it_ends_at_the_first_fault(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_no_other_file_states_the_version() -> None:
     """Certificates and pages of evidence say which version they are of; nothing else does."""
-    parts = [ROOT / part / "loss_balancers" for part in ("spec", "torch_impl", "jax_impl", "parity_tests")]
+    parts = [ROOT / part / "loss_balancers" for part in ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests")]
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", WORKFLOW, *ROOT.glob("docs/*.md")]
     files += [file for part in parts for file in part.rglob("*.py")]
     stated = f'"{PROJECT["version"]}"', f"v{PROJECT['version']}", f"loss-balancers {PROJECT['version']}", "__version__ ="

@@ -16,7 +16,11 @@ from loss_balancers.spec import registry, schedules
 from loss_balancers.spec.registry import SETTINGS
 
 ROOT = Path(__file__).parents[2]
-CODE = [file for part in ("spec", "torch_impl", "jax_impl", "parity_tests") for file in sorted((ROOT / part).rglob("*.py"))]
+CODE = [
+    file
+    for part in ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests")
+    for file in sorted((ROOT / part).rglob("*.py"))
+]
 PAGES = sorted((ROOT / "docs" / "spec").glob("*.md"))
 DEFINED = [clause for page in PAGES for clause in re.findall(r"\*\*([A-Z]\d+)\*\*", page.read_text("utf-8"))]
 

@@ -576,6 +576,37 @@ def across_a_transform() -> RuntimeError:
     )
 
 
+def not_settings(received: Any) -> TypeError:
+    return TypeError(
+        "`settings` must be settings of a balancer, as `loss_balancers.spec` has them. Received an object of type "
+        f"{type(received).__name__}. Pass `StaticLossBalancerSettings(0.5)`, say: it takes the arguments of `StaticLossBalancer`."
+    )
+
+
+def training_unknown() -> ValueError:
+    return ValueError(
+        "A balancer with state must be told whether it is called in training, when it observes the losses, or in validation, when "
+        "it does not. Received `training=None`. Pass on what `compute_loss` got."
+        "\n    self.balancer(losses)  # probably: in `compute_loss`, which Keras calls for both"
+        "\n    self.balancer(losses, training=training)  # instead"
+    )
+
+
+def tunix_auto_step(accumulated: int, received: int | None) -> ValueError:
+    return ValueError(
+        "Under Tunix, `auto_step` of a balancer must be the `gradient_accumulation_steps` of the training configuration, or 1: "
+        f"here {accumulated}. Received {received!r}. Build the balancer with `auto_step={accumulated}`: Tunix has no place for "
+        "a `step()`."
+    )
+
+
+def tunix_metrics(missing: Sequence[str], received: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"The metrics that the strategy's `compute_loss` returns must hold the losses. Expected {list(missing)} among them; "
+        f"received {list(received)}. Return each loss in the metrics, and name it in `losses=` of `BalancedTrainer`."
+    )
+
+
 # --- amounts --------------------------------------------------------------------------------------------------------
 
 
@@ -813,6 +844,13 @@ def with_extra(extra: str) -> str:
 
 def missing_framework(part: str, package: str, extra: str) -> str:
     return missing_package(f"`loss_balancers.{part}` needs", package, extra)
+
+
+def keras_backend(received: str) -> ImportError:
+    return ImportError(
+        f'`loss_balancers.keras` needs Keras with the backend "torch" or "jax". Received the backend {received!r}. Set the '
+        "variable KERAS_BACKEND to one of the two before Keras is imported."
+    )
 
 
 def framework_too_old(part: str, package: str, found: str, oldest: str) -> ImportError:
