@@ -34,7 +34,7 @@ def known_lanes() -> list[Lane]:
     Raises:
         ValueError: Two lanes have one name.
     """
-    lanes = [*_of("torch"), *_of("jax")]
+    lanes = [*lanes_of("torch"), *lanes_of("jax")]
     for entry in sorted(entry_points(group=ENTRY_POINTS)):
         try:
             lanes += entry.load()()
@@ -51,7 +51,8 @@ def known_lanes() -> list[Lane]:
     return lanes
 
 
-def _of(framework: str) -> list[Lane]:
+def lanes_of(framework: str) -> list[Lane]:
+    """This library's lanes of a framework, which is loaded for it, and no other."""
     if (reason := why_no_framework(framework)) is not None:
         return refused_lanes(framework, MODES[framework], dict.fromkeys(KNOWN_DEVICES, reason))
     if framework == "torch":
