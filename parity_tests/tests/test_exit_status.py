@@ -16,7 +16,7 @@ from certificates import doctored, jax_certificate, torch_certificate
 
 from loss_balancers.parity.files import write_json
 
-#: The command line with a few of the vectors, where the environment says so with few lanes, and with an audit that compiles nothing.
+#: The command line with a few of the vectors, with few lanes if the environment says so, and with an audit that compiles nothing.
 PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1] / "helpers")!r})
