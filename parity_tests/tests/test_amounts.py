@@ -141,41 +141,38 @@ def test_a_count_of_one_is_the_default(name: str) -> None:
 # --- absent losses ---------------------------------------------------------------------------------------------------
 
 
-def outcomes(framework: str, settings: Any, rows: list[dict[str, float]], count: Any, compiled: bool) -> list[dict[str, bytes]]:
-    """For each row of losses, aggregate, gradients and state of two steps from the first state on; the amounts are on the device.
-
-    Compiled once for all rows: they differ in nothing that a compiler sees.
-    """
-    balancer = make(framework, settings)
-    begin = balancer.export_state()
-    amounts = {name: array(framework, float(x)) for name, x in count.items()}
+def differentiated(
+    framework: str, balancer: Any, amounts: Any, compiled: bool
+) -> Callable[[dict[str, float]], tuple[Any, dict[str, Any]]]:
+    """What gives aggregate and gradients of a training forward; compiled once, whatever the values."""
     if framework == "torch":
         torch.compiler.reset()  # Dynamo counts compilations by the code of a function, which all balancers share
         forward = torch.compile(balancer, fullgraph=True, backend="aot_eager") if compiled else balancer
-    else:
 
-        def call(losses: Any, balancer: Any, amounts: Any) -> Any:
-            return balancer(losses, count=amounts)
+        def torch_call(values: dict[str, float]) -> tuple[Any, dict[str, Any]]:
+            losses = {name: torch.tensor(x, requires_grad=True) for name, x in values.items()}
+            aggregate = forward(losses, count=amounts)
+            return aggregate, dict(zip(losses, torch.autograd.grad(aggregate, list(losses.values())), strict=True))
 
-        value_and_grad = nnx.value_and_grad(call)
-        if compiled:
-            value_and_grad = nnx.jit(value_and_grad)
+        return torch_call
 
-    def call_and_gradients(values: dict[str, float]) -> tuple[Any, dict[str, Any]]:
-        losses: dict[str, Any]
-        if framework == "jax":
-            losses = {name: jnp.float32(x) for name, x in values.items()}
-            return value_and_grad(losses, balancer, amounts)
-        losses = {name: torch.tensor(x, requires_grad=True) for name, x in values.items()}
-        aggregate = forward(losses, count=amounts)
-        return aggregate, dict(zip(losses, torch.autograd.grad(aggregate, list(losses.values())), strict=True))
+    value_and_grad = nnx.value_and_grad(lambda losses, balancer, amounts: balancer(losses, count=amounts))
+    if compiled:
+        value_and_grad = nnx.jit(value_and_grad)
+    return lambda values: value_and_grad({name: jnp.float32(x) for name, x in values.items()}, balancer, amounts)
 
+
+def outcomes(framework: str, settings: Any, rows: list[dict[str, float]], count: Any, compiled: bool) -> list[dict[str, bytes]]:
+    """For each row of losses the aggregate, gradients and state of two steps from the same state on. Amounts are tensors."""
+    balancer = make(framework, settings)
+    begin = balancer.export_state()
+    call = differentiated(framework, balancer, {name: array(framework, float(x)) for name, x in count.items()}, compiled)
     found = []
     for values in rows:
         balancer.load_state(begin)
         outcome = {}
         for step in range(2):
-            aggregate, gradients = call_and_gradients(values)
+            aggregate, gradients = call(values)
             outcome |= {f"{step}": as_bytes(aggregate)} | {f"{step} {n}": as_bytes(g) for n, g in gradients.items()}
             balancer.step()
         found.append(outcome | state_of(balancer))

@@ -85,18 +85,19 @@ def run(root: Path, arguments: Sequence[str]) -> str:
 def lacking(trial: Path) -> Iterator[Callable[[], list[str]]]:
     """What the trial balancer lacks now."""
     with subprocess.Popen(**in_copy(trial, ["-c", LACKS]), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        asks, answers = process.stdin, process.stdout
+        assert asks is not None
+        assert answers is not None
 
         def lacking() -> list[str]:
-            print(file=process.stdin, flush=True)
-            found = json.loads(process.stdout.readline())
+            print(file=asks, flush=True)
+            found = json.loads(answers.readline())
             assert isinstance(found, dict), found
             assert found.keys() <= {BALANCER}
             return found.get(BALANCER, [])
 
         yield lacking
-        process.stdin.close()
+        asks.close()
 
 
 def test_it_takes_five_files_and_a_line_wherever_balancers_are_listed(trial: Path) -> None:
