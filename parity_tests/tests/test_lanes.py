@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -31,7 +32,7 @@ from loss_balancers.parity.lanes.jax_modes import run_in_jax
 from loss_balancers.parity.lanes.jax_program import Packed
 from loss_balancers.parity.lanes.known import find_lanes, known_lanes
 from loss_balancers.parity.lanes.lane import Lane
-from loss_balancers.parity.lanes.own_process import in_own_process
+from loss_balancers.parity.lanes.own_process import in_own_process, one_process
 from loss_balancers.parity.run import run_lane
 from loss_balancers.spec import FORMATS, load_golden
 
@@ -110,6 +111,7 @@ def test_the_lanes_of_what_jax_reports_appear(monkeypatch: pytest.MonkeyPatch, c
 
 ADDED = """
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -213,6 +215,14 @@ def test_a_planted_fault_of_an_ulp_in_weights_and_in_state_is_found(lane: Lane) 
     assert set(found.values()) <= {1, 2}
 
 
+@pytest.fixture(scope="module")
+def _one_process() -> Iterator[None]:
+    """One process for all lanes without guards: each would import both frameworks."""
+    with one_process():
+        yield
+
+
+@pytest.mark.usefixtures("_one_process")
 @pytest.mark.parametrize(
     ("name", "label", "found"),
     [
