@@ -14,7 +14,7 @@ from typing import NamedTuple
 from loss_balancers.parity.golden.comparison import Cell, differences
 from loss_balancers.parity.golden.vectors import LABELS, Value, case_name, cases, column_digest, columns, digest, shape, values_of
 from loss_balancers.parity.lanes.absent import NotCompiledError
-from loss_balancers.parity.lanes.known import MODES, find_lanes, lanes_of
+from loss_balancers.parity.lanes.known import MODES, added_lanes, find_lanes, lanes_of
 from loss_balancers.parity.lanes.lane import Lane
 from loss_balancers.parity.lanes.own_process import begin, one_process, where_it_runs
 from loss_balancers.parity.lanes.switches import Flag, flags_of
@@ -152,10 +152,10 @@ def _lanes_here() -> dict[str, Lane]:
 
 @cache
 def _lane_here(name: str) -> Lane:
-    """A lane of this host. Of this library's, its framework alone is loaded: that takes seconds, and a worker may need no other."""
+    """A lane of this host. Of this library's lanes, those of its framework alone are loaded: each framework takes seconds."""
     framework = name.partition("-")[0]
-    own = lanes_of(framework) if framework in MODES else ()
-    return next((lane for lane in own if lane.name == name), None) or _lanes_here()[name]
+    lanes = [*(lanes_of(framework) if framework in MODES else ()), *added_lanes()]
+    return next(lane for lane in lanes if lane.name == name)
 
 
 class _Given(NamedTuple):

@@ -34,13 +34,7 @@ def known_lanes() -> list[Lane]:
     Raises:
         ValueError: Two lanes have one name.
     """
-    lanes = [*lanes_of("torch"), *lanes_of("jax")]
-    for entry in sorted(entry_points(group=ENTRY_POINTS)):
-        try:
-            lanes += entry.load()()
-        except Exception as error:
-            error.add_note(f"The lanes of the entry point {entry.name} = {entry.value!r} cannot be loaded. Repair or uninstall it.")
-            raise
+    lanes = [*lanes_of("torch"), *lanes_of("jax"), *added_lanes()]
     names = [lane.name for lane in lanes]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
@@ -48,6 +42,18 @@ def known_lanes() -> list[Lane]:
             f"Lanes must have distinct names. Received {', '.join(twice)} more than once. Rename a mode of those that the entry "
             f"points of {ENTRY_POINTS!r} add."
         )
+    return lanes
+
+
+def added_lanes() -> list[Lane]:
+    """The lanes that other packages add."""
+    lanes = []
+    for entry in sorted(entry_points(group=ENTRY_POINTS)):
+        try:
+            lanes += entry.load()()
+        except Exception as error:
+            error.add_note(f"The lanes of the entry point {entry.name} = {entry.value!r} cannot be loaded. Repair or uninstall it.")
+            raise
     return lanes
 
 
