@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -31,7 +32,7 @@ from loss_balancers.parity.lanes.jax_modes import run_in_jax
 from loss_balancers.parity.lanes.jax_program import Packed
 from loss_balancers.parity.lanes.known import find_lanes, known_lanes
 from loss_balancers.parity.lanes.lane import Lane
-from loss_balancers.parity.lanes.own_process import in_own_process
+from loss_balancers.parity.lanes.own_process import in_own_process, one_process
 from loss_balancers.parity.run import run_lane
 from loss_balancers.spec import FORMATS, load_golden
 
@@ -110,6 +111,7 @@ def test_the_lanes_of_what_jax_reports_appear(monkeypatch: pytest.MonkeyPatch, c
 
 ADDED = """
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -213,6 +215,14 @@ def test_a_planted_fault_of_an_ulp_in_weights_and_in_state_is_found(lane: Lane) 
     assert set(found.values()) <= {1, 2}
 
 
+@pytest.fixture(scope="module")
+def _one_process() -> Iterator[None]:
+    """One process for all lanes without guards: each would import both frameworks."""
+    with one_process():
+        yield
+
+
+@pytest.mark.usefixtures("_one_process")
 @pytest.mark.parametrize(
     ("name", "label", "found"),
     [
@@ -341,6 +351,7 @@ def test_a_lane_asked_for_on_a_device_that_is_not_here_is_wrong_usage() -> None:
 def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     lane = _lane("torch-cpu-eager")._replace(device="abacus", why_absent=lambda: "its beads are lost")
     monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
+    monkeypatch.setattr(run, "_lane_here", {lane.name: lane}.__getitem__)
     done: list[Any] = []
     assert run.run_lanes([lane.name], GROUPS, done.append) == ({}, {lane.name: "its beads are lost"}, {})
     assert done == []
@@ -349,7 +360,7 @@ def test_a_lane_that_is_absent_is_no_row_and_has_its_reason(monkeypatch: pytest.
 @pytest.mark.parametrize("at_once", [True, False], ids=["at-once", "batch-by-batch"])
 def test_a_job_of_an_absent_lane_runs_nothing(monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
     lane = _lane("torch-cpu-eager")._replace(why_absent=lambda: "its beads are lost", at_once=at_once)
-    monkeypatch.setattr(run, "_lanes_here", lambda: {lane.name: lane})
+    monkeypatch.setattr(run, "_lane_here", {lane.name: lane}.__getitem__)
     lots = run._lots(columns(GROUPS, ["f32"]))
     for job in run._jobs(lane, lots):
         assert run._run_cells(lane.name, job) == ([], {lane.name: "its beads are lost"}, {})
@@ -363,3 +374,17 @@ def test_a_worker_finds_out_that_there_is_no_compiler(monkeypatch: pytest.Monkey
     assert list(flags) == ["torch-cpu-eager"]
     assert list(absent) == ["torch-cpu-compiled"]
     assert absent["torch-cpu-compiled"].startswith("torch.compile fails on cpu:")
+
+
+@pytest.mark.parametrize(("framework", "other"), [("torch", "jax"), ("jax", "torch")])
+def test_a_worker_loads_the_framework_of_its_lane_alone(framework: str, other: str) -> None:
+    """Each takes seconds of each process."""
+    code = (
+        "import sys; from loss_balancers.parity import run\n"
+        f"assert run._lane_here('{framework}-cpu-eager').framework == '{framework}'\n"
+        f"assert '{framework}' in sys.modules and '{other}' not in sys.modules\n"
+        "run._lanes_here(); "
+        f"assert '{other}' in sys.modules  # which loads both\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

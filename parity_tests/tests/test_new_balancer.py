@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import check_balancer
 import new_balancer
@@ -29,7 +30,22 @@ WORDS = [
     "parity_tests/tests/test_sequences.py",
     "an audit of what its compiled code overwrites",
 ]
-LACKS = "import json; from completeness import everything; print(json.dumps(everything()))"
+#: Says what balancers lack, each time that it reads a line. The frameworks are imported once; the project, of which a part may be
+#: missing by then, by a fork, as in a process of its own.
+LACKS = """
+import json, os, sys, traceback
+import flax.nnx, jax, optax, torch
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            from completeness import everything
+            print(json.dumps(everything()), flush=True)
+        except BaseException:
+            print(json.dumps(traceback.format_exc()), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +68,36 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, arguments: Sequence[str]) -> str:
+def in_copy(root: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """The command of Python and where it runs, for `subprocess`."""
     parts = [root / name for name in ("spec", "torch_impl", "jax_impl", "parity_tests", "parity_tests/helpers")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, parts))}
-    command = [sys.executable, "-W", "ignore", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    return {"args": [sys.executable, "-W", "ignore", *arguments], "cwd": root, "env": environment, "text": True}
+
+
+def run(root: Path, arguments: Sequence[str]) -> str:
+    done = subprocess.run(**in_copy(root, arguments), capture_output=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def lacking(root: Path) -> list[str]:
-    found = json.loads(run(root, ["-c", LACKS]))
-    assert found.keys() <= {BALANCER}
-    return found.get(BALANCER, [])
+@pytest.fixture(scope="module")
+def lacking(trial: Path) -> Iterator[Callable[[], list[str]]]:
+    """What the trial balancer lacks now."""
+    with subprocess.Popen(**in_copy(trial, ["-c", LACKS]), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        asks, answers = process.stdin, process.stdout
+        assert asks is not None
+        assert answers is not None
+
+        def lacking() -> list[str]:
+            print(file=asks, flush=True)
+            found = json.loads(answers.readline())
+            assert isinstance(found, dict), found
+            assert found.keys() <= {BALANCER}
+            return found.get(BALANCER, [])
+
+        yield lacking
+        asks.close()
 
 
 def test_it_takes_five_files_and_a_line_wherever_balancers_are_listed(trial: Path) -> None:
@@ -96,8 +129,8 @@ def test_it_has_the_bits_of_its_reference_on_every_lane(trial: Path) -> None:
     assert matrix["results"] == matrix["identical"] == 32 * len(matrix["lanes"])
 
 
-def test_what_it_lacks_is_said_and_nothing_else(trial: Path) -> None:
-    assert lacking(trial) == WORDS
+def test_what_it_lacks_is_said_and_nothing_else(lacking: Callable[[], list[str]]) -> None:
+    assert lacking() == WORDS
 
 
 @pytest.mark.parametrize(
@@ -111,7 +144,7 @@ def test_what_it_lacks_is_said_and_nothing_else(trial: Path) -> None:
     ],
     ids=["torch", "jax", "draws", "vectors", "row"],
 )
-def test_a_part_that_is_taken_away_is_missed(trial: Path, taken: str, words: list[str]) -> None:
+def test_a_part_that_is_taken_away_is_missed(trial: Path, lacking: Callable[[], list[str]], taken: str, words: list[str]) -> None:
     path = trial / taken
     init = path.with_name("__init__.py")
     kept = {path: path.read_text()} | ({init: init.read_text()} if init.exists() else {})
@@ -122,7 +155,7 @@ def test_a_part_that_is_taken_away_is_missed(trial: Path, taken: str, words: lis
             path.unlink()
         if init.exists():
             init.write_text("".join(line for line in kept[init].splitlines(keepends=True) if BALANCER not in line))
-        assert sorted(lacking(trial)) == sorted([*words, *WORDS])
+        assert sorted(lacking()) == sorted([*words, *WORDS])
     finally:
         for file, text in kept.items():
             file.write_text(text)

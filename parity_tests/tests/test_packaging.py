@@ -115,6 +115,7 @@ def _wrong_in_sdist(names: set[str]) -> list[str]:
         "constraints.txt",
         "pyproject.toml",
         "PKG-INFO",
+        "conftest.py",
     }
     return [
         *(f"lacks {name}" for name in sorted(wanted - names)),

@@ -1,6 +1,11 @@
 """What the tests share: one balancer of every kind, losses, state as values to compare, and what Dynamo says of an error."""
 
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -39,6 +44,24 @@ def draw():
         return {name: x.to(device, dtype).requires_grad_(requires_grad) for name, x in zip(NAMES, drawn, strict=True)}
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def run_ranks():
+    """Runs a program that forks ranks. None of them is left behind, whatever happens."""
+
+    def run(*words):
+        command = [sys.executable, "-W", "ignore", *map(str, words)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            _, errors = process.communicate(timeout=600)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert process.returncode == 0, errors
+
+    return run
 
 
 @pytest.fixture

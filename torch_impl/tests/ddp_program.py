@@ -1,4 +1,4 @@
-"""What DistributedDataParallel does to balancers, on one of two ranks: `python ddp_program.py FOLDER RANK` writes what it saw."""
+"""What DistributedDataParallel does to balancers, on each of two ranks: `python ddp_program.py FOLDER` writes what each saw."""
 
 import copy
 import datetime
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ranks_program import NAMES, STEPS, Model, OutsideOfForward, in_bits, per_sample  # type: ignore[reportMissingImports]
+from ranks_program import NAMES, STEPS, Model, OutsideOfForward, in_bits, on_ranks, per_sample  # type: ignore[reportMissingImports]
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -269,4 +269,5 @@ def main(folder, rank):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    folder = sys.argv[1]
+    on_ranks(lambda rank: main(folder, rank), WORLD)

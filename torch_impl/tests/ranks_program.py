@@ -1,9 +1,16 @@
-"""What one of several ranks does, in a process of its own: `python ranks_program.py FOLDER RANK WORLD` writes what it saw."""
+"""What each of several ranks does, in a process of its own: `python ranks_program.py FOLDER WORLD` writes what each saw.
+
+PyTorch and its compiler are imported once; each rank is a fork of this process, made before anything is computed.
+"""
 
 import copy
 import datetime
 import json
+import os
 import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -276,5 +283,34 @@ def main(folder, rank, world):
     Path(folder, f"{world}-{rank}.json").write_text(json.dumps(seen))
 
 
+#: What a rank would else import as it compiles, among it what Dynamo needs to split the graph of a model in DDP.
+COMPILER = ("torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor.compile_fx")
+
+
+def fork(run: Callable[[int], None], rank: int) -> int:
+    """Starts a rank."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            run(rank)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+
+def on_ranks(run: Callable[[int], None], world: int) -> None:
+    """Runs all ranks, each in a process of its own. Exits with the number of those that failed."""
+    for name in COMPILER:
+        import_module(name)
+    children = [fork(run, rank) for rank in range(world)]
+    sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    folder, world = sys.argv[1], int(sys.argv[2])
+    on_ranks(lambda rank: main(folder, rank, world), world)

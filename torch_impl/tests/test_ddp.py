@@ -23,17 +23,10 @@ EXPECTED = program.split(1, 1)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, run_ranks):
     """What each of two ranks saw."""
     folder = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-W", "ignore", str(TESTS / "ddp_program.py"), str(folder)]
-    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    run_ranks(TESTS / "ddp_program.py", folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -3,8 +3,6 @@
 import json
 import runpy
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,17 +19,10 @@ ULP = 2
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["2-ranks", "4-ranks"])
-def ranks(request, tmp_path_factory):
+def ranks(request, tmp_path_factory, run_ranks):
     """What each rank saw."""
     world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-W", "ignore", str(PROGRAM), str(folder)]
-    processes = [subprocess.Popen([*command, str(rank), str(world)], stderr=subprocess.PIPE, text=True) for rank in range(world)]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+    run_ranks(PROGRAM, folder, world)
     return [json.loads((folder / f"{world}-{rank}.json").read_text()) for rank in range(world)]
 
 

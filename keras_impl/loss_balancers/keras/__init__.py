@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 try:
-    import keras as _keras
+    import keras as _keras  # type: ignore[reportMissingImports]
 except ImportError as error:
     from loss_balancers.spec import missing_framework
 

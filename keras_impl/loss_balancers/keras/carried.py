@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-import keras
+import keras  # type: ignore[reportMissingImports]
 
 from loss_balancers import spec
 from loss_balancers.spec.registry import SETTINGS, make

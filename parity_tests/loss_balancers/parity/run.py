@@ -14,7 +14,7 @@ from typing import NamedTuple
 from loss_balancers.parity.golden.comparison import Cell, differences
 from loss_balancers.parity.golden.vectors import LABELS, Value, case_name, cases, column_digest, columns, digest, shape, values_of
 from loss_balancers.parity.lanes.absent import NotCompiledError
-from loss_balancers.parity.lanes.known import find_lanes
+from loss_balancers.parity.lanes.known import MODES, added_lanes, find_lanes, lanes_of
 from loss_balancers.parity.lanes.lane import Lane
 from loss_balancers.parity.lanes.own_process import begin, one_process, where_it_runs
 from loss_balancers.parity.lanes.switches import Flag, flags_of
@@ -150,6 +150,14 @@ def _lanes_here() -> dict[str, Lane]:
     return {lane.name: lane for lane in find_lanes()}
 
 
+@cache
+def _lane_here(name: str) -> Lane:
+    """A lane of this host. Of this library's lanes, those of its framework alone are loaded: each framework takes seconds."""
+    framework = name.partition("-")[0]
+    lanes = [*(lanes_of(framework) if framework in MODES else ()), *added_lanes()]
+    return next(lane for lane in lanes if lane.name == name)
+
+
 class _Given(NamedTuple):
     """What a job gives: cells and the flags that they were computed with, by lane; or why the lane is absent."""
 
@@ -160,7 +168,7 @@ class _Given(NamedTuple):
 
 def _run_cells(name: str, job: Sequence[Columns]) -> _Given:
     """The cells of some columns on a lane. Where the lane is absent none, but why: known before, or found by what ran."""
-    lane = _lanes_here()[name]
+    lane = _lane_here(name)
     if (reason := lane.why_absent()) is not None:
         return _Given([], {name: reason})
     with one_process():

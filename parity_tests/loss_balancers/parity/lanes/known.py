@@ -34,13 +34,7 @@ def known_lanes() -> list[Lane]:
     Raises:
         ValueError: Two lanes have one name.
     """
-    lanes = [*_of("torch"), *_of("jax")]
-    for entry in sorted(entry_points(group=ENTRY_POINTS)):
-        try:
-            lanes += entry.load()()
-        except Exception as error:
-            error.add_note(f"The lanes of the entry point {entry.name} = {entry.value!r} cannot be loaded. Repair or uninstall it.")
-            raise
+    lanes = [*lanes_of("torch"), *lanes_of("jax"), *added_lanes()]
     names = [lane.name for lane in lanes]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
@@ -51,7 +45,20 @@ def known_lanes() -> list[Lane]:
     return lanes
 
 
-def _of(framework: str) -> list[Lane]:
+def added_lanes() -> list[Lane]:
+    """The lanes that other packages add."""
+    lanes = []
+    for entry in sorted(entry_points(group=ENTRY_POINTS)):
+        try:
+            lanes += entry.load()()
+        except Exception as error:
+            error.add_note(f"The lanes of the entry point {entry.name} = {entry.value!r} cannot be loaded. Repair or uninstall it.")
+            raise
+    return lanes
+
+
+def lanes_of(framework: str) -> list[Lane]:
+    """This library's lanes of a framework, which is loaded for it, and no other."""
     if (reason := why_no_framework(framework)) is not None:
         return refused_lanes(framework, MODES[framework], dict.fromkeys(KNOWN_DEVICES, reason))
     if framework == "torch":
