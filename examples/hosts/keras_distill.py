@@ -45,12 +45,12 @@ def main() -> None:
     x, y = (digits.data / 16).astype("float32"), digits.target
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher = network(256)
-    teacher.compile("adam", loss, metrics=["accuracy"])
-    teacher.fit(x[:1500], y[:1500], batch_size=100, epochs=8, verbose=0)
+    teacher.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    teacher.fit(x[:1500], y[:1500], batch_size=100, epochs=4, verbose=0)
 
     model = Distilled(network(16), teacher)
     model.compile(keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), loss, metrics=["accuracy"])
-    model.fit(x[:1500], y[:1500], batch_size=50, epochs=6, validation_data=(x[1500:], y[1500:]), verbose=0)
+    model.fit(x[:1500], y[:1500], batch_size=50, epochs=4, validation_data=(x[1500:], y[1500:]), verbose=0)
     accuracies = [each.evaluate(x[1500:], y[1500:], verbose=0)[1] for each in (teacher, model)]
     print(f"{keras.backend.backend()}: teacher {accuracies[0]:.1%}, student {accuracies[1]:.1%}")
     print({entry.name: keras.ops.convert_to_numpy(entry).tolist() for entry in model.balancer.weights})  # balancer
