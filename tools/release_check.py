@@ -25,7 +25,11 @@ from release_probes import PROBES, faults_of_probes
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 #: The extras that are resolved and not installed: they add tools to those of `PROBES`, or what a device's compiler needs.
-RESOLVED = "audit-tpu,audit-cuda,audit-torch,test,browser,dev"
+#: By what they are called, with the file of their versions: Tunix has an older transformers than the other training loops.
+RESOLVED = {
+    "audit-tpu,audit-cuda,audit-torch,test,browser,dev,hosts,keras,modelopt,transformers": "constraints.txt",
+    "tunix": "constraints-tunix.txt",
+}
 
 #: Returns what is wrong, in words; nothing if all is well.
 Step = Callable[[], list[str]]
@@ -43,7 +47,7 @@ def main() -> int:
         "an index takes their metadata": metadata_faults,
         "they hold what they should": contents_faults,
         **{f"the wheel works with {f'[{extra}]' if extra else 'no extra'}": install_step(extra) for extra in PROBES},
-        f"the wheel resolves with [{RESOLVED}]": lambda: in_empty_environment(resolution_faults),
+        **{f"the wheel resolves with [{extras}]": resolution_step(extras) for extras in RESOLVED},
     }
     begun = time.monotonic()
     for what, step in steps.items():
@@ -147,16 +151,20 @@ def install_step(extra: str) -> Step:
     return lambda: in_empty_environment(check)
 
 
-def resolution_faults(environment: Environment, folder: Path) -> list[str]:
-    """Why the extras that are not installed here could not be."""
-    return faults_of_runs(environment, folder, [*install(RESOLVED), "--dry-run"])
+def resolution_step(extras: str) -> Step:
+    """Says why extras that are not installed here could not be."""
+
+    def faults(environment: Environment, folder: Path) -> list[str]:
+        return faults_of_runs(environment, folder, [*install(extras, RESOLVED[extras]), "--dry-run"])
+
+    return lambda: in_empty_environment(faults)
 
 
-def install(extras: str) -> list[str]:
+def install(extras: str, constraints: str = "constraints.txt") -> list[str]:
     """The command that installs the wheel with extras, and with the versions that the tests run on."""
     (wheel,) = DIST.glob("*.whl")
     what = f"{wheel}[{extras}]" if extras else str(wheel)
-    return ["pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), what]
+    return ["pip", "install", "--quiet", "--constraint", str(ROOT / constraints), what]
 
 
 # --- running --------------------------------------------------------------------------------------------------------
