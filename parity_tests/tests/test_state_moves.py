@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], Any, type[Exception], 
     "float64": (_other("fix", np.ones(3)), None, ValueError, "Received float64 of shape (3,)"),
     "0-d": (_other("total", np.float32(1)), None, ValueError, "Received float32 of shape ()"),
     "unknown-name": (lambda exported: exported, {"A": None}, ValueError, "must have names of this balancer as keys"),
-    "absent-name": (lambda exported: exported, {"LogitsKL_0": "A"}, ValueError, "must be of the same losses"),
+    "absent-name": (lambda exported: exported, {"LogitsKL_0": "A"}, ValueError, "`renamed` must have names of the state as values, or None. Received {'LogitsKL_0': 'A'}"),
 }  # fmt: skip
 
 
