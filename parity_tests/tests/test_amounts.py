@@ -404,6 +404,7 @@ NO_AMOUNTS: dict[str, tuple[str, Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # deprecated, and may come all the same
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of quantized tensors
 @pytest.mark.parametrize("balancer", BALANCERS)

@@ -138,6 +138,9 @@ def test_a_tape_freezes_what_the_host_decides() -> None:
             self.calls += 1
             return losses["MSE_1"] * float(self.calls)
 
+        def step(self) -> None:
+            """It commits nothing."""
+
     balancer, twin = Counts(), Counts()
     recorded = on_tape(lambda losses: training_step(balancer, losses), {"MSE_1": torch.tensor(1.0)})
     assert differing(recorded, balancer, twin, [{"MSE_1": torch.tensor(2.0)}], training_step) == 0
