@@ -32,7 +32,7 @@ def test_weights_do_not_depend_on_how_a_batch_is_accumulated(amounts, tmp_path):
 
 def test_two_processes_have_the_bits_of_one(tmp_path):
     """Each process takes a part of every micro-batch; Lightning starts the second one itself."""
-    command = [sys.executable, "-P", "-W", "ignore", program.__file__, str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", program.__file__, str(tmp_path)]
     path = os.pathsep.join([str(ROOT / "integration_tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=600, check=False

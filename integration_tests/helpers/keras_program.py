@@ -266,7 +266,7 @@ def moved() -> dict[str, np.ndarray]:
 
 def page() -> dict[str, np.ndarray]:
     """Runs the Python blocks of the page, each by itself."""
-    text = (Path(__file__).parents[1] / "docs/hosts/keras_distill.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs/hosts/keras_distill.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     for block in blocks:
         exec(compile(block, "<docs/hosts/keras_distill.md>", "exec"), {"__name__": "__document__"})
