@@ -39,8 +39,7 @@ def balancers(request):
     )
 
 
-@pytest.mark.parametrize("kind", KEYWORDS)
-@pytest.mark.parametrize("mode", ["eager", "jit"])
+@pytest.mark.parametrize(("mode", "kind"), [("eager", "plain"), *(("jit", kind) for kind in KEYWORDS)])
 def test_the_bits_are_those_of_the_module(balancers, kind, mode, draw):
     balancer, form = balancers
     state = form.init()
