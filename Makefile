@@ -45,6 +45,7 @@ test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## th
 	@.venv-hosts/tunix/bin/python -m pytest integration_tests/test_tunix.py
 
 host: ## run a host's example, such as HOST=lightning_fit (docs/hosts)
+	@test -f examples/hosts/$(HOST).py || { echo "HOST must be one of: $(basename $(notdir $(wildcard examples/hosts/*.py)))"; exit 2; }
 	@$(MAKE) --no-print-directory .venv-hosts/$(if $(filter tunix%,$(HOST)),tunix,all)/.installed
 	@.venv-hosts/$(if $(filter tunix%,$(HOST)),tunix,all)/bin/python examples/hosts/$(HOST).py
 

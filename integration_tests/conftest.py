@@ -59,3 +59,14 @@ def run_page():
         return len(blocks)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread for PyTorch, whose models are tiny here: more would cost more than they do."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -10,9 +10,16 @@ import accelerate_program as program
 import pytest
 import torch
 from accelerate import Accelerator, init_empty_weights, load_checkpoint_and_dispatch
+from accelerate.state import AcceleratorState, GradientState
 from accelerate_program import NAMES, Student, exact_run, trained
-from hosts import ROOT
 from in_torch import KINDS, assert_same, make
+
+
+@pytest.fixture(autouse=True)
+def of_nobody_else():
+    """accelerate keeps its state in the process: another library's run before this one would leave an unfinished loader there."""
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def started(kind, where="inside", seed=0):
@@ -39,8 +46,7 @@ def test_two_processes_have_the_bits_of_one(tmp_path):
     """Two processes as `torchrun` starts them, each with a part of every micro-batch."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [program.__file__, str(tmp_path)]
-    path = os.pathsep.join([str(ROOT / "integration_tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

@@ -20,14 +20,7 @@ from loss_balancers.spec import errors
 from loss_balancers.torch import DistillationLossBalancer, EMANormalizedLossBalancer, StaticLossBalancer
 from loss_balancers.torch.transformers import BalancerCallback
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models are tiny: threads would cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ema():

@@ -3,7 +3,6 @@
 DDP, FSDP, both kinds of activation checkpointing and compiled steps are tested in torch_impl/tests.
 """
 
-import os
 import random
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import torch
 import torch_program as program
 from in_torch import KINDS, Rows, assert_same, batch, exact_rows, make
 from torch.optim.swa_utils import AveragedModel
-from torch_program import NAMES, Student, losses_of
+from torch_program import NAMES, Student
 
 
 def trained(model, optimizer, steps):
@@ -198,7 +197,7 @@ def test_a_whole_step_compiled_has_the_bits_of_eager_on_the_same_losses(kind, st
 
     @torch.compile(backend="aot_eager")
     def train(x, labels):
-        losses = losses_of(model.student(x), model.teacher(x), labels)
+        losses = model.losses(x, labels)
         total = model.balancer(losses)
         total.backward()
         optimizer.step()
@@ -216,12 +215,8 @@ def test_a_whole_step_compiled_has_the_bits_of_eager_on_the_same_losses(kind, st
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_distributed_checkpoint_of_a_sharded_model_is_resumed_to_the_bit(kind, tmp_path):
-    path = os.pathsep.join([os.path.dirname(program.__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-W", "ignore", program.__file__, str(tmp_path), kind]
-    environment = os.environ | {"PYTHONPATH": path}
-    processes = [
-        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(program.WORLD)
-    ]
+    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(program.WORLD)]
     try:
         errors = [process.communicate(timeout=600)[1] for process in processes]
     finally:

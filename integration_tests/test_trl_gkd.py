@@ -6,7 +6,6 @@ import re
 import warnings
 
 import pytest
-import torch
 from datasets import Dataset
 from hosts import ROOT
 from peft import LoraConfig
@@ -16,6 +15,7 @@ from loss_balancers.torch import EMANormalizedLossBalancer, ScheduledLossBalance
 from loss_balancers.torch.transformers import BalancerCallback
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),  # TRL's own default
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
 ]
@@ -25,15 +25,6 @@ BALANCERS = {
     "scheduled": lambda: ScheduledLossBalancer(schedules.linear(0.0, 1.0, steps=5), names=NAMES),
     "ema": lambda: EMANormalizedLossBalancer(NAMES, lagged=True),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models are tiny: threads would cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

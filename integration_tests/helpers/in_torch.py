@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import schedules
 from loss_balancers.torch import EMANormalizedLossBalancer, ScheduledLossBalancer, StaticLossBalancer
 
+#: The losses of `Pair`.
+TAUGHT = ("KLDivLoss_0", "MSELoss_1", "student_loss")
 #: Of each kind: no state, counters alone, running means.
 KINDS = ("static", "scheduled", "ema")
 
@@ -47,6 +50,30 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.hidden(x).relu())
+
+
+def losses_of(output: Tensor, target: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Those of a classifier and its teacher, named `TAUGHT`."""
+    return {
+        "student_loss": F.cross_entropy(output, labels),
+        "KLDivLoss_0": F.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean"),
+        "MSELoss_1": F.mse_loss(output, target),
+    }
+
+
+class Pair(nn.Module):
+    """A student, its teacher, and a balancer if it is to be a part of the model."""
+
+    def __init__(self, balancer: Any, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(1000)
+        self.teacher = Net().requires_grad_(False)
+        torch.manual_seed(seed)
+        self.student = Net()
+        self.balancer = balancer
+
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return losses_of(self.student(x), self.teacher(x), labels)
 
 
 def rows_of(losses: dict[str, np.ndarray]) -> Tensor:

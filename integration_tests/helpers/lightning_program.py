@@ -10,8 +10,7 @@ from typing import Any
 
 import lightning
 import torch
-from in_torch import Net, Rows, batch, exact_rows, make
-from torch.nn import functional as F
+from in_torch import TAUGHT, Pair, Rows, batch, exact_rows, make
 
 ITEMS, STEPS = 16, 6
 
@@ -38,38 +37,24 @@ class Loader:
         self.begin = state["at"] % self.batches
 
 
-class Distillation(lightning.LightningModule):
+class Distillation(Pair, lightning.LightningModule):
     """A student, its teacher and a balancer: what docs/hosts/lightning_fit.md shows. It notes total and weights of each batch."""
 
-    names = ("KLDivLoss_0", "MSELoss_1", "student_loss")
+    names = TAUGHT
 
     def __init__(self, balancer: Any, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(1000)
-        self.teacher = Net().requires_grad_(False)
-        torch.manual_seed(seed)
-        self.student = Net()
-        self.balancer = balancer
+        super().__init__(balancer, seed)
         self.totals: dict[str, Any] = {}
 
-    def losses(self, i: int) -> dict[str, torch.Tensor]:
-        x, labels = batch(i)
-        output, target = self.student(x), self.teacher(x)
-        return {
-            "student_loss": F.cross_entropy(output, labels),
-            "KLDivLoss_0": F.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean"),
-            "MSELoss_1": F.mse_loss(output, target),
-        }
-
     def training_step(self, i: int) -> torch.Tensor:
-        losses = self.losses(i + 100 * self.current_epoch)
+        losses = self.losses(*batch(i + 100 * self.current_epoch))
         self.log_dict(self.balancer.breakdown(losses))
         total = self.balancer(losses)
         self.totals[f"{self.current_epoch}.{i}"] = total.detach()
         return total
 
     def validation_step(self, i: int) -> None:
-        self.log("val", self.balancer(self.losses(10_000 + i)), batch_size=ITEMS)
+        self.log("val", self.balancer(self.losses(*batch(10_000 + i))), batch_size=ITEMS)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.student.parameters(), lr=1e-2)
@@ -126,3 +111,4 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     seen = exact_run(folder, 2, devices=2, strategy="ddp")
     (folder / f"{os.environ.get('LOCAL_RANK', '0')}.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()  # else its threads may abort the process as it ends

@@ -8,41 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from in_torch import Net, assert_same, batch, make
+from in_torch import TAUGHT as NAMES
+from in_torch import Pair, assert_same, batch, make
 from torch import distributed as dist
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn import functional as F
 
-NAMES = ("KLDivLoss_0", "MSELoss_1", "student_loss")
 WORLD = 2
 
 
-def losses_of(output: torch.Tensor, target: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Those of a classifier and its teacher."""
-    return {
-        "student_loss": F.cross_entropy(output, labels),
-        "KLDivLoss_0": F.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean"),
-        "MSELoss_1": F.mse_loss(output, target),
-    }
-
-
-class Student(nn.Module):
-    """A student with its teacher and its balancer. A call gives the total."""
-
-    def __init__(self, balancer: Any, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(1000)
-        self.teacher = Net().requires_grad_(False)
-        torch.manual_seed(seed)
-        self.student = Net()
-        self.balancer = balancer
+class Student(Pair):
+    """A call gives the total."""
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.balancer(losses_of(self.student(x), self.teacher(x), labels))
+        return self.balancer(self.losses(x, labels))
 
 
 def started(kind: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -56,12 +56,13 @@ class FunctionalForm:
     """
 
     def __init__(self, balancer: DistillationLossBalancer) -> None:
-        stateful = isinstance(balancer, StatefulLossBalancer)
-        if not stateful and not (isinstance(balancer, DistillationLossBalancer) and not jax.tree.leaves(nnx.state(balancer))):
+        entries: tuple[spec.StateEntry, ...] = ()
+        if isinstance(balancer, StatefulLossBalancer):
+            entries = balancer._settings.state
+        elif not isinstance(balancer, DistillationLossBalancer) or jax.tree.leaves(nnx.state(balancer)):
             raise spec.errors.not_a_balancer(balancer)
         self._balancer: Any = balancer
-        entries = balancer._settings.state if stateful else ()
-        self._entries: tuple[spec.StateEntry, ...] = entries if stateful and balancer._settings.can_change else ()
+        self._entries = entries if entries and self._balancer._settings.can_change else ()
         self._expected = {entry.name: (entry.shape, entry.dtype) for entry in self._entries}
         #: What a balancer whose state says nothing reads its weights by.
         self._zero = {entry.name: np.zeros(entry.shape, entry.dtype) for entry in entries}

@@ -170,25 +170,29 @@ class CarriesState(nn.Module):
 
 
 def owner_of(x: Tensor) -> tuple[CarriesState, str] | None:
-    """The balancer that has a buffer in the memory of ``x``, and what it calls the buffer; None if no balancer has one."""
-    device, start, end = _memory(x)
-    for balancer in [alive for reference in _balancers.valuerefs() if (alive := reference()) is not None]:
+    """The balancer that has a buffer in the memory of ``x``, and what it calls the buffer; None if no balancer has one.
+
+    DDP asks for each buffer of a model at each forward, so what is asked of every balancer's buffers is little.
+    """
+    start = _address(x)
+    end = start + x.nbytes if start else 0
+    for balancer in list(_balancers.values()):
         for name, buffer in balancer._buffers.items():
             if x is buffer:
                 return balancer, name
-            if buffer is not None and start:  # a view, or what `to()` made of the buffer where there was nothing to do
-                there, first, last = _memory(buffer)
-                if there == device and start < last and first < end:
+            if start and buffer is not None:  # a view, or what `to()` made of the buffer where there was nothing to do
+                first = _address(buffer)
+                if first < end and start < first + buffer.nbytes and buffer.device == x.device:
                     return balancer, name
     return None
 
 
-def _memory(x: Tensor) -> tuple[torch.device, int, int]:
-    """Where ``x`` lies: the device, the first address, and the one after the last; 0 for both if it has no memory of its own."""
+def _address(x: Tensor) -> int:
+    """Where ``x`` begins; 0 if it has no memory of its own."""
     try:
-        return x.device, x.data_ptr(), x.data_ptr() + x.nbytes
+        return x.data_ptr()
     except RuntimeError:  # a sparse tensor, say
-        return x.device, 0, 0
+        return 0
 
 
 def on_meta() -> RuntimeError:
