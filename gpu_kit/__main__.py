@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,13 +85,22 @@ class Kit:
     def _do(self, job: str, limit: float) -> None:
         begin = self._since()
         self._progress(job, state="running", limit=round(limit, 1))
+        # A compiler's files of its own: a job that is cut off leaves some half written, on which another job, or a user's program
+        # that finds them in the folder for all, would fail.
+        compiled = self._folder / "compiled" / job
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(compiled)}
         with open(self._folder / "logs" / f"{job}.txt", "wb") as log:
             command = [sys.executable, "-m", "gpu_kit.job", job, self._device, str(self._folder)]
             with self._lock:
                 if self._stopped:
                     return
                 process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                    command,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
                 self._running.add(process)
             try:
@@ -100,8 +110,11 @@ class Kit:
                 state = f"cut off after {limit:.0f} s"
             finally:
                 _kill(process)
+                assert process.stdin is not None
+                process.stdin.close()
                 with self._lock:
                     self._running.discard(process)
+                shutil.rmtree(compiled, ignore_errors=True)
         if not self._stopped:
             self._progress(job, state=state, seconds=round(self._since() - begin, 1))
             print(f"    {job}: {state} ({self._since() - begin:.0f} s)", flush=True)

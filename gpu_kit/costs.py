@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from captured import Given, Losses, as_cuda_graph, differing, same, state_of, training_step
+from captured import Given, Losses, as_cuda_graph, differing, same, state_of, training_step, with_gradients
 from harness import compare
 
 import loss_balancers.torch
@@ -132,7 +132,7 @@ def _synced(call: Callable[[], Any]) -> str | None:
 def eager(subject: Subject, device: str) -> Any:
     """Seconds of a step."""
     balancer, losses, by_hand = subject
-    return _timed(lambda: training_step(by_hand, losses), lambda: training_step(balancer, losses), device)
+    return _timed(lambda: with_gradients(by_hand, losses), lambda: training_step(balancer, losses), device)
 
 
 def compiled(subject: Subject, device: str) -> Any:
@@ -149,10 +149,9 @@ def _compiled(subject: Subject, device: str, mode: str) -> Any:
 
     def step(forward: Any, losses: Losses, end: Callable[[], Any] = lambda: None) -> Given:
         torch.compiler.cudagraph_mark_step_begin()
-        aggregate = forward(losses)
-        gradients = torch.autograd.grad(aggregate, list(losses.values()))
+        given = with_gradients(forward, losses)
         end()
-        return [aggregate.detach(), *gradients]
+        return given
 
     wrong = 0
     for seed in range(REPLAYS):
@@ -175,7 +174,7 @@ def graph(subject: Subject, device: str) -> Any:
         balancer.load_state(twin.export_state())  # the warm-ups were steps too
     runs = [drawn(tuple(losses), device, seed) for seed in range(REPLAYS)]
     wrong = differing(recorded, balancer, twin, runs, training_step)
-    beside = as_cuda_graph(lambda x: training_step(by_hand, x), losses)
+    beside = as_cuda_graph(lambda x: with_gradients(by_hand, x), losses)
     return {"replays": REPLAYS, "differ": wrong, **_timed(beside.replay, recorded.replay, device)}
 
 

@@ -21,11 +21,16 @@ Given = list[Tensor]
 
 
 def training_step(balancer: Any, losses: Losses, **keywords: Any) -> Given:
-    """A forward, its gradients, and, for a balancer that changes over time, the commit."""
-    aggregate = balancer(losses, **keywords)
-    gradients = torch.autograd.grad(aggregate, list(losses.values()))
+    """A forward, its gradients, and the commit."""
+    given = with_gradients(balancer, losses, **keywords)
     balancer.step()
-    return [aggregate.detach(), *gradients]
+    return given
+
+
+def with_gradients(forward: Callable[..., Tensor], losses: Losses, **keywords: Any) -> Given:
+    """What a balancer, or a function of the losses, gives, and its gradients."""
+    aggregate = forward(losses, **keywords)
+    return [aggregate.detach(), *torch.autograd.grad(aggregate, list(losses.values()))]
 
 
 class Recorded(NamedTuple):

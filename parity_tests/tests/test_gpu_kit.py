@@ -101,6 +101,35 @@ def test_a_run_of_two_jobs(kit: Path, tmp_path: Path) -> None:
     assert {job["state"] for job in json.loads((out / "progress.json").read_text()).values()} == {"done"}
 
 
+def test_costs_of_every_balancer(kit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, output = run(kit, out, 5, ONLY="costs-kernels costs-eager costs-graph")
+    assert status == 0, output + (out / "logs" / "costs-eager.txt").read_text()
+    costs = json.loads((out / "costs.json").read_text())
+    assert costs.keys() == installed_vectors().keys()
+    assert all(0.1 < found["eager"]["times as long"] < 100 for found in costs.values()), costs
+    assert "eager        Static " in output
+
+
+def test_each_job_compiles_into_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is killed leaves files half written, and Inductor loads what it finds."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from gpu_kit import __main__ as program
+
+    begin, folders = subprocess.Popen, []
+
+    def popen(command: list[str], *, env: dict[str, str], **keywords: Any) -> subprocess.Popen[bytes]:
+        folders.append(Path(env["TORCHINDUCTOR_CACHE_DIR"]))
+        folders[-1].mkdir(parents=True)
+        return begin(["true"], env=env, **keywords)
+
+    monkeypatch.setattr(program.subprocess, "Popen", popen)
+    (tmp_path / "logs").mkdir()
+    program.Kit(tmp_path, "cpu", 1, ["host-torch", "host-jax"]).run()
+    assert len(set(folders)) == 2
+    assert all(tmp_path in folder.parents and not folder.exists() for folder in folders)
+
+
 def test_time_that_is_up_is_up(kit: Path, tmp_path: Path) -> None:
     """Nine seconds: the lane may take a third of it, in which no framework loads."""
     begin = time.monotonic()
