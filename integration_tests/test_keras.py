@@ -13,6 +13,7 @@ from loss_balancers.spec import errors
 
 BACKENDS = ("torch", "jax")
 PARTS = ["calls", "accumulated", "validated", "resumed", "policies", "built", "scoped", "refused", "moved", "distilled", "page"]
+PARTS += ["examples_of_docstrings"]
 #: Keras adds the arguments to an error in a call; these have the backend's types in them.
 OF_BACKEND = ("refused",)
 #: What parameters get depends on the backend's own arithmetic: sums of products, and the optimizer.
@@ -26,7 +27,8 @@ def made(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     for backend in BACKENDS:
         file = tmp_path_factory.mktemp(backend) / "made.npz"
         program = [sys.executable, "-W", "error::UserWarning", str(ROOT / "integration_tests/helpers/keras_program.py")]
-        done = subprocess.run([*program, backend, str(file), *PARTS], capture_output=True, text=True, check=False)
+        parts = [*PARTS, "recomputed"] if backend == "torch" else PARTS
+        done = subprocess.run([*program, backend, str(file), *parts], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         with np.load(file) as arrays:
             found[backend] = dict(arrays)
@@ -112,6 +114,12 @@ def test_a_layer_within_a_model_obeys_the_training_of_the_model(made, backend):
     assert under(made[backend], "built")["state/steps"] == 2  # three training calls, one of them pending
 
 
+def test_a_call_that_a_backward_repeats_is_observed_once(made):
+    repeated, plain = (under(made["torch"], f"recomputed/{name}") for name in ("repeated", "plain"))
+    assert plain["state/steps"] == 2  # three calls, one of them pending
+    assert_same(repeated, plain)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_stateless_scope_takes_what_step_changes(made, backend):
     inside, given, outside = (under(made[backend], f"scoped/{name}") for name in ("inside", "given", "outside"))
@@ -159,6 +167,11 @@ def test_a_backend_imports_one_framework(backend):
 def test_the_example_runs(run_example, monkeypatch, backend):
     monkeypatch.setenv("KERAS_BACKEND", backend)
     assert run_example("keras_distill").startswith(f"{backend}: teacher ")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_examples_in_docstrings_run(made, backend):
+    assert made[backend]["examples_of_docstrings/tried"] >= 5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

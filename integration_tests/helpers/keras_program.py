@@ -3,6 +3,7 @@
 A process of its own, since Keras has one backend a process. Every function below whose name is an argument makes arrays by name.
 """
 
+import doctest
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ os.environ["KERAS_BACKEND"] = sys.argv[1]
 import keras
 import numpy as np
 
+import loss_balancers.keras.balancer
 from loss_balancers.keras import Balancer
 from loss_balancers.spec import EMANormalizedLossBalancerSettings, ScheduledLossBalancerSettings, StaticLossBalancerSettings
 from loss_balancers.spec.keys import EXAMPLE_NAMES
@@ -262,6 +264,30 @@ def moved() -> dict[str, np.ndarray]:
     here = Balancer(SETTINGS["ema"])
     here.load_state(there.export_state())
     return {**state("there", there), **state("here", here)}
+
+
+def recomputed() -> dict[str, np.ndarray]:
+    """Training calls that a backward repeats, and some that none repeats: on the torch backend, which writes state in both."""
+    found = {}
+    for name, call in (("repeated", keras.remat), ("plain", lambda function: function)):
+        layer = Balancer(SETTINGS["ema"])
+        for i in range(1, 4):
+            x = keras.ops.convert_to_tensor(np.float32(i)).requires_grad_()
+
+            def total(x: Any, layer: Balancer = layer) -> Any:  # squares and a product: the backward needs what the call gave
+                return x * layer({name: x * x * j for j, name in enumerate(NAMES, 1)}, training=True)
+
+            call(total)(x).backward()
+            found |= {f"{name}/{i}": keras.ops.convert_to_numpy(x.grad).copy()}
+        found |= state(f"{name}/state", layer)
+    return found
+
+
+def examples_of_docstrings() -> dict[str, np.ndarray]:
+    """Runs the examples in the docstrings."""
+    failed, tried = doctest.testmod(loss_balancers.keras.balancer)
+    assert not failed
+    return {"tried": np.array(tried)}
 
 
 def page() -> dict[str, np.ndarray]:

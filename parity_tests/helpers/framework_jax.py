@@ -47,6 +47,11 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.astype(dtype)
 
 
+def hold(module: Any, name: str, value: Any) -> None:
+    """Makes an array part of a module's state."""
+    setattr(module, name, nnx.Variable(array(value)))
+
+
 def has_graph(x: Any) -> bool:
     """Whether an array holds on to what it was computed from."""
     return isinstance(x, jax.core.Tracer)

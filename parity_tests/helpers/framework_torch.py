@@ -46,6 +46,11 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.to(dtype)
 
 
+def hold(module: Any, name: str, value: Any) -> None:
+    """Makes an array part of a module's state."""
+    module.register_buffer(name, array(value))
+
+
 def has_graph(x: Any) -> bool:
     """Whether an array holds on to what it was computed from."""
     return x.requires_grad

@@ -21,14 +21,12 @@ CLASSES = [name for name in loss_balancers.torch.__all__ if name.endswith("LossB
 RANKS = {"process_group": "ranks", "axis_name": "ranks"}
 #: What `nn.Module` calls differently, or has beside.
 TORCH_ONLY = {"forward", "extra_repr"}
-#: PyTorch has `torch.func.functional_call` for it.
-JAX_NAMES = {"functional_form"}
 #: Of NNX: what `nnx.view` calls.
 JAX_ONLY = {"set_view"}
 
 
 def test_same_public_names() -> None:
-    assert loss_balancers.torch.__all__ == [name for name in loss_balancers.jax.__all__ if name not in JAX_NAMES]
+    assert loss_balancers.torch.__all__ == loss_balancers.jax.__all__
     for module in (loss_balancers.torch, loss_balancers.jax):
         assert all(hasattr(module, name) for name in module.__all__)
 
@@ -51,6 +49,16 @@ def test_same_methods_signatures_and_defaults(name: str) -> None:
         if callable(getattr(ours, method)):
             assert _parameters(getattr(ours, method)) == _parameters(getattr(theirs, method))
     assert _parameters(ours.forward) == _parameters(theirs.__call__)
+
+
+def test_functional_forms_have_the_same_methods_in_the_same_order() -> None:
+    ours, theirs = (module.functional_form(module.StaticLossBalancer()) for module in (loss_balancers.torch, loss_balancers.jax))
+    methods = [name for name in vars(type(ours)) if name[0] != "_"]
+    assert methods == [name for name in vars(type(theirs)) if name[0] != "_"]
+    for method in methods:
+        assert _parameters(getattr(ours, method)) == _parameters(getattr(theirs, method))
+        texts = [inspect.getdoc(getattr(form, method)) or "" for form in (ours, theirs)]
+        assert texts[0].replace("tensors", "arrays").removesuffix("\n\nIt is on the device of the balancer.") == texts[1] != ""
 
 
 def test_every_balancer_has_settings_and_the_arguments_of_its_settings() -> None:
@@ -125,7 +133,7 @@ def test_each_file_has_its_twin() -> None:
     # Adapters, each for a library that one framework alone has.
     beside |= {"modelopt.py", "transformers.py"}
     assert files["torch"] - files["jax"] == beside
-    assert files["jax"] - files["torch"] == {f"{name}.py" for name in JAX_NAMES} | {"tunix.py"}  # a host of JAX alone
+    assert files["jax"] - files["torch"] == {"tunix.py"}  # a host of JAX alone
 
 
 @pytest.mark.parametrize("scale", [1e-40, 2.0**-127, 2.0**-126, 2.0**-125], ids=float.hex)

@@ -127,6 +127,7 @@ class StatefulLossBalancer(WeighedLossBalancer):
 
         No counter moves. In a `shard_map`, call it on every device.
         """
+        self._forwards.count = -1  # whoever discards knows of `step()`
         write(self.pending, jnp.zeros_like(self._checked_pending()))
 
     def export_state(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Balancer(CarriesState):
         """
         if training is None and self._state:
             raise spec.errors.training_unknown()
-        if not training:
+        if not training or self._recomputed():
             return self._form.evaluate(self._values(), loss, count=count, share=share)
         aggregate, state = self._form.apply(self._values(), loss, count=count, share=share)
         self._assign(state)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import keras  # type: ignore[reportMissingImports]
@@ -21,9 +21,18 @@ def functional_form(settings: spec.Settings, auto_step: int | None) -> Any:
 
         return jax.functional_form(make(settings, jax, **more))
     from loss_balancers import torch
-    from loss_balancers.keras.in_torch import FunctionalForm
 
-    return FunctionalForm(make(settings, torch, **more))
+    device: Any = keras.ops.convert_to_tensor(0.0).device  # where Keras computes
+    return torch.functional_form(make(settings, torch, **more).to(device))
+
+
+def recomputed() -> Callable[[], bool]:
+    """Whether a call is repeated in a backward (`keras.remat`), as the backend tells: it must not be observed again."""
+    if keras.backend.backend() == "jax":
+        return lambda: False
+    from loss_balancers.torch.recomputation import recomputing
+
+    return recomputing
 
 
 class CarriesState(keras.layers.Layer):
@@ -36,6 +45,7 @@ class CarriesState(keras.layers.Layer):
         spec.check_auto_step(auto_step)
         self.settings, self.auto_step = settings, auto_step
         self._form = functional_form(settings, auto_step)
+        self._recomputed = recomputed()
         self._state = {
             entry.name: self.add_weight(
                 shape=entry.shape, dtype=entry.dtype, initializer="zeros", trainable=False, autocast=False, name=entry.name

@@ -484,7 +484,8 @@ def no_file_beside(file: str, folder: str, error: OSError) -> OSError:
 def under_a_transform() -> RuntimeError:
     return RuntimeError(
         "A balancer in training mode cannot be called under `torch.func`, which refuses to change state. Call `eval()` on it, and "
-        "`observe(loss)` outside of the transform."
+        "`observe(loss)` outside of the transform. Where the loop carries its state itself, "
+        "`loss_balancers.torch.functional_form(balancer)` gives pure functions."
     )
 
 
@@ -548,8 +549,8 @@ def axis_name_type(received: Any) -> TypeError:
 
 def not_a_balancer(received: Any) -> TypeError:
     return TypeError(
-        "`functional_form` takes a balancer of this library, or one of your own without `nnx` variables or with state by "
-        f"`StatefulLossBalancer`. Received an object of type {type(received).__name__}. Pass `StaticLossBalancer()`, say."
+        "`functional_form` takes a balancer of this library, or one of your own without parameters, buffers and variables, or with "
+        f"state by `StatefulLossBalancer`. Received an object of type {type(received).__name__}. Pass `StaticLossBalancer()`, say."
     )
 
 
@@ -557,6 +558,13 @@ def functional_state(balancer: str, expected: Any, received: Any) -> ValueError:
     return ValueError(
         f"The state of a `{balancer}` must have these shapes and dtypes: {shown(expected)}. Received {shown(received)}. Pass what "
         "`init()` returned, or what `apply`, `commit` or `load_state` made of it."
+    )
+
+
+def functional_device(name: str, balancer: object, received: object) -> ValueError:
+    return ValueError(
+        f"The state must be on the device of the balancer, {balancer}. Received {name!r} on {received}. Move the balancer there "
+        "with `.to(device)`, or the state."
     )
 
 

@@ -15,6 +15,7 @@ from loss_balancers.spec import STUDENT_LOSS_KEY
 from loss_balancers.torch import functional
 from loss_balancers.torch.base import DistillationLossBalancer
 from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
+from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
@@ -28,4 +29,5 @@ __all__ = [
     "StaticLossBalancer",
     "WeightedSumLossBalancer",
     "functional",
+    "functional_form",
 ]
