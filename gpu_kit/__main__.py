@@ -9,21 +9,32 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
-from collections.abc import Sequence
-from math import ceil
+from collections.abc import Callable, Sequence
+from math import ceil, inf
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, NoReturn
+from typing import Any
 
-from gpu_kit.figures import read, record
-from gpu_kit.job import ABSENT
-from gpu_kit.jobs import Part, parts
-from gpu_kit.machine import basics
-from gpu_kit.summary import summary, verdict
-from loss_balancers.parity.files import write_text
+#: Exit statuses besides those of the verdict, as of `loss-balancers`: 1 is said of results alone.
+USAGE_ERROR, UNEXPECTED = 2, 70
 
-USAGE_ERROR = 2
+try:
+    from gpu_kit.figures import read, record
+    from gpu_kit.job import ABSENT
+    from gpu_kit.jobs import Part, parts
+    from gpu_kit.machine import basics
+    from gpu_kit.summary import INCOMPLETE, summary, verdict
+    from loss_balancers.parity.files import write_text
+    from loss_balancers.parity.streams import make_streams_last
+except ImportError as error:
+    print(
+        f"bash run: error: PYTHON must be an interpreter that has what README.md lists. {sys.executable} does not: {error}.",
+        file=sys.stderr,
+    )
+    sys.exit(USAGE_ERROR)
+
 #: A job that has less than this left is not begun: to load a framework takes as long.
 LEAST = 3.0
 
@@ -80,7 +91,11 @@ class Kit:
             if limit < LEAST:
                 self._progress(job, state="not begun: the time of its part was up")
             else:
-                self._do(job, limit)
+                try:
+                    self._do(job, limit)
+                except OSError as error:  # no file or process for this job: the next may have one
+                    self._progress(job, state=f"failed: {error}")
+                    print(f"    {job}: failed: {error}", flush=True)
 
     def _do(self, job: str, limit: float) -> None:
         begin = self._since()
@@ -121,7 +136,7 @@ class Kit:
 
     def _progress(self, job: str, **entries: Any) -> None:
         for name, value in entries.items():
-            record(self._folder, "progress", job, name, value=value)
+            _attempt(self._folder, lambda name=name, value=value: record(self._folder, "progress", job, name, value=value))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -133,9 +148,27 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _interrupted(*_: Any) -> NoReturn:
-    # Not by way of SIGINT, which a program that was started in the background may have to ignore.
-    raise KeyboardInterrupt
+def _attempt(folder: Path, write: Callable[[], None]) -> bool:
+    """Writes a file of the kit. Where that fails, as on a full disk, it says so, and the kit goes on: a later file may fit."""
+    try:
+        write()
+    except OSError as error:
+        print(f"==> {folder} does not take a file: {error.strerror or error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+#: What asks the kit to end: `kill`, Ctrl-C, and a terminal that closes.
+ASKS_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+_asked: list[int] = []
+
+
+def _interrupted(number: int, _: Any) -> None:
+    _asked.append(number)
+    if len(_asked) == 1:  # who asks again gets the summary too: it takes a moment
+        raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -151,16 +184,23 @@ def main() -> int:
         parser.error(f"DEVICE must be cuda or cpu. Received {device!r}.")
     if unknown := [job for job in only if job not in lanes.union(jobs)]:
         parser.error(f"ONLY must name jobs of {', '.join(jobs)}, or lanes. Received {', '.join(unknown)}.")
-    if not given.minutes > 0:
-        parser.error(f"MINUTES must be above 0. Received {given.minutes}.")
-    if folder.exists() and any(folder.iterdir()):
-        parser.error(f"OUT must be new or empty: {folder} has files. Name another folder.")
-    (folder / "logs").mkdir(parents=True)
-    kit = Kit(folder, device, given.minutes, only)
-    signal.signal(signal.SIGTERM, _interrupted)
+    if not 0 < given.minutes * 60 < inf:
+        parser.error(f"MINUTES must be above 0, and finite. Received {given.minutes}.")
     try:
+        if folder.exists() and any(folder.iterdir()):
+            parser.error(f"OUT must be new or empty: {folder} has files. Name another folder.")
+        (folder / "logs").mkdir(parents=True)  # of two kits that begin at once, one makes it
+        with open(folder / ".lock", "w"):
+            pass
+    except OSError as error:
+        parser.error(f"OUT must be a folder that takes files: {folder}: {error.strerror or error}. Name another folder.")
+    kit = Kit(folder, device, given.minutes, only)
+    try:
+        for each in ASKS_TO_END:
+            if signal.getsignal(each) is not signal.SIG_IGN:  # `nohup`, and a shell for what runs in its background, ignore some
+                signal.signal(each, _interrupted)
         for name, value in {"device": device, "minutes": given.minutes, "only": only, **basics(device)}.items():
-            record(folder, "host", name, value=value)
+            _attempt(folder, lambda name=name, value=value: record(folder, "host", name, value=value))
         kit.run()
     except KeyboardInterrupt:
         print("==> interrupted; what was found so far:", flush=True)
@@ -168,10 +208,17 @@ def main() -> int:
         kit.stop()
     wanted = [job for job in jobs if not only or job in only or job.partition(".")[0] in only]
     text = summary(folder, wanted)
-    write_text(folder / "summary.txt", text)
+    written = _attempt(folder, lambda: write_text(folder / "summary.txt", text))
     print(text, end="", flush=True)
-    return verdict({name: read(folder, name) for name in ("progress", "certificate", "quotients", "costs")}, wanted)
+    status = verdict({name: read(folder, name) for name in ("progress", "certificate", "quotients", "costs")}, wanted)
+    return status or (0 if written else INCOMPLETE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    make_streams_last()  # a terminal that closes, or a reader that goes away, ends no job
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = UNEXPECTED
+    sys.exit(status)

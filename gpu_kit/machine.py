@@ -51,10 +51,13 @@ def _driver(device: str) -> Any:
         return NOT_HERE
     command = ["nvidia-smi", f"--query-gpu={','.join(QUESTIONS)}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=20)
     except (OSError, subprocess.SubprocessError) as error:
         return clean(first_line(error))
-    return [dict(zip(QUESTIONS, map(str.strip, line.split(",")), strict=False)) for line in done.stdout.splitlines()]
+    rows = [[clean(field.strip()) for field in line.split(",")] for line in done.stdout.splitlines()]
+    if any(len(row) != len(QUESTIONS) for row in rows):  # a message, such as that no device was found
+        return clean(done.stdout.strip())
+    return [dict(zip(QUESTIONS, row, strict=True)) for row in rows]
 
 
 def describe(framework: str, device: str, folder: Path) -> None:

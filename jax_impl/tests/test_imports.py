@@ -27,6 +27,19 @@ def test_names_the_extra_without_the_framework(framework):
     assert "Install loss-balancers with its extra `[jax]`, in a checkout by `pip install '.[jax]'`." in result.stderr
 
 
+@pytest.mark.parametrize("error", [ImportError, ModuleNotFoundError, AttributeError])
+def test_a_jax_that_is_too_old_is_said_before_flax_fails_on_it(error):
+    """In its own words: a Flax of today wants names that such a JAX does not have."""
+    result = run(
+        "import jax, sys\njax.__version__ = '0.5.3'\n"
+        "class Flax:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'flax': raise {error.__name__}('no such name in JAX')\n"
+        "sys.meta_path.insert(0, Flax())\nimport loss_balancers.jax"
+    )
+    assert "ImportError: `loss_balancers.jax` needs jax 0.6.2 or newer. Found jax 0.5.3." in result.stderr
+
+
 @pytest.mark.parametrize(
     ("framework", "version", "oldest"), [("jax", "0.6.1", "0.6.2"), ("jax", "0.5.3", "0.6.2"), ("flax", "0.10.6", "0.10.7")]
 )

@@ -156,7 +156,11 @@ def test_a_device_that_is_not_there_is_said(kit: Path, tmp_path: Path) -> None:
     [
         ({"DEVICE": "tpu"}, 1, "DEVICE must be cuda or cpu. Received 'tpu'."),
         ({"ONLY": "torch-cpu-eagre"}, 1, "Received torch-cpu-eagre."),
-        ({}, 0, "MINUTES must be above 0. Received 0.0."),
+        ({}, 0, "MINUTES must be above 0, and finite. Received 0.0."),
+        ({}, float("nan"), "MINUTES must be above 0, and finite. Received nan."),
+        ({}, float("inf"), "MINUTES must be above 0, and finite. Received inf."),
+        ({"PYTHON": "no-such-python"}, 1, "PYTHON must be Python 3.11 or newer. Received no-such-python."),
+        ({"PYTHON": "false"}, 1, "PYTHON must be Python 3.11 or newer. Received false."),
     ],
 )
 def test_wrong_usage(kit: Path, tmp_path: Path, environment: dict[str, str], minutes: float, words: str) -> None:
@@ -172,6 +176,104 @@ def test_a_folder_that_has_files_is_left_alone(kit: Path, tmp_path: Path) -> Non
     assert status == 2
     assert f"OUT must be new or empty: {tmp_path} has files." in output
     assert (tmp_path / "host.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("below", ["", "out", "out/deep"], ids=["a file", "in a file", "deep in a file"])
+def test_a_folder_that_takes_no_files_is_wrong_usage(kit: Path, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    status, output = run(kit, tmp_path / "file" / below, 1)
+    assert status == 2
+    assert f"OUT must be a folder that takes files: {tmp_path / 'file' / below}: Not a directory." in output
+
+
+def test_an_interpreter_without_what_it_needs_is_wrong_usage(kit: Path, tmp_path: Path) -> None:
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK.replace('"jsonschema"', '"numpy"'))
+    status, output = run(kit, tmp_path / "out", 1, PYTHONPATH=str(tmp_path / "blocked"))
+    assert status == 2
+    assert "PYTHON must be an interpreter that has what README.md lists." in output
+    assert "does not: No module named 'numpy'." in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_kit_says_nothing_about_results(kit: Path, tmp_path: Path) -> None:
+    """A module of the host that stands before ours, say, must not end it with the status of a difference."""
+    (tmp_path / "sitecustomize.py").write_text("import gpu_kit.machine\ngpu_kit.machine.basics = lambda device: 1 / 0\n")
+    status, output = run(kit, tmp_path / "out", 1, ONLY="host-torch", PYTHONPATH=str(tmp_path))
+    assert status == 70, output
+    assert "ZeroDivisionError" in output
+
+
+def test_a_reader_that_goes_away_ends_no_job(kit: Path, tmp_path: Path) -> None:
+    process = start(kit, tmp_path, 8, ONLY="host-torch costs-kernels")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert {job["state"] for job in json.loads((tmp_path / "progress.json").read_text()).values()} == {"done"}
+    assert "2 of 2 jobs done" in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["with spaces", "\u00fc", "a\nb", os.fsdecode(b"not \xff UTF-8")], ids=ascii)
+def test_any_name_of_a_folder(kit: Path, tmp_path: Path, name: str) -> None:
+    status, output = run(kit, tmp_path / name, 8, ONLY="host-torch", PYTHONIOENCODING="ascii")
+    assert status == 0, output
+    assert len((tmp_path / name / "summary.txt").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("broken", ["record", "open"])
+def test_a_file_that_cannot_be_written_ends_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from gpu_kit import __main__ as program
+
+    begin, begun = subprocess.Popen, []
+
+    def popen(command: list[str], **keywords: Any) -> subprocess.Popen[bytes]:
+        begun.append(command[3])
+        return begin(["true"], **keywords)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(program.subprocess, "Popen", popen)
+    monkeypatch.setattr(program, broken, full, raising=False)
+    (tmp_path / "logs").mkdir()
+    only = ["host-torch", "costs-kernels", "costs-eager"]
+    program.Kit(tmp_path, "cpu", 1, only).run()
+    printed = capsys.readouterr()
+    if broken == "record":
+        assert begun == only
+        assert f"{tmp_path} does not take a file: No space left on device" in printed.err
+    else:
+        assert all(f"{job}: failed: [Errno 28] No space left on device" in printed.out for job in only)
+
+
+@pytest.mark.parametrize("asked", [["HUP"], ["TERM", "TERM"], ["INT", "HUP", "TERM"]], ids="-".join)
+def test_who_asks_it_to_end_gets_the_summary(kit: Path, tmp_path: Path, asked: list[str]) -> None:
+    process = start(kit, tmp_path, 8, ONLY="host-torch torch-cpu-vmap")
+    assert wait_for((tmp_path / "progress.json").exists, 60)
+    for name in asked:
+        process.send_signal(getattr(signal, f"SIG{name}"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    assert "Traceback" not in output
+    assert len((tmp_path / "summary.txt").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("said", ["No devices were found", "", "one, two"], ids=["message", "nothing", "fields"])
+def test_a_driver_that_answers_otherwise_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from gpu_kit.machine import basics
+    from gpu_kit.summary import summary
+
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{said}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = basics("cuda")
+    assert found["driver"] == said
+    (tmp_path / "host.json").write_text(json.dumps({"device": "cuda", **found}))
+    assert f"(driver: {said})" in summary(tmp_path, [])
 
 
 def test_jobs_of_one_lane_fill_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +362,8 @@ def _certificate(identical: int) -> dict[str, Any]:
         ({"quotients": {"lane": {"f32": {"drawn": 9, "differ": 1}}}}, 1),
         ({"costs": {"B": {"kernels": {"syncs": None}}}}, 0),
         ({"costs": {"B": {"kernels": {"syncs": "RuntimeError: a synchronizing CUDA operation"}}}}, 1),
+        ({"costs": {"B": {"kernels": {"syncs": None, "a planted sync is found": True}}}}, 0),
+        ({"costs": {"B": {"kernels": {"syncs": None, "a planted sync is found": False}}}}, 3),
         ({"costs": {"B": {"graph": {"replays": 6, "differ": 1}}}}, 1),
         ({"costs": {"B": {"compiled": {"default": {"differ": 0}, "reduce-overhead": {"differ": 1}}}}}, 1),
     ],

@@ -1,16 +1,17 @@
 """Loss balancers for JAX, as Flax NNX modules: the twins of `loss_balancers.torch`, with the same bits."""
 
 try:
-    import flax as _flax
     import jax as _jax
-except ImportError as error:
+
+    from loss_balancers.spec.versions import check_version
+
+    check_version("jax", "jax", _jax.__version__)  # before Flax, which fails in its own words on a JAX that is too old
+    import flax as _flax
+except ModuleNotFoundError as error:
     from loss_balancers.spec import missing_framework
 
     raise ImportError(missing_framework("jax", "JAX and Flax", "jax")) from error
 else:
-    from loss_balancers.spec.versions import check_version
-
-    check_version("jax", "jax", _jax.__version__)
     check_version("jax", "flax", _flax.__version__)
 
 from loss_balancers.jax import functional
