@@ -48,10 +48,14 @@ def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) ->
     if not linear.plain:
         # Each by itself, not their stack: autocast refuses to stack float16 where it is set to bfloat16, and the reverse.
         terms = [widen(x, linear.compute) for x in terms]
-    if linear.large:
+    stacked = isinstance(factors, Tensor) and terms[0].ndim == 0
+    if linear.large and not (stacked and linear.adder):
         terms = [hardshrink(x, linear.tiny) for x in terms]
-    if isinstance(factors, Tensor) and terms[0].ndim == 0:
-        products = hardshrink(torch.stack(terms) * factors, linear.tiny)  # type: ignore[reportArgumentType]
+    if stacked:
+        vector = torch.stack(terms)  # type: ignore[reportArgumentType]
+        if linear.large and linear.adder:
+            vector = hardshrink(vector, linear.tiny)
+        products = hardshrink(vector * factors, linear.tiny)  # type: ignore[reportArgumentType]
     else:
         products = [hardshrink(x * w, linear.tiny) for w, x in zip(factors, terms, strict=True)]
     if linear.adder is None:
@@ -109,7 +113,10 @@ class _ScalarTotal(Function):
     def forward(ctx: Any, linear: LinearMap, *terms: Tensor) -> Tensor:
         ctx.linear = linear
         weights, tiny, zero, index = linear.scalar  # type: ignore[reportGeneralTypeIssues]
-        products = hardshrink(torch.stack(terms) * weights, tiny)
+        stacked = torch.stack(terms)
+        if linear.large:
+            stacked = hardshrink(stacked, tiny)
+        products = hardshrink(stacked * weights, tiny)
         return hardshrink(zero.index_add(0, index, products).squeeze(), tiny)
 
     @staticmethod
@@ -118,6 +125,8 @@ class _ScalarTotal(Function):
         if torch.is_grad_enabled():  # create_graph=True
             return None, *_Spread.apply(ctx.linear, None, g)
         weights, tiny, _, _ = ctx.linear.scalar
+        if ctx.linear.large:
+            g = hardshrink(g, tiny)
         return None, *hardshrink(g * weights, tiny).unbind(0)
 
 
