@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -181,6 +182,20 @@ def sum_terms(
     return total(linear_map(weights, dtypes, dtype), None, terms)  # type: ignore[reportArgumentType]
 
 
+def sum_by(
+    terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: Sequence[Tensor | None], dtype: torch.dtype | None = None
+) -> Tensor:
+    """`sum_terms` by weights on the device, each a flushed scalar in the compute format; None is 1."""
+    given = [w for w in weights if w is not None]
+    if not given:
+        return sum_terms(terms, dtypes, (1.0,) * len(terms), dtype)
+    if is_dynamo_compiling() or not can_keep_tensors(terms[0].device):
+        vector = torch.stack([torch.ones_like(given[0]) if w is None else w for w in weights])
+        return sum_terms(terms, dtypes, vector, dtype)
+    linear = linear_map(None, dtypes, dtype)
+    return total_in_eager(linear._replace(weights=tuple(weights)), None, terms)
+
+
 def _one_kernel_adds(terms: Sequence[Tensor]) -> bool:
     x = terms[0]
     return len(terms) >= _STACK_FROM and type(x) is Tensor and x.is_cpu and x.ndim == 0 and can_keep_tensors(_CPU)
@@ -217,13 +232,15 @@ def weights_on_device(
     linear = linear_map(weights, terms, result)
     # An inference tensor could not be used in training later. And a torch function mode must not replace these tensors.
     with torch.inference_mode(False), torch._C.DisableTorchFunction():
-        return placed(linear, torch.tensor(linear.weights, dtype=linear.compute, device=device), scalars)
+        vector = torch.tensor(linear.weights, dtype=linear.compute, device=device)
+        return placed(linear, vector, scalars, linear.weights)  # type: ignore[reportArgumentType]
 
 
-def placed(linear: LinearMap, vector: Tensor, scalars: bool) -> LinearMap:
-    """``linear`` with the weights of ``vector``, in the form that is fastest on its device."""
+def placed(linear: LinearMap, vector: Tensor, scalars: bool, known: Sequence[Any] = ()) -> LinearMap:
+    """``linear`` with the weights of ``vector``, in the form that is fastest on its device; ``known`` are they as numbers."""
     if not scalars or len(vector) < _STACK_FROM:
-        return linear._replace(weights=vector.unbind(0))
+        one_by_one = vector.unbind(0)
+        return linear._replace(weights=tuple(None if w == 1.0 else x for w, x in zip_longest(known, one_by_one)))
     if not vector.is_cpu:
         return linear._replace(weights=vector)
     # It adds "in the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
