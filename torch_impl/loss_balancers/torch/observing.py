@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
 
 def without_losses(names: tuple[str, ...]) -> Inputs:
     """The inputs of factors that are made of committed state alone."""
-    nothing = torch.zeros(0, dtype=FLOAT)
+    nothing = torch.empty(0, dtype=FLOAT)
     return Inputs(names, [], (), nothing, nothing)
 
 
@@ -119,7 +119,7 @@ def advanced(state: State, pending: Tensor) -> State:
     return {
         "steps": steps.clamp(max=spec.MOST_STEPS - 1) + 1,
         "skipped": skipped + torch.minimum(more, spec.MOST_STEPS - skipped),
-        "pending": torch.zeros_like(pending),
+        "pending": torch.zeros_like(pending) if is_dynamo_compiling() else kept(((0.0, len(pending)),), pending.device),
     }
 
 
