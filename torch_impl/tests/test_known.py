@@ -59,6 +59,10 @@ def swapped(balancer, name, value):
     torch.utils.swap_tensors(getattr(balancer, name), value)
 
 
+def by_foreach(balancer, name, value):
+    torch._foreach_copy_([getattr(balancer, name)], [value])  # type: ignore[reportPrivateImportUsage]
+
+
 def by_set(balancer, name, value):
     getattr(balancer, name).set_(value)
 
@@ -120,7 +124,7 @@ WAYS = {
     "swap_tensors": each(swapped),
     "numpy": each(by_numpy),
     "share_memory": each(shared),
-    "foreach": each(lambda balancer, name, value: torch._foreach_copy_([getattr(balancer, name)], [value])),
+    "foreach": each(by_foreach),
     "broadcast": each(averaged),
     "functional_call": with_another_in_between,
     "deepcopy": lambda balancer: each(by_data)(copy.deepcopy(balancer)),
@@ -225,7 +229,7 @@ def test_transforms_make_their_own(make, draw):
     found = torch.func.grad(balancer)(losses)
     rows = torch.func.vmap(balancer)({name: torch.stack([x, x]) for name, x in losses.items()})
     assert_same_bits(rows[0], aggregate)
-    _, tangent = torch.func.jvp(balancer, (losses,), ({name: torch.ones(()) for name in losses},))
+    _, tangent = torch.func.jvp(balancer, (losses,), ({name: torch.ones(()) for name in losses},))  # type: ignore[reportAssignmentType]
     weights = torch.stack([x.to(torch.float64) for x in found.values()])
     assert torch.allclose(tangent.double(), weights.sum(), rtol=1e-5)
     again = bits(balancer, losses)

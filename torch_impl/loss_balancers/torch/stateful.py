@@ -115,9 +115,9 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         """
         check_not_transformed("step()")
         self._forwards = -1
-        self._commit()
+        state = self._commit()
         if not (is_dynamo_compiling() or self._settings.sees_losses):
-            self._factors_of(self._values())  # made here, and not in the first forward after
+            self._factors_of(state)  # made here, and not in the first forward after
 
     def discard(self) -> None:
         """Drops what was observed since the last commit, for an optimizer step that is not taken (a `GradScaler` skips it, say).
@@ -197,11 +197,12 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         else:
             observed(pending, inputs, out=pending)
 
-    def _commit(self, due: Tensor | None = None) -> None:
-        """Commits; if ``due`` is given, only where it is true."""
+    def _commit(self, due: Tensor | None = None) -> State:
+        """Commits; if ``due`` is given, only where it is true. Returns the state."""
         state = self._values()
         new = self._stepped(state, due)
         copy_all([state[name] for name in new], list(new.values()))
+        return state
 
     def _stepped(self, state: State, due: Tensor | None = None) -> State:
         """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""
