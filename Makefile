@@ -89,8 +89,9 @@ audit-evidence: audit ## the same, written where the documents show it
 evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it
 	@$(BIN)/python tools/evidence.py
 
-bench: $(STAMP) ## forward and backward against ModelOpt's balancer, and what a count costs
+bench: $(STAMP) ## forward and backward against ModelOpt's balancer, what a count costs, and the kernels of a step
 	@$(BIN)/python benchmarks/against_modelopt.py
+	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/cost_of_counts.py
 
 new: $(STAMP) ## a new balancer that works, for you to fill in: make new NAME=dwa

@@ -76,6 +76,11 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         own = (StateEntry(name, "float32", (count,), count) for name in ("total", "fix"))
         return (*base_entries(count), *own)
 
+    @property
+    def sees_losses(self) -> bool:
+        """Factors follow from running means; unless ``lagged``, these include the losses of the call."""
+        return not self.lagged
+
     @cached_property
     def table(self) -> Table:
         """The weights of every step, float32, before normalisation: a column per loss."""

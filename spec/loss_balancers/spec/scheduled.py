@@ -62,6 +62,11 @@ class ScheduledLossBalancerSettings(ByFactors):
         """What the balancer keeps: its counters."""
         return base_entries(0)
 
+    @property
+    def sees_losses(self) -> bool:
+        """Factors follow from the step."""
+        return False
+
     @cached_property
     def table(self) -> Table:
         """The factors of every step (spec A5), float32: one per loss, the student last; the first for all KD losses if shared."""
@@ -185,6 +190,11 @@ class WeightedSumLossBalancerSettings(ByFactors):
     def state(self) -> tuple[StateEntry, ...]:
         """What the balancer keeps: its counters."""
         return base_entries(0)
+
+    @property
+    def sees_losses(self) -> bool:
+        """Factors follow from the step."""
+        return False
 
     @cached_property
     def table(self) -> Table:

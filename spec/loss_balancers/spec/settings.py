@@ -30,6 +30,11 @@ class Settings(ABC):
     balancer: ClassVar[str]
     weights_are: ClassVar[WeightsAre] = "tensors"
 
+    @property
+    def sees_losses(self) -> bool:
+        """Whether factors are made of the losses of the call too, and not of committed state alone. If not, they may be kept."""
+        return True
+
     @cached_property
     def table(self) -> Table | None:
         """The weights of every step, a column each; None for a balancer without schedules."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from loss_balancers.spec import Plan
 from loss_balancers.torch.autograd import LinearMap, total_in_eager
-from loss_balancers.torch.functional import can_keep_tensors, weights_on_device
-from loss_balancers.torch.rounding import TINY
+from loss_balancers.torch.functional import weights_on_device
+from loss_balancers.torch.rounding import TINY, can_keep_tensors
 
 
 @dataclass(frozen=True, slots=True)

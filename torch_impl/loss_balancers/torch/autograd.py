@@ -24,8 +24,8 @@ from loss_balancers.torch.transforms import refuse_dual_level_outside, transform
 class LinearMap(NamedTuple):
     """One weighted sum, all but its terms."""
 
-    #: In the compute format: a vector on the terms' device, or one multiplier a term.
-    weights: Tensor | tuple[Tensor, ...] | tuple[float, ...]
+    #: In the compute format: a vector on the terms' device, or one multiplier a term. In eager code None says 1, at no cost.
+    weights: Tensor | tuple[Tensor | None, ...] | tuple[float, ...]
     #: The dtypes of the terms, of the result, and of the arithmetic between them.
     terms: tuple[torch.dtype, ...]
     result: torch.dtype
@@ -48,12 +48,16 @@ def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) ->
     if not linear.plain:
         # Each by itself, not their stack: autocast refuses to stack float16 where it is set to bfloat16, and the reverse.
         terms = [widen(x, linear.compute) for x in terms]
-    if linear.large:
-        terms = [hardshrink(x, linear.tiny) for x in terms]
-    if isinstance(factors, Tensor) and terms[0].ndim == 0:
-        products = hardshrink(torch.stack(terms) * factors, linear.tiny)  # type: ignore[reportArgumentType]
+    stacked = isinstance(factors, Tensor) and terms[0].ndim == 0
+    if linear.large and not (stacked and linear.adder):
+        terms = [x if w is None else hardshrink(x, linear.tiny) for w, x in zip(factors, terms, strict=True)]
+    if stacked:
+        vector = torch.stack(terms)  # type: ignore[reportArgumentType]
+        if linear.large and linear.adder:
+            vector = hardshrink(vector, linear.tiny)
+        products = hardshrink(vector * factors, linear.tiny)  # type: ignore[reportArgumentType]
     else:
-        products = [hardshrink(x * w, linear.tiny) for w, x in zip(factors, terms, strict=True)]
+        products = [hardshrink(x if w is None else x * w, linear.tiny) for w, x in zip(factors, terms, strict=True)]
     if linear.adder is None:
         s = products[0]
         for p in products[1:]:
@@ -66,6 +70,12 @@ def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) ->
     return s if linear.plain else narrow(s, linear.result)
 
 
+def _product(linear: LinearMap, weight: Any, g: Tensor) -> Tensor:
+    if weight is None and linear.large:
+        return g  # flushed already
+    return hardshrink(g if weight is None else g * weight, linear.tiny)
+
+
 def spread(linear: LinearMap, weights: Tensor | None, g: Tensor) -> Sequence[Tensor]:
     """keep(RN(w_i g)) in the dtype of each term (spec A8)."""
     factors = linear.weights if weights is None else weights
@@ -76,7 +86,7 @@ def spread(linear: LinearMap, weights: Tensor | None, g: Tensor) -> Sequence[Ten
     if isinstance(factors, Tensor) and g.ndim == 0:
         products: Sequence[Tensor] = hardshrink(g * factors, linear.tiny).unbind(0)
     else:
-        products = [hardshrink(g * w, linear.tiny) for w in factors]
+        products = [_product(linear, w, g) for w in factors]
     if linear.plain:
         return products
     return [narrow(p, dtype) for p, dtype in zip(products, linear.terms, strict=True)]
@@ -109,7 +119,10 @@ class _ScalarTotal(Function):
     def forward(ctx: Any, linear: LinearMap, *terms: Tensor) -> Tensor:
         ctx.linear = linear
         weights, tiny, zero, index = linear.scalar  # type: ignore[reportGeneralTypeIssues]
-        products = hardshrink(torch.stack(terms) * weights, tiny)
+        stacked = torch.stack(terms)
+        if linear.large:
+            stacked = hardshrink(stacked, tiny)
+        products = hardshrink(stacked * weights, tiny)
         return hardshrink(zero.index_add(0, index, products).squeeze(), tiny)
 
     @staticmethod
@@ -118,6 +131,8 @@ class _ScalarTotal(Function):
         if torch.is_grad_enabled():  # create_graph=True
             return None, *_Spread.apply(ctx.linear, None, g)
         weights, tiny, _, _ = ctx.linear.scalar
+        if ctx.linear.large:
+            g = hardshrink(g, tiny)
         return None, *hardshrink(g * weights, tiny).unbind(0)
 
 

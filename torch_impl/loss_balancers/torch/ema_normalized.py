@@ -13,16 +13,17 @@ from loss_balancers.spec import Schedule
 from loss_balancers.torch.host import number
 from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import FLOAT, finite, keep
+from loss_balancers.torch.rounding import FLOAT, all_finite, chosen, compiling, filled, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
 def averaged(state: State, losses: Tensor, present: Tensor | None, beta: float) -> State:
     """The running sums after the ``losses`` that are present; as they were if one would not be finite (spec M2)."""
     total = keep(state["total"] * beta) + losses.abs()
-    # Not `+ 1.0`: LLVM moves a constant into the select of `keep`, and a GPU adds the product that is left without rounding it.
-    fix = keep(state["fix"] * beta) + finite(losses).to(FLOAT)
-    taken = finite(total).all()
+    # Compiled, not `+ 1.0`: LLVM moves a constant into the select of `keep`, and a GPU adds the product that is left without
+    # rounding it. Where a loss is not finite, nothing is taken.
+    fix = keep(state["fix"] * beta) + (finite(losses).to(FLOAT) if compiling() else 1.0)
+    taken = all_finite(total)
     if present is not None:
         taken = taken & present
     return {"total": torch.where(taken, total, state["total"]), "fix": torch.where(taken, fix, state["fix"])}
@@ -30,10 +31,10 @@ def averaged(state: State, losses: Tensor, present: Tensor | None, beta: float) 
 
 def normalized(state: State, weights: Tensor, eps: float, reference: int | None) -> Tensor:
     """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
-    mean = div_of_kept(state["total"], torch.where(state["fix"] > 0, state["fix"], 1.0))
-    unit = torch.ones_like(mean) if reference is None else mean[reference].expand_as(mean)
+    mean = div_of_kept(state["total"], chosen(state["fix"] > 0, state["fix"], 1.0))
+    unit = filled(1.0, mean) if reference is None else mean[reference].expand_as(mean)
     known = (mean > eps) & (unit > eps)
-    ratio = div_of_kept(torch.where(known, unit, 1.0), torch.where(known, mean + eps, 1.0))
+    ratio = chosen(known, div_of_kept(unit, mean + eps), 1.0)
     return rmul_of_kept(weights, ratio)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from loss_balancers import spec
 from loss_balancers.spec import errors
 from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph
 from loss_balancers.torch.host import host_constant
-from loss_balancers.torch.rounding import TINY, compute_dtype, keep
-from loss_balancers.torch.transforms import transformed
+from loss_balancers.torch.rounding import TINY, can_keep_tensors, compute_dtype, keep
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
+
+_CPU = torch.device("cpu")
 
 #: From this number of scalar terms on, one kernel multiplies them as a vector, in place of a kernel for each term.
 _STACK_FROM = 4
@@ -114,7 +116,36 @@ def _describe(loss: object) -> spec.LossInfo:
     return spec.LossInfo(kind, loss.dtype in FORMATS, tuple(loss.shape), str(loss.device))
 
 
-def balance(terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: tuple[float, ...] | Tensor) -> Tensor:
+class KnownFactors:
+    """A vector of factors on the CPU that will be used again: sums by it take the way of weights that are known on the host.
+
+    Immutable but for the sums that were asked for, each of which any thread may work out again.
+    """
+
+    __slots__ = ("_at_most_one", "_sums", "vector")
+
+    def __init__(self, vector: Tensor) -> None:
+        self.vector = vector
+        self._at_most_one = all(abs(factor) <= 1.0 for factor in vector.tolist())
+        self._sums: dict[tuple[Any, ...], LinearMap] = {}
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+    def sum_of(self, terms: tuple[torch.dtype, ...], result: torch.dtype | None, scalars: bool) -> LinearMap:
+        """The weighted sum of terms of these dtypes."""
+        key = terms, result, scalars
+        linear = self._sums.get(key)
+        if linear is None:
+            linear = linear_map(None, terms, result)
+            with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+                vector = self.vector.to(linear.compute)
+                linear = placed(linear._replace(large=not self._at_most_one), vector, scalars)
+            self._sums[key] = linear
+        return linear
+
+
+def balance(terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: tuple[float, ...] | Tensor | KnownFactors) -> Tensor:
     """A balancer's aggregate of checked terms in canonical order (spec A5).
 
     With fewer weights than terms, the leading terms share the first weight, and are added before it is applied.
@@ -130,7 +161,7 @@ def balance(terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: t
 def sum_terms(
     terms: Sequence[Tensor],
     dtypes: tuple[torch.dtype, ...],
-    weights: tuple[float, ...] | Tensor,
+    weights: tuple[float, ...] | Tensor | KnownFactors,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`weighted_sum` without its checks, of terms of these dtypes; a vector of weights must be flushed."""
@@ -138,13 +169,36 @@ def sum_terms(
         total = total_in_graph
     else:
         total, x = total_in_eager, terms[0]
+        if isinstance(weights, KnownFactors):
+            return total(weights.sum_of(dtypes, dtype, x.ndim == 0), None, terms)
         # Tensors of other classes do not mix with plain ones.
         if type(weights) is tuple and (type(x) is Tensor or type(x) is Parameter) and can_keep_tensors(x.device):
             return total(weights_on_device(weights, dtypes, dtype, x.device, x.ndim == 0), None, terms)
     if isinstance(weights, Tensor):
         linear = linear_map(None, dtypes, dtype)
+        if total is total_in_eager and _one_kernel_adds(terms):
+            linear = linear._replace(adder=_adder(len(terms), linear.compute))
         return total(linear, weights.detach().to(linear.compute), terms)
-    return total(linear_map(weights, dtypes, dtype), None, terms)
+    return total(linear_map(weights, dtypes, dtype), None, terms)  # type: ignore[reportArgumentType]
+
+
+def sum_by(
+    terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], weights: Sequence[Tensor | None], dtype: torch.dtype | None = None
+) -> Tensor:
+    """`sum_terms` by weights on the device, each a flushed scalar in the compute format; None is 1."""
+    given = [w for w in weights if w is not None]
+    if not given:
+        return sum_terms(terms, dtypes, (1.0,) * len(terms), dtype)
+    if is_dynamo_compiling() or not can_keep_tensors(terms[0].device):
+        vector = torch.stack([torch.ones_like(given[0]) if w is None else w for w in weights])
+        return sum_terms(terms, dtypes, vector, dtype)
+    linear = linear_map(None, dtypes, dtype)
+    return total_in_eager(linear._replace(weights=tuple(weights)), None, terms)
+
+
+def _one_kernel_adds(terms: Sequence[Tensor]) -> bool:
+    x = terms[0]
+    return len(terms) >= _STACK_FROM and type(x) is Tensor and x.is_cpu and x.ndim == 0 and can_keep_tensors(_CPU)
 
 
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
@@ -167,18 +221,6 @@ def linear_map(weights: tuple[float, ...] | None, terms: tuple[torch.dtype, ...]
     return LinearMap(rounded, terms, result, compute, {*terms, result} == {compute}, TINY[compute], large)
 
 
-def can_keep_tensors(device: torch.device) -> bool:
-    """Whether a tensor that is made now can be used later: something that is active now could claim it.
-
-    A transform of `torch.func` wraps it, a dispatch mode such as FakeTensorMode replaces it, a CUDA graph owns its memory.
-    """
-    return not (
-        transformed()
-        or torch._C._len_torch_dispatch_stack()
-        or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-    )
-
-
 @lru_cache(maxsize=1024)
 def weights_on_device(
     weights: tuple[float, ...], terms: tuple[torch.dtype, ...], result: torch.dtype | None, device: torch.device, scalars: bool
@@ -191,13 +233,25 @@ def weights_on_device(
     # An inference tensor could not be used in training later. And a torch function mode must not replace these tensors.
     with torch.inference_mode(False), torch._C.DisableTorchFunction():
         vector = torch.tensor(linear.weights, dtype=linear.compute, device=device)
-        if not scalars or len(terms) < _STACK_FROM:
-            return linear._replace(weights=vector.unbind(0))
-        if device.type != "cpu":
-            return linear._replace(weights=vector)
-        # It adds "in the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
-        # backward of 17 losses take 104 us instead of 129, of 65 losses 261 instead of 371.
-        zero = torch.zeros(1, dtype=linear.compute, device=device)
-        index = torch.zeros(len(terms), dtype=torch.int64, device=device)
-        scalar = (vector, linear.tiny, zero, index) if linear.plain and not linear.large else None
-        return linear._replace(weights=vector, adder=(zero, index), scalar=scalar)
+        return placed(linear, vector, scalars, linear.weights)  # type: ignore[reportArgumentType]
+
+
+def placed(linear: LinearMap, vector: Tensor, scalars: bool, known: Sequence[Any] = ()) -> LinearMap:
+    """``linear`` with the weights of ``vector``, in the form that is fastest on its device; ``known`` are they as numbers."""
+    if not scalars or len(vector) < _STACK_FROM:
+        one_by_one = vector.unbind(0)
+        return linear._replace(weights=tuple(None if w == 1.0 else x for w, x in zip_longest(known, one_by_one)))
+    if not vector.is_cpu:
+        return linear._replace(weights=vector)
+    # It adds "in the order given in index", except on CUDA, say its docs. In place of a view and an add a term, forward and
+    # backward of 17 losses take 104 us instead of 129, of 65 losses 261 instead of 371.
+    zero, index = _adder(len(vector), linear.compute)
+    scalar = (vector, linear.tiny, zero, index) if linear.plain else None
+    return linear._replace(weights=vector, adder=(zero, index), scalar=scalar)
+
+
+@lru_cache(maxsize=1024)
+def _adder(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """On the CPU, a zero to add to, and the place of each of ``count`` terms in it."""
+    with torch.inference_mode(False), torch._C.DisableTorchFunction():
+        return torch.zeros(1, dtype=dtype, device=_CPU), torch.zeros(count, dtype=torch.int64, device=_CPU)

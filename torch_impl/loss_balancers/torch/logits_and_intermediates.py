@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.spec import Schedule
 from loss_balancers.spec.logits_and_intermediates import Roles, roles_of
-from loss_balancers.torch.functional import common_dtype, sum_terms
+from loss_balancers.torch.functional import common_dtype, sum_by, sum_terms
 from loss_balancers.torch.host import host_constant, number
 from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div, div_of_kept, rmul_of_kept
 from loss_balancers.torch.recomputation import saved_for_backward
-from loss_balancers.torch.rounding import compute_dtype, finite, keep
+from loss_balancers.torch.rounding import chosen, compute_dtype, filled, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 # It takes two settings and not the dataclass, of which Dynamo of PyTorch 2.11 and before makes no constant.
@@ -26,20 +27,20 @@ constant_roles = host_constant(roles_of.__wrapped__)
 def ratio_to(reference: Tensor, mean: Tensor) -> Tensor:
     """What brings the mean of the intermediate losses to the scale of the reference (spec L2)."""
     quotient = div_of_kept(reference, mean)
-    positive = torch.where(finite(quotient), quotient, 0.0)
-    return torch.where(mean > 0, positive, torch.where(mean == 0, 0.0, torch.ones_like(mean)))
+    positive = chosen(finite(quotient), quotient, 0.0)
+    return torch.where(mean > 0, positive, chosen(mean != 0, filled(1.0, mean), 0.0))
 
 
 def ratio_of(student: Tensor, distilled: Tensor) -> Tensor:
     """What brings the KD losses to the scale of the student loss (spec L3)."""
     quotient = div_of_kept(student, distilled)
-    return torch.where((distilled > 0) & (student > 0) & finite(quotient), quotient, 1.0)
+    return chosen((distilled > 0) & (student > 0) & finite(quotient), quotient, 1.0)
 
 
 def number_of(places: Sequence[int], inputs: Inputs, like: Tensor) -> Tensor:
     """The divisor of a mean: how many of these losses are present, at least 1."""
     if inputs.present is None:
-        return torch.full_like(like, float(len(places) or 1))
+        return filled(float(len(places) or 1), like)
     count = sum((inputs.present[i].to(like.dtype) for i in places), torch.zeros_like(like))
     return count.clamp(min=1.0)
 
@@ -114,6 +115,7 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         super().__init__(settings, auto_step, process_group)
         constant = settings.constant_scale  # worked out here: Dynamo would make a tensor of the settings' table
         self._constant_scale = None if constant is None else constant.hex()
+        self._unscaled = constant == 1.0
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         self._roles(names)
@@ -136,9 +138,9 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         student, dtype = self._roles(inputs.names).student, common_dtype(inputs.dtypes)
         if student is None:
             return sum_terms([distilled], (compute,), (1.0,), dtype)
-        balanced = sum_terms([distilled], (compute,), phi.reshape(1))
-        outer = torch.stack([scale, torch.ones_like(scale)])
-        return sum_terms([balanced, inputs.terms[student]], (compute, inputs.dtypes[student]), outer, dtype)
+        balanced = sum_by([distilled], (compute,), (phi,))
+        outer = (None if self._unscaled and not is_dynamo_compiling() else scale, None)
+        return sum_by([balanced, inputs.terms[student]], (compute, inputs.dtypes[student]), outer, dtype)
 
     def _parts(self, state: State, inputs: Inputs) -> tuple[Tensor, torch.dtype, Tensor, Tensor, Tensor]:
         """D, its dtype, and the ratios and the scale in it (spec L2 to L4)."""
@@ -156,17 +158,16 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         means, mean_dtypes = means_of(inputs, compute)  # what ratios see: the terms themselves, unless they are shares
         distilled = logits = summed([roles.reference])
         seen_logits = seen = summed([roles.reference], means, mean_dtypes) if inputs.shares else logits
-        ratio = torch.zeros_like(logits)
+        ratio = filled(0.0, logits)
         if roles.intermediates:
             mean = mean_of(terms, dtypes)
             seen_mean = mean_of(means, mean_dtypes) if inputs.shares else mean
             ratio = ratio_to(seen_logits.detach(), seen_mean.detach())
             if inputs.present is not None:
                 ratio = torch.where(inputs.present[roles.reference], ratio, 1.0)
-            both = torch.stack([torch.ones_like(ratio), ratio])
-            distilled = sum_terms([terms[roles.reference], mean], (dtypes[roles.reference], compute), both, compute)
-            seen = sum_terms([seen_logits, seen_mean], (compute, compute), both, compute) if inputs.shares else distilled
-        phi = torch.ones_like(ratio)
+            distilled = sum_by([terms[roles.reference], mean], (dtypes[roles.reference], compute), (None, ratio), compute)
+            seen = sum_by([seen_logits, seen_mean], (compute, compute), (None, ratio), compute) if inputs.shares else distilled
+        phi = filled(1.0, ratio)
         if roles.student is not None:
             phi = ratio_of(summed([roles.student], means, mean_dtypes).detach(), seen.detach())
         return distilled, compute, ratio, phi, self._scale(state, ratio)
@@ -178,4 +179,5 @@ class LogitsAndIntermediatesLossBalancer(StatefulLossBalancer):
         constant = self._constant_scale
         if constant is None:
             return saved_for_backward(self._scheduled(state)).squeeze(0).to(like.dtype)
-        return keep(torch.full_like(like, number(constant)))
+        scale = filled(number(constant), like)
+        return scale if self._unscaled and not is_dynamo_compiling() else keep(scale)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.compiler import is_dynamo_compiling
+from torch.nn.functional import pad, threshold
 
 from loss_balancers import spec
 from loss_balancers.torch.amounts import on_device, presence, validity, without_absent
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import FLOAT, finite, keep, narrow, widen
+from loss_balancers.torch.rounding import FLOAT, TINY, all_finite, chosen, keep, kept, narrow, widen
 
 State = dict[str, Tensor]
 
@@ -40,6 +41,12 @@ class Inputs(NamedTuple):
         return vector if self.present is None else torch.where(self.present, vector, 0.0)
 
 
+def without_losses(names: tuple[str, ...]) -> Inputs:
+    """The inputs of factors that are made of committed state alone."""
+    nothing = torch.empty(0, dtype=FLOAT)
+    return Inputs(names, [], (), nothing, nothing)
+
+
 def as_observed(terms: Sequence[Tensor]) -> Tensor:
     """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
     detached = [x.detach() for x in terms]
@@ -62,20 +69,37 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     return Inputs(names, terms, dtypes, losses, sums, vector, present, validity(amounts, vector), amounts.shares)
 
 
-def observed(pending: Tensor, inputs: Inputs) -> Tensor:
-    """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3)."""
+def observed(pending: Tensor, inputs: Inputs, out: Tensor | None = None) -> Tensor:
+    """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3).
+
+    With ``out``, the last operation writes there, and no other writes anything.
+    """
     sums, amounts = inputs.sums, inputs.amounts
-    if amounts is None or not len(sums):
-        more = pad(pad(sums, (0, len(sums) + 1), value=1.0), (0, 1))
-    else:
-        more = pad(pad(torch.cat([sums, amounts]), (0, 1), value=1.0), (0, 1))
-    taken = keep(pending + more)
-    # Not `pad` of zeros: Inductor of PyTorch 2.11 makes C++ of it that does not compile.
-    left_out = torch.cat([pending[:-1] + 0.0, pending[-1:] + 1.0])
-    informative = finite(taken).all()
+    counted = sums if amounts is None or not len(sums) else torch.cat([sums, amounts])
+    taken = pending + then_ones_and_zero(counted, len(pending) - 1 - len(counted))
+    if not len(sums) and inputs.valid is None:  # the counters alone are always finite
+        return torch.hardshrink(taken, TINY[FLOAT]) if out is None else torch.hardshrink(taken, TINY[FLOAT], out=out)
+    taken = keep(taken)
+    informative = all_finite(taken)
     if inputs.valid is not None:
         informative = informative & inputs.valid
-    return torch.where(informative, taken, left_out)
+    left_out = one_more_at_the_end(pending)
+    return torch.where(informative, taken, left_out) if out is None else torch.where(informative, taken, left_out, out=out)
+
+
+def then_ones_and_zero(vector: Tensor, ones: int) -> Tensor:
+    """``vector``, then so many ones, and a zero."""
+    if is_dynamo_compiling():
+        return pad(pad(vector, (0, ones), value=1.0), (0, 1))
+    rest = kept(((1.0, ones), (0.0, 1)), vector.device)
+    return torch.cat([vector, rest]) if len(vector) else rest
+
+
+def one_more_at_the_end(vector: Tensor) -> Tensor:
+    """``vector`` with 1 added to its last element."""
+    if is_dynamo_compiling():  # not `pad` of zeros: Inductor of PyTorch 2.11 makes C++ of it that does not compile
+        return torch.cat([vector[:-1] + 0.0, vector[-1:] + 1.0])
+    return vector + kept(((0.0, len(vector) - 1), (1.0, 1)), vector.device)
 
 
 def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,24 +107,26 @@ def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
     losses, calls = pending[:-2], pending[-2]
     n = len(losses) // 2
     sums, amounts = losses[:n], losses[n:]
-    present = (amounts > 0) & (finite(losses).all() & (calls < spec.MOST_CALLS))
-    return div_of_kept(torch.where(present, sums, 0.0), torch.where(present, amounts, 1.0)), present
+    present = (amounts > 0) & (all_finite(losses) & (calls < spec.MOST_CALLS))
+    return chosen(present, div_of_kept(sums, amounts), 0.0), present
 
 
 def advanced(state: State, pending: Tensor) -> State:
     """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
     steps, skipped, calls, left_out = state["steps"], state["skipped"], pending[-2], pending[-1]
-    left_out = left_out + torch.where(calls < spec.MOST_CALLS, 0.0, calls)
+    left_out = left_out + threshold(calls, spec.MOST_CALLS - 1.0, 0.0)  # whole numbers: the calls, if they are too many to count
     more = left_out.clamp(max=spec.MOST_LEFT_OUT).to(torch.int32)
     return {
-        "steps": steps + (steps < spec.MOST_STEPS).to(torch.int32),
+        "steps": steps.clamp(max=spec.MOST_STEPS - 1) + 1,
         "skipped": skipped + torch.minimum(more, spec.MOST_STEPS - skipped),
-        "pending": torch.zeros_like(pending),
+        "pending": torch.zeros_like(pending) if is_dynamo_compiling() else kept(((0.0, len(pending)),), pending.device),
     }
 
 
 def look_up(table: Tensor, step: Tensor) -> Tensor:
     """The row of a step; from the table's end on, the last row."""
+    if len(table) == 1 and not is_dynamo_compiling():
+        return table[0].clone()  # not a view: what `weights()` returns may be written to
     return table.index_select(0, step.clamp(max=len(table) - 1).reshape(1)).squeeze(0)
 
 

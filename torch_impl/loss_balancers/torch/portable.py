@@ -174,24 +174,26 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
 
 
 class _Map(NamedTuple):
-    """A function of two arrays, its gradient to each of them, and what the tangent of each adds to the result's tangent."""
+    """A function of two arrays, its gradient to each of them (or to the first alone), and what the tangent of each adds to the
+    result's tangent.
+    """
 
     compute: Callable[[Tensor, Tensor], Tensor]
-    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    gradient: Callable[..., tuple[Tensor, Tensor | None]]
     tangents: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _div_gradient(g: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def _div_gradient(g: Tensor, a: Tensor, b: Tensor, q: Tensor, both: bool = True) -> tuple[Tensor, Tensor | None]:
     g = div(g, b)
-    return g, rmul(g, -q)
+    return g, rmul(g, -q) if both else None
 
 
 def _div_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return div(da, b), div(rmul(db, negative_of_tangent(q)), b)
 
 
-def _rmul_gradient(g: Tensor, a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    return rmul(g, b), rmul(g, a)
+def _rmul_gradient(g: Tensor, a: Tensor, b: Tensor, p: Tensor, both: bool = True) -> tuple[Tensor, Tensor | None]:
+    return rmul(g, b), rmul(g, a) if both else None
 
 
 def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +217,7 @@ class _Plain(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, *_MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors)
+        return None, *_MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors, both=ctx.needs_input_grad[2])
 
 
 class _Transformable(Function):

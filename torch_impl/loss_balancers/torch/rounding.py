@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, hardshrink
 from torch._guards import TracingContext
 from torch.autograd import Function
+from torch.compiler import is_dynamo_compiling
 
 from loss_balancers.torch.transforms import transformable, transformed
 
 #: The format of state.
 FLOAT = torch.float32
+
+#: A vector as numbers and how often each stands in it.
+Runs = tuple[tuple[float, int], ...]
 
 TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
 
@@ -33,6 +38,70 @@ def keep(x: Tensor) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """Where ``x`` is finite, in two operations; `isfinite` takes four, eager and compiled."""
     return x.abs() < torch.inf
+
+
+def all_finite(x: Tensor) -> Tensor:
+    """Whether all of ``x`` is finite: in eager mode two operations, since the largest magnitude of a NaN and a number is NaN."""
+    return finite(x).all() if compiling() else torch.linalg.vector_norm(x, torch.inf) < torch.inf
+
+
+def chosen(condition: Tensor, x: Tensor, other: float) -> Tensor:
+    """``x`` where the condition holds, else the number ``other``."""
+    # Of a number `torch.where` makes a tensor of another dtype, and converts it: that takes longer than to select.
+    if is_dynamo_compiling() or not can_keep_tensors(x.device):
+        return torch.where(condition, x, other)
+    return torch.where(condition, x, _kept(other, x.device, x.dtype))
+
+
+def filled(value: float, like: Tensor) -> Tensor:
+    """A number that stands beside ``like`` in an operation: an array of its shape, or a scalar."""
+    return torch.full_like(like, value) if is_dynamo_compiling() else kept(value, like.device, like.dtype)
+
+
+def kept(value: float | Runs, device: torch.device, dtype: torch.dtype = FLOAT) -> Tensor:
+    """A constant on a device, made once: a scalar, or a vector of runs."""
+    return _kept(value, device, dtype) if can_keep_tensors(device) else _made(value, device, dtype)
+
+
+def _made(value: float | Runs, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # Fills and not `torch.tensor`, which copies to the device and waits for the copy.
+    if not isinstance(value, tuple):
+        return torch.full((), value, dtype=dtype, device=device)
+    return torch.cat([torch.full((count,), number, dtype=dtype, device=device) for number, count in value])
+
+
+@lru_cache(maxsize=1024)
+def _kept(value: float | Runs, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # An inference tensor could not be used in training later. And a torch function mode must not replace these tensors.
+    with torch.inference_mode(False), torch._C.DisableTorchFunction():
+        return _made(value, device, dtype)
+
+
+def can_keep_tensors(device: torch.device) -> bool:
+    """Whether a tensor that is made now can be used later: something that is active now could claim it.
+
+    A transform of `torch.func` wraps it, a dispatch mode such as FakeTensorMode replaces it, a CUDA graph owns its memory.
+    """
+    return not (
+        transformed()
+        or torch._C._len_torch_dispatch_stack()
+        or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def scalar(value: float, dtype: torch.dtype) -> Any:
+    """A number for an operation with tensors of this dtype, on any device.
+
+    In eager mode it is a tensor on the CPU that is kept: of a number `torch.where` makes one of its own, of another dtype, and
+    converts it, which takes twice as long as to select.
+    """
+    return value if is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() else _scalar_tensor(value, dtype)
+
+
+@lru_cache(maxsize=64)
+def _scalar_tensor(value: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False), torch._C.DisableTorchFunction():
+        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def widen(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,9 @@ from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
 from loss_balancers.torch.carried import CarriesState, on_meta
-from loss_balancers.torch.observing import Inputs, State, advanced, observed, pending_mean
+from loss_balancers.torch.functional import KnownFactors
+from loss_balancers.torch.known import LastFactors
+from loss_balancers.torch.observing import Inputs, State, advanced, observed, pending_mean, without_losses
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
 from loss_balancers.torch.rounding import compiling
 from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
@@ -74,6 +76,7 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         self._auto_step = auto_step
         self._process_group = process_group
         self._forwards = 0
+        self._last_factors = LastFactors()
         self._register(settings.state)
 
     def forward(self, loss: Mapping[str, Float[Tensor, ...]], *, count: Any = None, share: Any = None) -> Float[Tensor, "*shape"]:
@@ -112,7 +115,9 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         """
         check_not_transformed("step()")
         self._forwards = -1
-        self._commit()
+        state = self._commit()
+        if not (is_dynamo_compiling() or self._settings.sees_losses):
+            self._factors_of(state)  # made here, and not in the first forward after
 
     def discard(self) -> None:
         """Drops what was observed since the last commit, for an optimizer step that is not taken (a `GradScaler` skips it, say).
@@ -166,6 +171,16 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         del state, mean, present
         return {}
 
+    def _known_factors(self, state: State, inputs: Inputs) -> KnownFactors | None:
+        if inputs.present is not None or is_dynamo_compiling() or self._settings.sees_losses:
+            return None
+        return self._factors_of(state)
+
+    def _factors_of(self, state: State) -> KnownFactors | None:
+        """The factors that follow from committed state alone."""
+        committed = [x for name, x in state.items() if name != "pending"]
+        return self._last_factors.get(committed, self._table, lambda: self._factors(state, without_losses(self.names)))
+
     def _observe(self, inputs: Inputs, stacklevel: int) -> None:
         if recomputing():
             return
@@ -177,13 +192,17 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         if self._auto_step is not None:
             due = pending[-2:].sum() >= self._auto_step
             self._commit(unless_recomputing(due, torch.zeros_like(due)))
-        pending.copy_(unless_recomputing(observed(pending, inputs), pending))
+        if is_dynamo_compiling():
+            pending.copy_(unless_recomputing(observed(pending, inputs), pending))
+        else:
+            observed(pending, inputs, out=pending)
 
-    def _commit(self, due: Tensor | None = None) -> None:
-        """Commits; if ``due`` is given, only where it is true."""
+    def _commit(self, due: Tensor | None = None) -> State:
+        """Commits; if ``due`` is given, only where it is true. Returns the state."""
         state = self._values()
         new = self._stepped(state, due)
         copy_all([state[name] for name in new], list(new.values()))
+        return state
 
     def _stepped(self, state: State, due: Tensor | None = None) -> State:
         """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""

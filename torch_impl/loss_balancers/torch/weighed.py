@@ -15,7 +15,7 @@ from torch.func import grad
 from loss_balancers import spec
 from loss_balancers.torch.amounts import without_absent
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down
-from loss_balancers.torch.functional import balance
+from loss_balancers.torch.functional import KnownFactors, balance
 from loss_balancers.torch.observing import Inputs, State, as_observed, expanded, with_amounts
 from loss_balancers.torch.recomputation import saved_for_backward
 from loss_balancers.torch.rounding import FLOAT
@@ -100,8 +100,16 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
     def _aggregate(self, state: State, inputs: Inputs) -> Tensor:
         """The aggregate: the sum of the losses by their factors."""
+        known = self._known_factors(state, inputs)
+        if known is not None:
+            return balance(inputs.terms, inputs.dtypes, known)
         factors = saved_for_backward(self._factors(state, inputs))  # a graph may overwrite the state that the factors are made of
         return balance(inputs.terms, inputs.dtypes, inputs.masked(factors) if len(factors) == len(inputs.names) else factors)
+
+    def _known_factors(self, state: State, inputs: Inputs) -> KnownFactors | None:
+        """The factors as they were made of a state with these values before; None if they must be made at every call."""
+        del state, inputs
+        return None
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Raises unless the losses have the fixed names."""
