@@ -20,12 +20,13 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from loss_balancers.jax.rounding import keep, narrow, widen
+from loss_balancers.jax.scalars import add_in_order, stack, unstack
 
 #: Up to how many scalars are a chain of scalar operations, which TPU runs without lane rotations. A compiler gets 8 operations a
 #: term of it where the sum by hand has 2; of a vector and a loop, a term costs it next to nothing.
 MOST_CHAINED = 32
-#: How many additions one turn of the loop makes: on GPU each turn is a launch.
-UNROLLED = 8
+#: How many additions one turn of the loop makes: on GPU a turn is a launch.
+ADDED_AT_ONCE = 64
 
 
 class LinearMap(NamedTuple):
@@ -86,8 +87,12 @@ def _chained(linear: LinearMap, vector: Sequence[Array], terms: Sequence[Array])
 
 def _looped(linear: LinearMap, vector: Sequence[Array], terms: Sequence[Array]) -> Array:
     products = keep(lax.mul(_widened_vector(linear, terms), _vector_of_weights(linear, vector)))
-    s = lax.index_in_dim(products, 0, keepdims=False)
-    s, _ = lax.scan(lambda s, p: (lax.add(s, p), None), s, lax.slice_in_dim(products, 1, None), unroll=UNROLLED)
+    turns = (len(terms) - 2) // ADDED_AT_ONCE
+    after = len(terms) - turns * ADDED_AT_ONCE
+    s = add_in_order(lax.index_in_dim(products, 0, keepdims=False), lax.slice_in_dim(products, 1, after))
+    if turns:
+        rows = lax.reshape(lax.slice_in_dim(products, after, None), (turns, ADDED_AT_ONCE))
+        s, _ = lax.scan(lambda s, row: (add_in_order(s, row), None), s, rows)
     return narrow(s, linear.result)
 
 
@@ -96,8 +101,7 @@ def _spread(g: Array, *vector: Array, linear: LinearMap) -> list[Array]:
     wide = widen(g, linear.compute)
     if _is_long(linear, g):
         weights = _vector_of_weights(linear, vector)
-        products = lax.split(lax.mul(lax.broadcast(wide, weights.shape), weights), [1] * len(linear.places))
-        products = [lax.squeeze(p, (0,)) for p in products]
+        products = unstack(lax.mul(lax.broadcast(wide, weights.shape), weights))
     else:
         products = [lax.mul(wide, w) for w in _weights(linear, vector, g)]
     return [narrow(p, dtype) for p, dtype in zip(products, linear.terms, strict=True)]
@@ -123,19 +127,15 @@ def _weights(linear: LinearMap, vector: Sequence[Array], like: Array) -> list[An
 
 def _widened_vector(linear: LinearMap, terms: Sequence[Array]) -> Array:
     if all(dtype == linear.terms[0] for dtype in linear.terms):
-        return widen(_stacked(terms), linear.compute)
-    return _stacked([widen(x, linear.compute) for x in terms])
+        return widen(stack(terms), linear.compute)
+    return stack([widen(x, linear.compute) for x in terms])
 
 
 def _vector_of_weights(linear: LinearMap, vector: Sequence[Array]) -> Any:
     if linear.weights is not None:
         return np.array([linear.weights[i] for i in linear.places], linear.compute)
     (weights,) = vector
-    return weights if len(linear.places) == len(weights) else _stacked(_weights(linear, vector, weights[0]))
-
-
-def _stacked(scalars: Sequence[Array]) -> Array:
-    return lax.concatenate([lax.reshape(x, (1,)) for x in scalars], 0)
+    return weights if len(linear.places) == len(weights) else stack(_weights(linear, vector, weights[0]))
 
 
 def _primitive(compute: Callable[..., Any], multiple_results: bool) -> Primitive:
