@@ -13,7 +13,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
-from loss_balancers.jax.rounding import compute_dtype, keep, narrow, widen
+from loss_balancers.jax.autograd import LinearMap, total
+from loss_balancers.jax.rounding import compute_dtype, keep
 from loss_balancers.spec import errors
 
 FORMATS = {jnp.dtype(fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
@@ -116,9 +117,9 @@ def sum_terms(terms: Sequence[Array], dtypes: tuple[Any, ...], weights: tuple[fl
     """`weighted_sum` without its checks, of terms of these dtypes."""
     dtype = dtype or common_dtype(dtypes)
     compute = compute_dtype(dtype, *dtypes)
-    if isinstance(weights, Array):
-        return _total_by(terms, weights, compute, jnp.dtype(dtype))
-    return _total(terms, _rounded(weights, FORMATS[compute]), compute, jnp.dtype(dtype))
+    constants = None if isinstance(weights, Array) else _rounded(weights, FORMATS[compute])
+    linear = LinearMap(constants, tuple(range(len(terms))), dtypes, jnp.dtype(dtype), compute)
+    return _total(linear, weights if isinstance(weights, Array) else None, terms)
 
 
 def common_dtype(dtypes: Sequence[Any]) -> Any:
@@ -134,23 +135,8 @@ def _rounded(weights: tuple[float, ...], compute: str) -> tuple[float, ...]:
 
 
 # Jitted, so that an eager call is one dispatch; inlined into the graph of a caller that is jitted itself.
-@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
-def _total(terms: Sequence[Array], weights: tuple[float, ...], compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
-    return _sum(terms, [compute.type(w) for w in weights], compute, dtype)
-
-
-@partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _total_by(terms: Sequence[Array], weights: Array, compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
-    """`_total` by a vector of weights: rounded to the compute format and flushed (spec A3), a constant."""
-    rounded = keep(lax.stop_gradient(weights).astype(compute))
-    return _sum(terms, [rounded[i] for i in range(len(terms))], compute, dtype)
-
-
-def _sum(terms: Sequence[Array], weights: Sequence[Any], compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
-    """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7)."""
-    # One scalar operation a term, not a stack: on TPU that compiles to a plain chain, without lane rotations.
-    products = [keep(widen(x, compute) * w) for w, x in zip(weights, terms, strict=True)]
-    s = products[0]
-    for p in products[1:]:
-        s = s + p
-    return narrow(keep(s), dtype)
+@partial(jax.jit, static_argnums=0, inline=True)
+def _total(linear: LinearMap, weights: Array | None, terms: Sequence[Array]) -> Array:
+    """`total`; a vector of weights is rounded to the compute format and flushed (spec A3), a constant."""
+    vector = [] if weights is None else [keep(lax.stop_gradient(weights).astype(linear.compute))]
+    return total(linear, vector, terms)

@@ -64,7 +64,7 @@ def _round(x: Array, *, dtype: np.dtype[Any]) -> Array:
 
 
 def _flush(x: Array) -> Array:
-    return jnp.where(jnp.abs(x) <= TINY[x.dtype], jnp.zeros((), x.dtype), x)
+    return lax.select(lax.le(lax.abs(x), TINY[x.dtype]), lax.full_like(x, 0), x)
 
 
 def _representable(x: Array, dtype: np.dtype[Any]) -> Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import resources
 from typing import Any, NamedTuple
 
 
@@ -54,14 +53,20 @@ class Group(NamedTuple):
         return tuple(vector for sequence in self.sequences for vector in sequence)
 
 
+def _folder() -> Any:
+    from importlib import resources  # here, since it brings in archives and temporary files, and balancers need no vectors
+
+    return resources.files(__name__)
+
+
 def stems() -> list[str]:
     """The names of the files of vectors, without their suffix: each is named like the module of its balancer."""
-    return sorted(file.name.removesuffix(".json") for file in resources.files(__name__).iterdir() if file.name.endswith(".json"))
+    return sorted(file.name.removesuffix(".json") for file in _folder().iterdir() if file.name.endswith(".json"))
 
 
 def golden_text(stem: str = "static") -> str:
     """The JSON text of one balancer's vectors."""
-    return (resources.files(__name__) / f"{stem}.json").read_text("ascii")
+    return (_folder() / f"{stem}.json").read_text("ascii")
 
 
 def golden_hash(stem: str = "static") -> str:
