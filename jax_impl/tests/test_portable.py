@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from loss_balancers.jax.portable import div, quotient, rmul
+from loss_balancers.jax.portable.division import div, quotient, rmul
 from loss_balancers.parity.bits import array_bits, assert_same_bits
 from loss_balancers.parity.jax_versions import enable_x64
 
