@@ -44,7 +44,7 @@ def exp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         The power y: infinity on overflow, +0 on underflow. For a cotangent g, the gradient to ``x`` is ``rmul(g, y)``.
 
     Raises:
-        TypeError: ``x`` is not an array of float32.
+        TypeError: ``x`` is not an array of float32, or its device has no float64.
 
     Example:
         >>> import torch
@@ -76,7 +76,7 @@ def log(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         The logarithm, never -0. For a cotangent g, the gradient to ``x`` is ``div(g, x)``.
 
     Raises:
-        TypeError: ``x`` is not an array of float32.
+        TypeError: ``x`` is not an array of float32, or its device has no float64.
 
     Example:
         >>> import torch
@@ -108,7 +108,7 @@ def sqrt(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         The root y, never -0. For a cotangent g, the gradient to ``x`` is ``div(g, y + y)``.
 
     Raises:
-        TypeError: ``x`` is not an array of float32.
+        TypeError: ``x`` is not an array of float32, or its device has no float64.
 
     Example:
         >>> import torch
