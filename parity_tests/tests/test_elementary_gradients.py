@@ -252,7 +252,7 @@ def test_a_device_without_float64_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     """A device that is not here is stood in for."""
     monkeypatch.setattr(torch_elementary, "WITHOUT_FLOAT64", ("meta",))
     for name in (*NAMES, *SUMS):
-        with pytest.raises(TypeError, match="on a device that has float64.* Received one on meta. Move it to the CPU first"):
+        with pytest.raises(TypeError, match=r"on a device that has float64.* Received one on meta\. Move it to the CPU first"):
             getattr(in_torch, name)(torch.ones(2, device="meta"))
 
 
