@@ -135,7 +135,7 @@ def _primitive(compute: Callable[[Array], Array]) -> Primitive:
     function = Primitive(f"loss_balancers_{compute.__name__}")
     function.def_impl(jax.jit(function.bind))
     function.def_abstract_eval(lambda x: x.update(weak_type=False))
-    mlir.register_lowering(function, mlir.lower_fun(compute, multiple_results=False))
+    mlir.register_lowering(function, integers.lowering(compute))
     batching.defvectorized(function)
     return function
 

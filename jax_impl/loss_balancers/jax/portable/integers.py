@@ -11,7 +11,6 @@ numbers. ln x is at least 2^-53.43 from one, 2^-52.04 where x is outside of [2^-
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from math import factorial
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, experimental, lax
+from jax.interpreters import mlir
 
 #: 64-bit integers for what is traced within. Before JAX 0.8 it stands elsewhere.
 _enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64  # type: ignore[reportAttributeAccessIssue]
@@ -31,15 +31,15 @@ SIGN, INFINITY, NAN = 1 << 31, 255 << 23, 0x7FC00000
 TINY, ROOT_OF_HALF = 1 << 23, 0x3F3504F3
 
 
-def sealed(compute: Callable[..., Array]) -> Callable[..., Array]:
-    """``compute``, of float32 to float32, with 64-bit integers inside, whatever `jax_enable_x64` is."""
+def lowering(compute: Callable[..., Array]) -> Any:
+    """The lowering to ``compute``, of float32 to float32, with 64-bit integers inside, whatever `jax_enable_x64` is."""
+    rule = mlir.lower_fun(compute, multiple_results=False)
 
-    @wraps(compute)
-    def traced(*operands: Any) -> Array:
-        with _enable_x64(True):
-            return compute(*operands)
+    def sealed(ctx: Any, *operands: Any) -> Any:
+        with _enable_x64(True):  # for its constants too, which older versions of JAX make after it is traced
+            return rule(ctx, *operands)
 
-    return traced
+    return sealed
 
 
 def _bits(x: Array) -> Array:
@@ -76,7 +76,6 @@ def _series(z: Array, divisors: Any) -> Array:
     return total
 
 
-@sealed
 def exp(x: Array) -> Array:
     """RN(e^x), +0 at and below 2^-126."""
     bits = _bits(x)
@@ -97,7 +96,6 @@ def exp(x: Array) -> Array:
     return _number(jnp.where(_magnitude(bits) > INFINITY, NAN, result))
 
 
-@sealed
 def log(x: Array) -> Array:
     """RN(ln x). An x of at most 2^-126 in magnitude counts as +0."""
     bits = _bits(x)
@@ -143,7 +141,6 @@ def _float(x: Array) -> Array:
     return x.astype(np.int32).astype(np.float32)
 
 
-@sealed
 def sqrt(x: Array, estimate: Callable[[Array], Array] = lax.sqrt) -> Array:
     """RN of the root of x, made of an ``estimate`` that may be up to 30 units in the last place off. x of at most 2^-126 is +0."""
     bits = _bits(x)
@@ -160,7 +157,6 @@ def sqrt(x: Array, estimate: Callable[[Array], Array] = lax.sqrt) -> Array:
     return _number(jnp.where(_magnitude(bits) <= TINY, 0, jnp.where(bits < 0, NAN, result)))
 
 
-@sealed
 def total(x: Array) -> Array:
     """RN(2^-40 times the sum of floor(2^40 x_k)) along the last axis, of numbers in [0, 1]: integers, so in any order."""
     bits = _bits(x)

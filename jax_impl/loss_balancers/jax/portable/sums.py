@@ -121,5 +121,5 @@ ad.defjvp2(constant_p, _refuse)
 total_p = Primitive("loss_balancers_total")
 total_p.def_impl(jax.jit(total_p.bind))
 total_p.def_abstract_eval(lambda x: x.update(shape=(*x.shape[:-1], 1), dtype=np.dtype(np.float32), weak_type=False))
-mlir.register_lowering(total_p, mlir.lower_fun(integers.total, multiple_results=False))
+mlir.register_lowering(total_p, integers.lowering(integers.total))
 batching.primitive_batchers[total_p] = _batched_total
