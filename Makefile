@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help host test-integrations demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence release-check gpu-kit clean
+.PHONY: help host test-integrations demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -88,6 +88,9 @@ audit-evidence: audit ## the same, written where the documents show it
 
 evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it
 	@$(BIN)/python tools/evidence.py
+
+exhaustive: $(STAMP) ## exp, log and sqrt of all 2^32 float32 numbers on every lane of a CPU (an hour; resumable; PART=256: one in 256)
+	@PYTHONPATH=parity_tests/helpers $(BIN)/python tools/exhaustive.py --part $(or $(PART),1)
 
 bench: $(STAMP) ## forward and backward against ModelOpt's balancer, what a count costs, and the kernels of a step
 	@$(BIN)/python benchmarks/against_modelopt.py

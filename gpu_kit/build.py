@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 #: What the jobs use besides the package.
 MODULES = (
     *(f"parity_tests/helpers/{name}.py" for name in ("captured", "quotients", "quotients_jax", "quotients_torch")),
+    *(f"parity_tests/helpers/{name}.py" for name in ("elementary", "elementary_jax", "elementary_torch")),
     "benchmarks/harness.py",
 )
 LIMIT = 20 * 2**20

@@ -1,4 +1,4 @@
-"""A million drawn quotients of each format on every lane, against the exact ones, as bits."""
+"""A million drawn quotients of each format, and as many `exp`, `log` and `sqrt`, on every lane, against the exact ones, as bits."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import elementary
 import numpy as np
 from quotients import drawn, exact, x64
 
 from gpu_kit.figures import first_line, record
 from loss_balancers.parity.bits import array_bits, as_numpy, describe
 
-Quotient = Callable[[np.ndarray, np.ndarray], Any]
+Function = Callable[..., Any]
 
 
 def run(framework: str, device: str, folder: Path) -> int:
-    """Writes after each lane how many quotients were drawn, and how many differ."""
+    """Writes after each lane how many results were drawn, and how many differ: by format of quotients, by name of functions."""
     failed = 0
+    of_functions = {"torch": _torch_functions, "jax": _jax_functions}[framework]
     for fmt in ("f32", "f64"):
         a, b = drawn(fmt)
         wanted = exact(a, b)
         for mode, make in _torch(device) if framework == "torch" else _jax(device, fmt):
-            name = f"{framework}-{device}-{mode}"
-            try:
-                found = compared(make()(a, b), wanted, fmt)
-            except Exception as error:  # one lane that fails stops no other
-                failed, found = 1, {"failed": first_line(error)}
-            record(folder, "quotients", name, fmt, value=found)
+            found = _tried(lambda make=make: make()(a, b), wanted, fmt)  # noqa: B023
+            failed |= "failed" in found
+            record(folder, "quotients", f"{framework}-{device}-{mode}", fmt, value=found)
+    for name in elementary.NAMES:
+        x = elementary.drawn(name)
+        wanted = elementary.exact(name, x)
+        for mode, make in of_functions(device, name):
+            found = _tried(lambda make=make: make()(x), wanted, "f32")  # noqa: B023
+            failed |= "failed" in found
+            record(folder, "quotients", f"{framework}-{device}-{mode}", name, value=found)
     return failed
+
+
+def _tried(compute: Callable[[], Any], wanted: np.ndarray, fmt: str) -> dict[str, Any]:
+    """What one lane gives. One that fails stops no other."""
+    try:
+        return compared(compute(), wanted, fmt)
+    except Exception as error:
+        return {"failed": first_line(error)}
 
 
 def compared(given: Any, wanted: np.ndarray, fmt: str) -> dict[str, Any]:
@@ -45,31 +59,47 @@ def compared(given: Any, wanted: np.ndarray, fmt: str) -> dict[str, Any]:
     return found
 
 
-def _torch(device: str) -> Iterator[tuple[str, Callable[[], Quotient]]]:
-    import torch
+def _torch(device: str) -> Iterator[tuple[str, Callable[[], Function]]]:
     from quotients_torch import LANES
 
-    def of_device(make: Callable[[], Any]) -> Callable[[], Quotient]:
-        def made() -> Quotient:
-            torch.compiler.reset()
-            divide = make()
-            return lambda a, b: divide(*(torch.from_numpy(x).to(device) for x in (a, b)))
-
-        return made
-
-    yield from ((mode, of_device(make)) for mode, make in LANES.items())
+    yield from ((mode, _on_torch(device, make)) for mode, make in LANES.items())
 
 
-def _jax(device: str, fmt: str) -> Iterator[tuple[str, Callable[[], Quotient]]]:
-    import jax
+def _torch_functions(device: str, name: str) -> Iterator[tuple[str, Callable[[], Function]]]:
+    from elementary_torch import LANES, function
+
+    yield from ((mode, _on_torch(device, lambda lane=lane: lane(function(name)))) for mode, lane in LANES.items())
+
+
+def _on_torch(device: str, make: Callable[[], Any]) -> Callable[[], Function]:
+    import torch
+
+    def made() -> Function:
+        torch.compiler.reset()
+        function = make()
+        return lambda *operands: function(*(torch.from_numpy(x).to(device) for x in operands))
+
+    return made
+
+
+def _jax(device: str, fmt: str) -> Iterator[tuple[str, Callable[[], Function]]]:
     from quotients_jax import LANES
 
-    def of_device(divide: Any) -> Quotient:
-        def on_device(a: np.ndarray, b: np.ndarray) -> Any:
-            with x64(fmt), jax.default_device(jax.local_devices(backend=device)[0]):
-                return np.asarray(divide(a, b))
-
-        return on_device
-
     # `x64` holds where arrays enter and leave: the functions are the same for both formats.
-    yield from ((mode, lambda divide=divide: of_device(divide)) for mode, divide in LANES.items())
+    yield from ((mode, lambda divide=divide: _on_jax(device, divide, fmt)) for mode, divide in LANES.items())
+
+
+def _jax_functions(device: str, name: str) -> Iterator[tuple[str, Callable[[], Function]]]:
+    from elementary_jax import LANES, function
+
+    yield from ((mode, lambda lane=lane: _on_jax(device, lane(function(name)), "f32")) for mode, lane in LANES.items())
+
+
+def _on_jax(device: str, function: Any, fmt: str) -> Function:
+    import jax
+
+    def on_device(*operands: np.ndarray) -> Any:
+        with x64(fmt), jax.default_device(jax.local_devices(backend=device)[0]):
+            return np.asarray(function(*operands))
+
+    return on_device

@@ -1,5 +1,9 @@
-"""`div` and `rmul`: what the quotient is made of, errors, and what JAX does to a function. Their bits: `test_div.py`."""
+"""`div` and `rmul`: what the quotient is made of, errors, and what JAX does to a function. Their bits: `test_div.py`.
 
+Of `exp`, `log`, `sqrt` and `softmax`: what they are lowered to, and how they are sharded. The rest: `test_elementary.py`.
+"""
+
+import re
 import subprocess
 import sys
 
@@ -9,7 +13,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from loss_balancers.jax.portable import div, quotient, rmul
+from loss_balancers.jax.portable import exp, log, logsumexp, softmax, sqrt
+from loss_balancers.jax.portable.division import div, quotient, rmul
 from loss_balancers.parity.bits import array_bits, assert_same_bits
 from loss_balancers.parity.jax_versions import enable_x64
 
@@ -158,7 +163,7 @@ def test_a_constant_operand_has_no_gradient():
 SHARDED = """
 import jax, numpy as np, jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
-from loss_balancers.jax.portable import div, rmul
+from loss_balancers.jax.portable import div, exp, log, logsumexp, rmul, softmax, sqrt
 from loss_balancers.parity.bits import assert_same_bits
 
 mesh = Mesh(np.array(jax.devices()), ("i",))
@@ -183,6 +188,16 @@ for function in (div, rmul):
                 np.testing.assert_allclose(gradient, wanted.sum(), rtol=1e-6)
 placed = jax.device_put(x, jax.NamedSharding(mesh, P("i")))
 assert len(jax.jit(div)(placed, placed).sharding.device_set) == 8
+for function in (exp, log, sqrt):
+    mapped = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("i"), out_specs=P("i")))
+    assert_same_bits(mapped(x), function(x))
+    assert_same_bits(jax.jit(jax.grad(lambda x: mapped(x).sum()))(x), jax.vmap(jax.grad(function))(x))
+rows = jnp.linspace(-3, 4, 64, dtype=jnp.float32).reshape(8, 8)
+for function in (softmax, logsumexp):
+    mapped = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("i"), out_specs=P("i")))
+    assert_same_bits(mapped(rows), function(rows))
+    for spread in (P("i"), P(None, "i")):  # the second adds across devices
+        assert_same_bits(jax.jit(function)(jax.device_put(rows, jax.NamedSharding(mesh, spread))), function(rows))
 print("same bits")
 """
 
@@ -203,3 +218,24 @@ def test_tpu_has_a_lowering_of_float64_without_its_bits():
         operand = jax.ShapeDtypeStruct((), jnp.float64)
         assert "bitcast" not in jax.jit(div).trace(operand, operand).lower(lowering_platforms=("tpu",)).as_text()
         assert "bitcast" in jax.jit(div).trace(operand, operand).lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("function", [exp, log, sqrt, softmax, logsumexp])
+def test_elementary_functions_are_integers_on_every_platform(function, platform):
+    """Neither the device's own function nor float64, and no division of 64-bit integers, which takes a TPU's compiler
+    half a minute.
+    """
+    operand = jax.ShapeDtypeStruct((8,), jnp.float32)
+    text = jax.jit(function).trace(operand).lower(lowering_platforms=(platform,)).as_text()
+    assert "i64" in text
+    assert "f64" not in text
+    assert not re.search(r"stablehlo\.(exponential|log|logistic)\b", text)
+    assert not re.search(r"stablehlo\.(divide|remainder).*i64", text)
+
+
+def test_the_search_for_a_device_s_own_function_finds_it():
+    operand = jax.ShapeDtypeStruct((8,), jnp.float32)
+    for function, name in ((jnp.exp, "exponential"), (jnp.log, "log")):
+        text = jax.jit(function).trace(operand).lower(lowering_platforms=("tpu",)).as_text()
+        assert re.search(rf"stablehlo\.{name}\b", text)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import loss_balancers.jax.portable as in_jax
+import loss_balancers.jax.portable.division as in_jax
 
 Quotient = Callable[[Any, Any], Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import loss_balancers.torch.portable as in_torch
+import loss_balancers.torch.portable.division as in_torch
 
 #: From vectors of dividends and divisors to their quotients; made when it is needed, since some compile.
 LANES: dict[str, Callable[[], Callable[[Any, Any], Any]]] = {

@@ -16,8 +16,8 @@ from quotients import DTYPES, HARDEST, drawn, edges, exact, exact_product, harde
 from quotients_jax import LANES as JAX_LANES
 from quotients_torch import LANES as TORCH_LANES
 
-import loss_balancers.jax.portable as in_jax
-import loss_balancers.torch.portable as in_torch
+import loss_balancers.jax.portable.division as in_jax
+import loss_balancers.torch.portable.division as in_torch
 from loss_balancers.parity.bits import array_bits, assert_same_bits
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.formats import FormatName

@@ -13,8 +13,8 @@ import torch
 import torch._dynamo
 from quotients import DTYPES, drawn, exact, exact_product, x64
 
-import loss_balancers.jax.portable as in_jax
-import loss_balancers.torch.portable as in_torch
+import loss_balancers.jax.portable.division as in_jax
+import loss_balancers.torch.portable.division as in_torch
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.formats import FormatName

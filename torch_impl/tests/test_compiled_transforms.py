@@ -15,8 +15,8 @@ from loss_balancers import spec
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import arithmetic
 from loss_balancers.spec.versions import release
-from loss_balancers.torch import EMANormalizedLossBalancer, StaticLossBalancer, functional, portable
-from loss_balancers.torch.portable import div, rmul
+from loss_balancers.torch import EMANormalizedLossBalancer, StaticLossBalancer, functional
+from loss_balancers.torch.portable import div, division, rmul
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 INDUCTOR = pytest.param(
@@ -165,7 +165,7 @@ def test_each_balancer_with_state(make, draw):
 
 def test_quotients_by_bits(monkeypatch):
     """As on a device that only estimates quotients: a balancer with state looks at bits there, eager and compiled."""
-    monkeypatch.setattr(portable, "_divides", lambda a: False)
+    monkeypatch.setattr(division, "_divides", lambda a: False)
     balancer = EMANormalizedLossBalancer(NAMES).eval()
     assert_compiled_gives_what_eager_gives(several("jvp", "vmap", "vmap-of-grad"), of_balancer(balancer), FORMATS["f32"])
 

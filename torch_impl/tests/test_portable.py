@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from loss_balancers.parity.bits import array_bits, assert_same_bits
-from loss_balancers.torch import portable
-from loss_balancers.torch.portable import div, quotient, rmul
+from loss_balancers.torch.portable import division
+from loss_balancers.torch.portable.division import div, quotient, rmul
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 INDUCTOR = pytest.param(
@@ -79,7 +79,7 @@ def test_a_useless_division_is_not_repaired(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quotient_is_repaired_within_vmap(monkeypatch, dtype):
     """In eager code and in compiled, as on devices whose division is not correctly rounded."""
-    monkeypatch.setattr(portable, "_divides", lambda a: False)
+    monkeypatch.setattr(division, "_divides", lambda a: False)
     a, b = significands(dtype)[:, :30].reshape(2, 3, 10)
     mapped = torch.func.vmap(div, in_dims=1)
     for function in (mapped, torch.compile(mapped, fullgraph=True, backend="aot_eager")):
@@ -101,10 +101,10 @@ def test_where_the_quotient_is_repaired(monkeypatch, device, compiling, repaired
 
     operand = Operand()
     operand.device = torch.device(device)
-    monkeypatch.setattr(portable, "keep", lambda x: x)
-    monkeypatch.setattr(portable, "quotient", lambda a, b: "repaired")
-    monkeypatch.setattr(portable, "compiling", lambda: compiling)
-    assert portable.div_of_kept(operand, operand) == ("repaired" if repaired else "native")  # type: ignore[arg-type]
+    monkeypatch.setattr(division, "keep", lambda x: x)
+    monkeypatch.setattr(division, "quotient", lambda a, b: "repaired")
+    monkeypatch.setattr(division, "compiling", lambda: compiling)
+    assert division.div_of_kept(operand, operand) == ("repaired" if repaired else "native")  # type: ignore[arg-type]
 
 
 @each_function

@@ -867,3 +867,34 @@ def framework_too_old(part: str, package: str, found: str, oldest: str) -> Impor
         f"Run `pip install '{package}>={oldest}'`.",
         name=package,
     )
+
+
+# --- elementary functions -------------------------------------------------------------------------------------------
+
+
+def float32_operand(received: str) -> TypeError:
+    return TypeError(
+        f"The operand must be an array of float32. Received {received}. Convert it to float32: in another format these functions "
+        "would not be the same on every device. (docs/spec A13, A15)"
+    )
+
+
+def no_float64_on(device: str) -> TypeError:
+    return TypeError(
+        "The operand must be on a device that has float64, by way of which PyTorch computes these functions. Received one on "
+        f"{device}. Move it to the CPU first. (docs/spec A13)"
+    )
+
+
+def softmax_shape(received: Sequence[int], most: int) -> ValueError:
+    return ValueError(
+        f"The operand must have a last axis of 1 to {most:,} numbers, along which the sum is taken. Received an array of shape "
+        f"{tuple(received)}. Give it one with `x.reshape(-1)`, or split it. (docs/spec A15)"
+    )
+
+
+def softmax_derivative(detached: str) -> TypeError:
+    return TypeError(
+        "`softmax` and `logsumexp` give constants, which have no derivative. Received an operand by which one is taken. Pass "
+        f"`{detached}`. (docs/spec A15)"
+    )

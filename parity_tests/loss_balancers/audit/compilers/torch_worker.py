@@ -29,7 +29,7 @@ def main() -> None:
 
     from loss_balancers.audit.compilers.torch_graphs import captured, ends, writing
     from loss_balancers.audit.prescribed.torch_cases import torch_cases
-    from loss_balancers.torch import portable
+    from loss_balancers.torch.portable import division
 
     warnings.simplefilter("ignore")
     request = json.load(sys.stdin)
@@ -40,7 +40,7 @@ def main() -> None:
         case, folder = cases[slug], Path(request["folder"]) / slug
         folder.mkdir()
         torch.compiler.reset()
-        portable._divides = lambda a: False  # as it is when compiled for a GPU
+        division._divides = lambda a: False  # as it is when compiled for a GPU
         plans = []
         with case.fault():
             function = case.function()

@@ -88,7 +88,7 @@ def _natively(function: Callable[..., Any]) -> Callable[..., Any]:
     import jax
     from jax.extend.core import ClosedJaxpr, Literal
 
-    from loss_balancers.jax.portable import quotient_p
+    from loss_balancers.jax.portable.division import quotient_p
     from loss_balancers.jax.rounding import keep
 
     def run(closed: ClosedJaxpr, arguments: Any) -> list[Any]:

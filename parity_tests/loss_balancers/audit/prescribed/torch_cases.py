@@ -87,7 +87,7 @@ def _tree_sum() -> Callable[..., Any]:
 
 def _natively(build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
     """What ``build`` builds, with the device's own division wherever it divides."""
-    from loss_balancers.torch import portable
+    from loss_balancers.torch.portable import division
 
-    portable._divides = lambda a: True  # the process sets it back before the next case
+    division._divides = lambda a: True  # the process sets it back before the next case
     return build()

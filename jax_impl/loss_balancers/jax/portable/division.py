@@ -1,4 +1,4 @@
-"""Portable functions: the quotient and the product as the spec rounds them, on any backend, with derivatives.
+"""The quotient and the product as the spec rounds them, on any backend, with derivatives.
 
 XLA rewrites divisions (by a constant, of a vector by a scalar, nested ones), and GPU and TPU approximate them. So the backend's
 quotient is only an estimate, and integer arithmetic, which no compiler approximates, makes the correctly rounded quotient of it.
@@ -113,7 +113,7 @@ def rmul(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "
 div_of_kept, rmul_of_kept = div, rmul
 
 
-def _is_on_host(x: object) -> bool:
+def is_on_host(x: object) -> bool:
     """Whether ``x`` is an array on the host, which is converted as `jax.jit` would: float64 to float32 if `jax_enable_x64` is off.
 
     JAX 0.8 hands on constants that `jax.checkpoint` inlines as host arrays of a class of its own, which is not `Array`.
@@ -123,7 +123,7 @@ def _is_on_host(x: object) -> bool:
 
 def _bind(function: Primitive, a: Any, b: Any) -> Array:
     """The primitive of checked operands."""
-    a, b = (jnp.asarray(x) if _is_on_host(x) else x for x in (a, b))
+    a, b = (jnp.asarray(x) if is_on_host(x) else x for x in (a, b))
     if not (isinstance(a, Array) and isinstance(b, Array) and a.dtype in LAYOUTS and a.dtype == b.dtype):
         raise errors.operand_dtypes(*(str(x.dtype) if isinstance(x, Array) else type(x).__name__ for x in (a, b)))
     if a.shape != b.shape:

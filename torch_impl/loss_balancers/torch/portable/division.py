@@ -1,4 +1,4 @@
-"""Portable functions: the quotient and the product as the spec rounds them, on any backend, with derivatives.
+"""The quotient and the product as the spec rounds them, on any backend, with derivatives.
 
 Division is correctly rounded on CPU, and on CUDA in eager mode. Compiled for a GPU it is rewritten (if by a constant) and
 approximated (by Triton, in float32); of other devices nothing is documented. On those the backend's quotient is only an estimate,
@@ -11,6 +11,7 @@ in two forms: the plain one for eager autograd and for Dynamo, the transformable
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -173,14 +174,16 @@ def quotient(a: Tensor, b: Tensor, estimate: Callable[[Tensor, Tensor], Tensor] 
     return keep(torch.where(ordinary, ratio, a * reciprocal))
 
 
-class _Map(NamedTuple):
-    """A function of two arrays, its gradient to each of them (or to the first alone), and what the tangent of each adds to the
-    result's tangent.
+class Map(NamedTuple):
+    """A function of two arrays, its gradient to each of them (or, if told so, to the first alone), and what the tangent of each
+    adds to the result's tangent.
+
+    Of one array if the second is None, and then are its gradient and its tangent. (Dynamo has no varying number of arguments.)
     """
 
-    compute: Callable[[Tensor, Tensor], Tensor]
+    compute: Callable[..., Tensor]
     gradient: Callable[..., tuple[Tensor, Tensor | None]]
-    tangents: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    tangents: Callable[..., tuple[Tensor, ...]]
 
 
 def _div_gradient(g: Tensor, a: Tensor, b: Tensor, q: Tensor, both: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -201,31 +204,31 @@ def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> t
 
 
 #: By name, since a graph of Dynamo can hold a name as an argument of a function that it does not trace.
-_MAPS = {
-    "div": _Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents),
-    "rmul": _Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents),
+MAPS = {
+    "div": Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents),
+    "rmul": Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents),
 }
 
 
 class _Plain(Function):
     @staticmethod
-    def forward(ctx: Any, name: str, a: Tensor, b: Tensor) -> Tensor:
-        result = _MAPS[name].compute(a, b)
+    def forward(ctx: Any, name: str, a: Tensor, b: Tensor | None) -> Tensor:
+        result = MAPS[name].compute(a, b)
         ctx.name = name
         ctx.save_for_backward(a, b, result)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, *_MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors, both=ctx.needs_input_grad[2])
+        return None, *MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors, ctx.needs_input_grad[2])
 
 
 class _Transformable(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(name: str, a: Tensor, b: Tensor) -> Tensor:
-        return _MAPS[name].compute(a, b)
+    def forward(name: str, a: Tensor, b: Tensor | None) -> Tensor:
+        return MAPS[name].compute(a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -235,36 +238,43 @@ class _Transformable(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, *_MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors)
+        return None, *MAPS[ctx.name].gradient(*grad_outputs, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        return sum_of_tangents(*_MAPS[ctx.name].tangents(*grad_inputs[1:], *ctx.saved_tensors))
+        return reduce(sum_of_tangents, MAPS[ctx.name].tangents(*grad_inputs[1:], *ctx.saved_tensors))
 
 
 @transformable
-def _transformable(name: str, a: Tensor, b: Tensor) -> Tensor:
+def _transformable(name: str, a: Tensor, b: Tensor | None) -> Tensor:
     return _Transformable.apply(name, a, b)
 
 
 def _bind(name: str, a: Any, b: Any) -> Tensor:
-    """The function of checked operands, differentiable in every way that PyTorch has."""
+    """The map of checked operands."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in LAYOUTS and a.dtype == b.dtype):
-        raise errors.operand_dtypes(*(_kind(x) for x in (a, b)))
+        raise errors.operand_dtypes(*(kind_of(x) for x in (a, b)))
     if a.shape != b.shape:
         raise errors.operand_shapes(a.shape, b.shape)
     if a.device != b.device:
         raise errors.operand_devices(str(a.device), str(b.device))
+    return apply(name, a, b)
+
+
+def apply(name: str, a: Tensor, b: Tensor | None = None) -> Tensor:
+    """The map of that name, differentiable in every way that PyTorch has."""
     if is_dynamo_compiling():
         refuse_dual_level_outside()
     if transformed():
         return _transformable(name, a, b)
     if is_dynamo_compiling():
-        return _Plain.apply(name, a, b.clone())  # Dynamo refuses one tensor passed twice; the clone vanishes in compiled code
-    if not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
-        return _MAPS[name].compute(a, b)
+        # Dynamo refuses one tensor passed twice; the clone vanishes in compiled code.
+        return _Plain.apply(name, a, b if b is None else b.clone())
+    if not (torch.is_grad_enabled() and (a.requires_grad or (b is not None and b.requires_grad))):
+        return MAPS[name].compute(a, b)
     return _Plain.apply(name, a, b)
 
 
-def _kind(x: object) -> str:
+def kind_of(x: object) -> str:
+    """What a message calls ``x``: its dtype, or its type if it is not a tensor."""
     return str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
