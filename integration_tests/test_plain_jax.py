@@ -1,6 +1,7 @@
 """Plain JAX: the functional form in loops that carry state themselves, with Optax, Orbax and Equinox."""
 
 import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +107,30 @@ def test_equinox(kind):
     assert all(as_bytes(value) == as_bytes(getattr(balancer, name)[...]) for name, value in student.kept.items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_haiku(kind):
+    form, balancer = made(kind)[0], KINDS[kind]()
+    model = hk.transform_with_state(lambda x: hk.BatchNorm(True, True, 0.9)(hk.Linear(1)(x), is_training=True))
+
+    @jax.jit
+    def train_step(params, state, kept, x):
+        def objective(params):
+            y, after = model.apply(params, state, None, x)
+            losses = losses_of(y)
+            aggregate, seen = form.apply(kept, losses)
+            return aggregate, (losses, after, seen)
+
+        (loss, (losses, after, seen)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients), after, form.commit(seen), loss, losses
+
+    (params, state), kept = model.init(jax.random.key(0), rows(0)), form.init()
+    for i in range(4):
+        params, state, kept, loss, losses = train_step(params, state, kept, rows(i))
+        assert as_bytes(loss) == as_bytes(balancer(losses))
+        balancer.step()
+    assert all(as_bytes(value) == as_bytes(getattr(balancer, name)[...]) for name, value in kept.items())
+
+
 def test_the_example_and_the_page_run(run_example, run_page):
     assert "400 commits" in run_example("plain_jax")
-    assert run_page("plain_jax") == 1
+    assert run_page("plain_jax") == 2

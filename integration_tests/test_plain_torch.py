@@ -190,12 +190,12 @@ def test_an_averaged_model_without_buffers_copies_the_state(state_of):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_step_compiled_has_the_bits_of_eager_on_the_same_losses(kind, state_of):
+@pytest.mark.parametrize(("kind", "backend"), [*((kind, "aot_eager") for kind in KINDS), ("ema", "inductor")])
+def test_a_whole_step_compiled_has_the_bits_of_eager_on_the_same_losses(kind, backend, state_of):
     """With optimizer and `zero_grad`, at which Dynamo parts the graph. The student's own roundings are the compiler's business."""
     (model, optimizer), eager = started(kind), make(kind, NAMES)
 
-    @torch.compile(backend="aot_eager")
+    @torch.compile(backend=backend)
     def train(x, labels):
         losses = model.losses(x, labels)
         total = model.balancer(losses)

@@ -63,8 +63,10 @@ def make(name: str, auto_step: int | None) -> Any:
     """A new balancer for the losses of Tunix's `LogitStrategy`."""
     if name == "static":
         return loss_balancers.jax.StaticLossBalancer(0.3)
-    if name == "scheduled":
-        return loss_balancers.jax.ScheduledLossBalancer({"KLDivLoss_0": linear(0.2, 0.8, 6)}, auto_step=auto_step)
+    if name.startswith("scheduled"):
+        return loss_balancers.jax.ScheduledLossBalancer(
+            {"KLDivLoss_0": linear(0.2, 0.8 if name == "scheduled" else 0.4, 6)}, auto_step=auto_step
+        )
     return loss_balancers.jax.EMANormalizedLossBalancer(PAIR, beta=0.9, lagged=name == "ema-lagged", auto_step=auto_step)
 
 
@@ -110,7 +112,8 @@ def trained(name: str, steps: int, *, folder: Any = None, lora: bool = False, ev
     state = {} if name == "static" else balancer.export_state()["state"]
     optimizer = [np.asarray(x).tobytes() for x in jax.tree.leaves(nnx.state(trainer.optimizer, nnx.optimizer.OptState))]
     state = {key: x.tobytes() for key, x in state.items()}
-    return {"began": began, "losses": trainer.losses, "student": found, "optimizer": optimizer, "state": state}
+    table = np.asarray(balancer._table[...]).tobytes() if name.startswith("scheduled") else b""
+    return {"began": began, "table": table, "losses": trainer.losses, "student": found, "optimizer": optimizer, "state": state}
 
 
 @pytest.fixture
@@ -187,6 +190,16 @@ def test_a_run_resumes_from_a_checkpoint_with_the_same_bits(tmp_path, name, lora
     assert (before.pop("began"), after.pop("began"), whole.pop("began")) == (0, at, 0)
     assert before["losses"] + after.pop("losses") == whole.pop("losses")
     assert after == whole
+
+
+def test_a_checkpoint_holds_no_table_so_the_schedule_that_is_given_counts(tmp_path):
+    before = trained("scheduled", 4, folder=tmp_path)
+    described = (tmp_path / "4/model_params/_METADATA").read_text("utf-8")
+    assert "pending" in described
+    assert "_table" not in described
+    after = trained("scheduled-elsewhere", 9, folder=tmp_path)
+    assert after["began"] == 4
+    assert after["table"] == np.asarray(make("scheduled-elsewhere", 2)._table[...]).tobytes() != before["table"]
 
 
 def test_a_lora_checkpoint_of_tunix_itself_would_lose_the_state(tmp_path, monkeypatch):

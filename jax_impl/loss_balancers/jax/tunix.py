@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,16 @@ class BalancedTrainer(DistillationTrainer):
         self._losses = dict(LOGIT_LOSSES if losses is None else losses)
         self._amounts = {name: metric for name, metric in (("count", count), ("share", share)) if metric is not None}
         self._student.balancer = balancer
-        super().__init__(student_model, *args, **kwargs)
+        stateful = isinstance(balancer, StatefulLossBalancer)
+        with _without_table(balancer) if stateful else nullcontext():  # Tunix restores here
+            super().__init__(student_model, *args, **kwargs)
         accumulated = self.config.get_with_default("gradient_accumulation_steps", 1)
-        if isinstance(balancer, StatefulLossBalancer) and balancer._auto_step != accumulated:
+        if stateful and balancer._auto_step != accumulated:
             raise errors.tunix_auto_step(accumulated, balancer._auto_step)
-        if self._lora_enabled and isinstance(balancer, StatefulLossBalancer):
+        if stateful and self._lora_enabled:
             self._keep_in_metadata(balancer)
+        elif stateful:
+            self.checkpoint_manager.save = _without_table(balancer)(self.checkpoint_manager.save)
 
     def get_train_loss(self, model: nnx.Module, teacher_output: Any, inputs: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
         """The balanced loss, and the strategy's metrics. XLA leaves out the strategy's own sum, which nothing uses."""
@@ -99,3 +104,13 @@ class BalancedTrainer(DistillationTrainer):
             return save(step, *args, force=force, custom_metadata=metadata, **kwargs)
 
         manager.save = save_with_state
+
+
+@contextmanager
+def _without_table(balancer: StatefulLossBalancer) -> Iterator[None]:
+    """Hides the table of a schedule from what Tunix saves and restores: it follows from the settings."""
+    table, balancer._table = balancer._table, None
+    try:
+        yield
+    finally:
+        balancer._table = table
