@@ -16,8 +16,7 @@ from threading import Lock, Thread
 from typing import Any, NoReturn
 
 from gpu_kit.figures import read, record
-from gpu_kit.job import ABSENT
-from gpu_kit.jobs import Part, parts
+from gpu_kit.jobs import ABSENT, Part, parts
 from gpu_kit.machine import basics
 from gpu_kit.summary import summary, verdict
 from loss_balancers.parity.files import write_text
