@@ -37,7 +37,7 @@ lint: $(STAMP) ## ruff and pyright
 
 unit: $(STAMP) ## every test
 	@echo "==> Running every test"
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## the balancers in real training loops: each host's library is installed (5 GB)
 	@echo "==> Running the tests in training loops"

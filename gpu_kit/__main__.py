@@ -22,8 +22,7 @@ USAGE_ERROR, UNEXPECTED = 2, 70
 
 try:
     from gpu_kit.figures import read, record
-    from gpu_kit.job import ABSENT
-    from gpu_kit.jobs import Part, parts
+    from gpu_kit.jobs import ABSENT, Part, parts
     from gpu_kit.machine import basics
     from gpu_kit.summary import INCOMPLETE, summary, verdict
     from loss_balancers.parity.files import write_text

@@ -8,9 +8,6 @@ import traceback
 from pathlib import Path
 from threading import Thread
 
-#: Exit status of a job that this host cannot do. It has recorded why.
-ABSENT = 4
-
 
 def main() -> int:
     """Does the job; an error is a traceback and another exit status."""

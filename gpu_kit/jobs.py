@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from loss_balancers.spec.registry import SETTINGS
 
+#: Exit status of a job that this host cannot do. It has recorded why.
+ABSENT = 4
 #: The modes whose lanes run, in order. The others are the same code once more, or are left out on purpose (x64, sharded).
 MODES = {"torch": ("eager", "compiled", "step", "vmap"), "jax": ("jit", "scan", "step", "vmap", "remat")}
 

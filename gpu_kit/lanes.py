@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_kit.figures import change, first_line, record
-from gpu_kit.job import ABSENT
+from gpu_kit.jobs import ABSENT
 from loss_balancers.parity.certificates.certificate import make_certificate
 from loss_balancers.parity.golden.comparison import Cell
 from loss_balancers.parity.golden.vectors import LABELS, columns, installed_vectors

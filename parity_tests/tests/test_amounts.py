@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -141,38 +142,45 @@ def test_a_count_of_one_is_the_default(name: str) -> None:
 # --- absent losses ---------------------------------------------------------------------------------------------------
 
 
-def differentiated(
-    framework: str, balancer: Any, amounts: Any, compiled: bool
-) -> Callable[[dict[str, float]], tuple[Any, dict[str, Any]]]:
-    """What gives aggregate and gradients of a training forward; compiled once, whatever the values."""
+Values = dict[str, float]
+
+
+@cache
+def differentiated(framework: str, name: str, compiled: bool) -> tuple[Any, Callable[[Values, Any], tuple[Any, dict[str, Any]]]]:
+    """A balancer, and what gives aggregate and gradients of its training forward: compiled once, whatever the values."""
+    balancer = make(framework, BALANCERS[name])
     if framework == "torch":
         torch.compiler.reset()  # Dynamo counts compilations by the code of a function, which all balancers share
         forward = torch.compile(balancer, fullgraph=True, backend="aot_eager") if compiled else balancer
 
-        def torch_call(values: dict[str, float]) -> tuple[Any, dict[str, Any]]:
+        def torch_call(values: Values, amounts: Any) -> tuple[Any, dict[str, Any]]:
             losses = {name: torch.tensor(x, requires_grad=True) for name, x in values.items()}
             aggregate = forward(losses, count=amounts)
             return aggregate, dict(zip(losses, torch.autograd.grad(aggregate, list(losses.values())), strict=True))
 
-        return torch_call
+        return balancer, torch_call
 
     value_and_grad = nnx.value_and_grad(lambda losses, balancer, amounts: balancer(losses, count=amounts))
     if compiled:
         value_and_grad = nnx.jit(value_and_grad)
-    return lambda values: value_and_grad({name: jnp.float32(x) for name, x in values.items()}, balancer, amounts)
+
+    def jax_call(values: Values, amounts: Any) -> tuple[Any, dict[str, Any]]:
+        return value_and_grad({name: jnp.float32(x) for name, x in values.items()}, balancer, amounts)
+
+    return balancer, jax_call
 
 
-def outcomes(framework: str, settings: Any, rows: list[dict[str, float]], count: Any, compiled: bool) -> list[dict[str, bytes]]:
-    """For each row of losses the aggregate, gradients and state of two steps from the same state on. Amounts are tensors."""
-    balancer = make(framework, settings)
-    begin = balancer.export_state()
-    call = differentiated(framework, balancer, {name: array(framework, float(x)) for name, x in count.items()}, compiled)
+def outcomes(framework: str, name: str, rows: list[Values], count: Values, compiled: bool) -> list[dict[str, bytes]]:
+    """For each row of losses the aggregate, gradients and state of two steps from a new state on. Amounts are tensors."""
+    balancer, call = differentiated(framework, name, compiled)
+    begin = make(framework, BALANCERS[name]).export_state()
+    amounts = {name: array(framework, x) for name, x in count.items()}
     found = []
     for values in rows:
         balancer.load_state(begin)
         outcome = {}
         for step in range(2):
-            aggregate, gradients = call(values)
+            aggregate, gradients = call(values, amounts)
             outcome |= {f"{step}": as_bytes(aggregate)} | {f"{step} {n}": as_bytes(g) for n, g in gradients.items()}
             balancer.step()
         found.append(outcome | state_of(balancer))
@@ -188,7 +196,7 @@ def test_an_absent_loss_may_be_anything(name: str, absent: str, compiled: bool) 
     count = {each: float(each != absent) * 2 for each in NAMES}
     values = {each: 1.5 + i for i, each in enumerate(NAMES)}
     rows = [{**values, absent: value} for value in (math.nan, math.inf, 0.0, -3.0)]
-    found = [outcome for framework in FRAMEWORKS for outcome in outcomes(framework, settings, rows, count, compiled)]
+    found = [outcome for framework in FRAMEWORKS for outcome in outcomes(framework, name, rows, count, compiled)]
     assert len(found) == len(FRAMEWORKS) * len(rows)
     assert all(other == found[0] for other in found)
     order = settings.names or ("LogitsKL_0", "MSE_1", "student_loss")

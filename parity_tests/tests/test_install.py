@@ -107,7 +107,7 @@ def test_every_extra_of_an_error_installs_as_the_error_says(empty: Environment) 
 def test_errors_say_in_one_place_what_to_install() -> None:
     parts = [ROOT / part / "loss_balancers" for part in ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests")]
     places = [file for part in parts for file in part.rglob("*.py") if "pip install" in file.read_text("utf-8")]
-    assert places == [Path(str(ROOT / "spec/loss_balancers/spec/errors.py"))]
+    assert places == [Path(str(ROOT / "spec/loss_balancers/spec/errors/packaging.py"))]
 
 
 def test_the_readme_lists_every_extra() -> None:

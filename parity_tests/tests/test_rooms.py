@@ -12,6 +12,10 @@ import pytest
 
 import loss_balancers.parity
 
+ROOT = Path(__file__).parents[2]
+#: The folders of the project that have packages, and the packages.
+PROJECT = ("spec", "torch_impl", "jax_impl", "keras_impl", "parity_tests", ".")
+PACKAGES = ("loss_balancers", "loss_balancers_pytest", "gpu_kit")
 KIT, AUDIT = "loss_balancers.parity", "loss_balancers.audit"
 #: The rooms of the audit, and what each may import beside itself.
 AUDIT_ROOMS: dict[str, set[str]] = {
@@ -48,6 +52,16 @@ def _sources() -> dict[str, str]:
         ".".join([name, *file.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): file.read_text("utf-8")
         for name, folder in folders.items()
         for file in folder.rglob("*.py")
+    }
+
+
+def _project() -> dict[str, str]:
+    """The text of each file of the library and of the GPU kit."""
+    return {
+        ".".join(file.relative_to(ROOT / folder).with_suffix("").parts).removesuffix(".__init__"): file.read_text("utf-8")
+        for folder in PROJECT
+        for package in PACKAGES
+        for file in (ROOT / folder / package).rglob("*.py")
     }
 
 
@@ -99,6 +113,15 @@ def _place(name: str) -> int:
 
 def test_no_files_import_one_another_in_a_circle() -> None:
     assert _circles(_imports(_sources())) == []
+
+
+def test_no_files_of_the_project_import_one_another_in_a_circle() -> None:
+    sources = _project()
+    assert _circles(_imports(sources)) == []
+    assert sum(map(len, _imports(sources).values())) > 500
+    sources["gpu_kit.jobs"] += "\nfrom gpu_kit.lanes import run\n"  # which imports what `jobs` has
+    (circle,) = _circles(_imports(sources))
+    assert circle == ["gpu_kit.jobs", "gpu_kit.lanes"]
 
 
 def test_no_import_runs_back_up_the_order_of_the_rooms() -> None:

@@ -8,7 +8,6 @@ import torch
 
 from loss_balancers.parity.lanes.absent import absent_lanes, why_no_format
 from loss_balancers.parity.lanes.lane import Lane
-from loss_balancers.parity.lanes.torch_compiled import why_not_compiled
 from loss_balancers.parity.lanes.torch_modes import COMPILED, DTYPES, MODES, run_in_torch
 from loss_balancers.spec import FORMATS
 
@@ -38,6 +37,8 @@ def _lane(name: str, device: str, mode: str) -> Lane:
 
 def _why_not_compiled(device: str) -> str | None:
     """Why the compiled lanes are absent: `torch.compile` is switched off, or it does not work here."""
+    from loss_balancers.parity.lanes.torch_compiled import why_not_compiled  # loads Dynamo, which takes a second
+
     # A switch may be turned while a process runs. Whether there is a compiler stays, and takes seconds to find out.
     return why_not_compiled() or _no_compiler(device)
 

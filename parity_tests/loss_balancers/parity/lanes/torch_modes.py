@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map
 import loss_balancers.torch
 from loss_balancers.parity.golden.result import Result
 from loss_balancers.parity.golden.vectors import balancer_of, shape, state_bits
-from loss_balancers.parity.lanes.torch_compiled import compiled
 from loss_balancers.spec import FORMATS, Group
 
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
@@ -113,6 +112,8 @@ def _eager(device: str, groups: Sequence[Group]) -> Results:
 
 
 def _compiled(device: str, groups: Sequence[Group]) -> Results:
+    from loss_balancers.parity.lanes.torch_compiled import compiled  # loads Dynamo, which takes a second
+
     # Dynamo counts compilations by the code of a function, which all columns share, and gives up after a few.
     torch.compiler.reset()
     program = Program(device, groups)
@@ -192,6 +193,8 @@ def _at(stacked: Losses, index: int) -> Losses:
 
 def _step(device: str, groups: Sequence[Group]) -> Results:
     """A compiled training step: losses from parameters, the aggregate used further, its gradient; then update and commit."""
+    from loss_balancers.parity.lanes.torch_compiled import compiled  # loads Dynamo, which takes a second
+
     torch.compiler.reset()
     program = Program(device, groups)
     dtypes = [{name: DTYPES[fmt] for name, fmt in group.formats.items()} for group in groups]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from loss_balancers.parity.bits import as_numpy
-from loss_balancers.parity.lanes.torch_compiled import compiled
 from loss_balancers.parity.twins.cases import Losses, rounded
 from loss_balancers.parity.twins.lanes import TwinLane
 from loss_balancers.parity.twins.outcome import (
@@ -123,6 +122,8 @@ def _in_a_step(call: Callable[..., Any], twin: _Twin, lane: TwinLane, first: Los
 
 
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
+    from loss_balancers.parity.lanes.torch_compiled import compiled  # loads Dynamo, which takes a second
+
     torch.compiler.reset()  # of what other balancers and signatures left behind
     return compiled(fn)
 
