@@ -223,9 +223,7 @@ def test_tpu_has_a_lowering_of_float64_without_its_bits():
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize("function", [exp, log, sqrt, softmax, logsumexp])
 def test_elementary_functions_are_integers_on_every_platform(function, platform):
-    """Neither the device's own function nor float64, and no division of 64-bit integers, which takes a TPU's compiler
-    half a minute.
-    """
+    """Not the device's own function, no float64, no division of 64-bit integers: that takes a TPU compiler half a minute."""
     operand = jax.ShapeDtypeStruct((8,), jnp.float32)
     text = jax.jit(function).trace(operand).lower(lowering_platforms=(platform,)).as_text()
     assert "i64" in text

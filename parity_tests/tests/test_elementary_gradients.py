@@ -182,9 +182,8 @@ def test_one_trace_and_no_float64_for_the_user() -> None:
         traces.append(1)
         return in_jax.softmax(in_jax.log(in_jax.exp(in_jax.sqrt(x))))
 
-    for seed in range(5):
-        result = step(np.random.default_rng(seed).random(6, np.float32))
-    assert (len(traces), result.dtype, jax.config.jax_enable_x64) == (1, np.float32, False)
+    results = [step(np.random.default_rng(seed).random(6, np.float32)) for seed in range(5)]
+    assert (len(traces), results[-1].dtype, jax.config.read("jax_enable_x64")) == (1, np.float32, False)
     assert "64" not in str(jax.make_jaxpr(step)(jnp.ones(6)))
 
 

@@ -126,14 +126,15 @@ def test_same_answers_beside_the_aggregate(name: str) -> None:
 
 def test_each_file_has_its_twin() -> None:
     files = {part: {f.name for f in (ROOT / f"{part}_impl/loss_balancers/{part}").glob("*.py")} for part in ("torch", "jax")}
-    # torch spells out what one JAX primitive is (autograd.py), and how it is differentiated in compiled code (transforms.py); keeps
-    # the host's work from Dynamo (host.py) and from an eager call like the last one (again.py); tells a forward from its repetition
-    # (recomputation.py), and minds who wraps it (wrapped.py).
-    beside = {"again.py", "autograd.py", "host.py", "recomputation.py", "transforms.py", "wrapped.py"}
+    # torch spells out how a function is differentiated in compiled code (transforms.py); keeps the host's work from Dynamo (host.py)
+    # and from an eager call like the last one (again.py), and weights until state changes (known.py); tells a forward from its
+    # repetition (recomputation.py), and minds who wraps it (wrapped.py).
+    beside = {"again.py", "host.py", "known.py", "recomputation.py", "transforms.py", "wrapped.py"}
     # Adapters, each for a library that one framework alone has.
     beside |= {"modelopt.py", "transformers.py"}
     assert files["torch"] - files["jax"] == beside
-    assert files["jax"] - files["torch"] == {"tunix.py"}  # a host of JAX alone
+    # JAX lowers its sums of scalars itself (scalars.py); and a host that it alone has.
+    assert files["jax"] - files["torch"] == {"scalars.py", "tunix.py"}
 
 
 @pytest.mark.parametrize("scale", [1e-40, 2.0**-127, 2.0**-126, 2.0**-125], ids=float.hex)
