@@ -1,5 +1,6 @@
 """Scripts as `torchrun` and a job on several hosts start them: one process is killed, all start again from the checkpoint."""
 
+import os
 import re
 import socket
 import subprocess
@@ -15,10 +16,11 @@ from loss_balancers.spec import registry
 STEPS = 200
 
 
-def started(command, folder):
+def started(command, folder, **variables):
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=folder,
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -44,27 +46,45 @@ def when_there(file, timeout=120):
         time.sleep(0.02)
 
 
-def torchrun(folder):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return started([*run, ROOT / "examples/hosts/torchrun_ddp.py", f"--steps={STEPS}"], folder)
+def torchrun(folder, *words, **variables):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
+    return started([*run, ROOT / "examples/hosts/torchrun_ddp.py", f"--steps={STEPS}"], folder, **variables)
 
 
-def test_a_job_of_torchrun_is_started_again_when_a_rank_is_killed(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir(), killed.mkdir()
-    wanted = digests(finished(torchrun(whole)))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a job of `torchrun` that nobody kills ends with."""
+    wanted = digests(finished(torchrun(tmp_path_factory.mktemp("whole"))))
     assert len(wanted) == 2
     assert len(set(wanted)) == 1
-    run = torchrun(killed)
-    when_there(killed / "checkpoint.pt")
+    return wanted
+
+
+def killed(folder, rank, *words, **variables):
+    """A job of `torchrun`, of which a rank is killed once there is a checkpoint."""
+    run = torchrun(folder, *words, **variables)
+    when_there(folder / "checkpoint.pt")
     ranks = [child for child in psutil.Process(run.pid).children() if "torchrun_ddp.py" in " ".join(child.cmdline())]
     assert len(ranks) == 2
-    ranks[1].kill()
+    ranks[rank].kill()
+    return run
+
+
+def test_a_job_of_torchrun_is_started_again_when_a_rank_is_killed(whole, tmp_path):
+    run = killed(tmp_path, 1)
     out, _ = run.communicate(timeout=120)  # `torchrun` ends the other one
     assert run.returncode != 0, out
-    given = digests(finished(torchrun(killed)))
+    given = digests(finished(torchrun(tmp_path)))
     assert {begin != "0" for begin, _ in given} == {True}
-    assert {end for _, end in given} == {end for _, end in wanted}
+    assert {end for _, end in given} == {end for _, end in whole}
+
+
+def test_torchrun_starts_its_ranks_again_when_one_is_killed(whole, tmp_path):
+    """With a new store for each attempt: in the one that PyTorch 2.13 shares, a rank finds the addresses of the attempt before."""
+    given = digests(finished(killed(tmp_path, 0, "--max-restarts=1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")))
+    assert len(given) == 2
+    assert {begin != "0" for begin, _ in given} == {True}
+    assert {end for _, end in given} == {end for _, end in whole}
 
 
 def processes_of_jax(folder):

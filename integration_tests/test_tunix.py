@@ -1,5 +1,6 @@
 """Tunix with `loss_balancers.jax.tunix.BalancedTrainer`: full and LoRA students, accumulation, evaluation, restarts."""
 
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import loss_balancers.jax
 from loss_balancers.jax.tunix import BalancedTrainer
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import errors
+from loss_balancers.spec.formats import round_to
 from loss_balancers.spec.schedules import linear
 
 PAIR = ("student_loss", "KLDivLoss_0")
@@ -74,6 +76,11 @@ class Written:
     """Keeps the losses that a trainer writes, as bytes: Tunix logs their mean."""
 
     losses: list[bytes]
+    seen: list[tuple[np.float32, np.float32]]
+
+    def _post_process_train_step(self, aux: Any) -> None:
+        self.seen = [*getattr(self, "seen", []), tuple(np.float32(aux[f"distill/{kind}_loss"]) for kind in ("hard", "soft"))]
+        super()._post_process_train_step(aux)  # type: ignore[misc]
 
     def _write_metrics(self, metrics_buffer: Any) -> None:
         if self._mode.value == "train":  # type: ignore[attr-defined]
@@ -211,17 +218,49 @@ def test_a_lora_checkpoint_of_tunix_itself_would_lose_the_state(tmp_path, monkey
     assert after["state"] != whole["state"]
 
 
-def test_200_steps_have_the_bits_of_tunix_that_weighs_by_itself():
-    runs = []
+def own_and_balanced(alpha: float, steps: int = 200) -> list[Any]:
+    """A trainer that Tunix weighs by itself, and one with a balancer; each has been trained, from the same beginning."""
+    trainers: list[Any] = []
     for own in (True, False):
-        student = Student(4, 0)
-        arguments = (student, Student(8, 1), logits(0.5), optax.adam(1e-2), config(200))
-        trainer: Any = Own(*arguments) if own else Balanced(*arguments, balancer=loss_balancers.jax.StaticLossBalancer(0.5))
-        trainer.train(tokens(200))
-        runs.append((trainer.losses, [np.asarray(x).tobytes() for x in jax.tree.leaves(nnx.state(student))]))
-    assert len(runs[0][0]) == 200
-    assert len(set(runs[0][0])) > 100
-    assert runs[0] == runs[1]
+        arguments = (Student(4, 0), Student(8, 1), logits(alpha), optax.adam(1e-2), config(steps))
+        balanced = {"balancer": loss_balancers.jax.StaticLossBalancer(alpha)}
+        trainers.append(Own(*arguments) if own else Balanced(*arguments, **balanced))
+        trainers[-1].train(tokens(steps))
+        assert len(trainers[-1].losses) == steps
+        assert len(set(trainers[-1].losses)) > steps / 2
+    return trainers
+
+
+def parameters_of(trainer: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(nnx.state(trainer.model))]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_200_steps_have_the_bits_of_tunix_that_weighs_by_itself(alpha):
+    """No product of these weights is rounded, so it does not matter whether XLA fuses one with the sum."""
+    own, balanced = own_and_balanced(alpha)
+    assert balanced.losses == own.losses
+    assert parameters_of(balanced) == parameters_of(own)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.7])
+def test_with_other_weights_each_loss_is_what_the_spec_says_and_tunix_may_fuse_one_product(alpha):
+    """Of the spec (A5): each product is rounded, then the sum. XLA may round Tunix's sum with an exact product in it."""
+    own, balanced = own_and_balanced(alpha, 100)
+    assert parameters_of(balanced) == parameters_of(own)  # so both saw the same losses
+    assert balanced.seen == own.seen
+    kd, student = np.float32(alpha), np.float32(1 - alpha)
+    for ours, theirs, (hard, soft) in zip(balanced.losses, own.losses, balanced.seen, strict=True):
+        rounded = kd * soft + student * hard
+        fused = [fma(kd, soft, student * hard), fma(student, hard, kd * soft)]
+        assert ours == rounded.tobytes()
+        assert theirs in [x.tobytes() for x in (rounded, *fused)]
+
+
+def fma(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
+    """``a * b + c``, rounded once."""
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    return np.float32(round_to(exact, "f32"))
 
 
 def test_the_student_comes_back_without_the_balancer():
