@@ -102,13 +102,6 @@ def test_discard_drops_what_is_pending_and_moves_no_counter(make, draw, values, 
     assert (balancer.steps[...], balancer.skipped[...]) == (2, 0)
 
 
-def test_who_discards_knows_of_step_and_is_not_warned(make, draw):
-    balancer = make()
-    for _ in range(150):
-        balancer(draw())
-        balancer.discard()
-
-
 @pytest.mark.parametrize("mode", ["eager", "jit"])
 def test_counters_stay_at_their_ends(make, mode):
     """Of int32 the largest; and what float32 cannot count any more is left out."""

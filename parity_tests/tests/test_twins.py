@@ -126,9 +126,9 @@ def test_same_answers_beside_the_aggregate(name: str) -> None:
 
 def test_each_file_has_its_twin() -> None:
     files = {part: {f.name for f in (ROOT / f"{part}_impl/loss_balancers/{part}").glob("*.py")} for part in ("torch", "jax")}
-    # torch spells out how a function is differentiated in compiled code (transforms.py); keeps the host's work from Dynamo (host.py)
-    # and from an eager call like the last one (again.py), and weights until state changes (known.py); tells a forward from its
-    # repetition (recomputation.py), and minds who wraps it (wrapped.py).
+    # torch spells out how a function is differentiated in compiled code (transforms.py); keeps the host's work from Dynamo
+    # (host.py) and from an eager call like the last one (again.py), and weights until state changes (known.py); tells a forward
+    # from its repetition (recomputation.py), and minds who wraps it (wrapped.py).
     beside = {"again.py", "host.py", "known.py", "recomputation.py", "transforms.py", "wrapped.py"}
     # Adapters, each for a library that one framework alone has.
     beside |= {"modelopt.py", "transformers.py"}

@@ -38,6 +38,7 @@ def test_the_numbers_of_a_version(version, numbers):
         ("jax", "0.10.2"),
         ("jax", "1.0"),
         ("flax", "0.12.8"),
+        ("numpy", "2.5.5"),
         ("torch", "a build that does not say"),
     ],
 )
@@ -48,6 +49,7 @@ def test_taken(package, found):
 @pytest.mark.parametrize(
     ("part", "package", "found"),
     [
+        ("spec", "numpy", "1.25.2"),
         ("torch", "torch", "2.7.1"),
         ("torch", "torch", "2.7.1+cu126"),
         ("torch", "torch", "2.7.0a0+git1a2b3c4"),

@@ -258,7 +258,7 @@ def test_who_never_steps_is_warned_once_and_by_line(framework, make, draw, way):
     assert line.strip() == ("return self.balancer(losses)" if way == "inside-a-model" else "call(draw())")
 
 
-@pytest.mark.parametrize("why", ["stepped", "eval", "auto-step"])
+@pytest.mark.parametrize("why", ["stepped", "discarded", "eval", "auto-step"])
 def test_who_steps_is_not_warned(make, draw, why):
     balancer = make(auto_step=1000 if why == "auto-step" else None)
     if why == "eval":
@@ -267,6 +267,8 @@ def test_who_steps_is_not_warned(make, draw, why):
         balancer(draw())
         if i == 50 and why == "stepped":
             balancer.step()
+        if i == 50 and why == "discarded":  # whoever discards knows of `step()`
+            balancer.discard()
 
 
 # --- what is logged -------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 Keys and canonical order, settings and their validation, every error text, the exact reference, the golden vectors.
 """
 
+import numpy as _numpy
+
 from loss_balancers.spec import errors, schedules
 
 # Those written `X as X` are what the twins and the parity kit share: they are there, but not for users, and not in `__all__`.
@@ -42,6 +44,7 @@ from loss_balancers.spec.state_files import read_state, save_state
 from loss_balancers.spec.static import Plan as Plan
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_reference
 from loss_balancers.spec.static import static_plan as static_plan
+from loss_balancers.spec.versions import check_version as _check_version
 
 __all__ = [
     "STUDENT_LOSS_KEY",
@@ -62,3 +65,5 @@ __all__ = [
     "schedules",
     "static_reference",
 ]
+
+_check_version("spec", "numpy", _numpy.__version__)

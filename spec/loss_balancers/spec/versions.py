@@ -1,4 +1,4 @@
-"""The oldest versions of the frameworks that the balancers run on."""
+"""The oldest versions of NumPy and of the frameworks that the balancers run on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 from loss_balancers.spec import errors
 
 #: From package to version. `pyproject.toml` has the same numbers; a test compares the two.
-OLDEST = {"torch": "2.8", "jax": "0.6.2", "flax": "0.10.7"}
+OLDEST = {"torch": "2.8", "jax": "0.6.2", "flax": "0.10.7", "numpy": "1.26"}
 
 
 def check_version(part: str, package: str, found: str) -> None:
     """Raises if a framework is older than the balancers can run on.
 
     Args:
-        part: The part of this library that needs it: ``torch`` or ``jax``.
+        part: The part of this library that needs it: ``spec``, ``torch`` or ``jax``.
         package: The package, one of `OLDEST`.
         found: Its ``__version__``.
 

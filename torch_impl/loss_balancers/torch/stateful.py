@@ -125,6 +125,7 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         No counter moves. Each rank drops its own observations, so all ranks must call it.
         """
         check_not_transformed("discard()")
+        self._forwards = -1  # whoever discards knows of `step()`
         self.pending.zero_()
 
     def export_state(self) -> dict[str, Any]:
