@@ -16,10 +16,13 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.torch import StaticLossBalancer, functional
+from loss_balancers.spec.keys import EXAMPLE_NAMES
+from loss_balancers.spec.registry import examples, make
+from loss_balancers.torch import StaticLossBalancer, functional, functional_form
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -223,3 +226,51 @@ def test_threads_that_share_a_balancer(cls):
     for thread in threads:
         thread.join()
     assert not wrong, (len(wrong), wrong[:3])
+
+
+# --- what is handed out ---------------------------------------------------------------------------------------------
+
+
+def handed_out(balancer, losses, **keywords):
+    """All that the methods of a balancer, and of its functional form, give, as bits; then each tensor of it is written to."""
+    form = functional_form(balancer)
+    state = form.init()
+    first = form.apply(state, losses, **keywords)
+    given = [
+        balancer(losses, **keywords),
+        balancer.weights(losses, **keywords),
+        balancer.breakdown(losses, **keywords),
+        *first,
+        form.commit(first[1]),
+        form.discard(first[1]),
+        form.weights(state, losses, **keywords),
+        form.breakdown(state, losses, **keywords),
+    ]
+    balancer.step()
+    given += [balancer(losses, **keywords), balancer.weights(losses, **keywords), dict(balancer.state_dict())]
+    leaves = [x for x in tree_leaves((given, state)) if isinstance(x, torch.Tensor)]
+    bits = [x.detach().numpy().tobytes() for x in leaves]
+    with torch.no_grad():
+        for x in leaves:
+            x.add_(1)
+    return bits
+
+
+AMOUNTS = {
+    "plain": {},
+    "count": {"count": 3},
+    "share": {"share": 0.5},
+    "absent": {"count": {**dict.fromkeys(EXAMPLE_NAMES, 2), "MSE_1": 0}},
+}
+
+
+@pytest.mark.parametrize("amounts", AMOUNTS)
+@pytest.mark.parametrize("name", examples())
+def test_what_is_handed_out_may_be_written_to(name, amounts):
+    """No tensor that is kept is among it: else the next balancer would be given what one user wrote."""
+    found = []
+    for _ in range(2):
+        balancer = make(examples()[name], loss_balancers.torch)
+        losses = {k: torch.tensor(1.5 + i) for i, k in enumerate(EXAMPLE_NAMES)}
+        found.append(handed_out(balancer, losses, **AMOUNTS[amounts]))
+    assert found[0] == found[1]

@@ -119,7 +119,7 @@ def advanced(state: State, pending: Tensor) -> State:
     return {
         "steps": steps.clamp(max=spec.MOST_STEPS - 1) + 1,
         "skipped": skipped + torch.minimum(more, spec.MOST_STEPS - skipped),
-        "pending": torch.zeros_like(pending) if is_dynamo_compiling() else kept(((0.0, len(pending)),), pending.device),
+        "pending": torch.zeros_like(pending),  # not one that is kept: who carries the state may write to it
     }
 
 
