@@ -13,7 +13,7 @@ from with_state import NAMES
 import loss_balancers.jax
 from loss_balancers.jax import functional_form
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.jax_versions import varying
+from loss_balancers.parity.jax_versions import merged_copy, varying
 from loss_balancers.spec import registry
 
 EXAMPLES = registry.examples()
@@ -113,6 +113,7 @@ def test_a_thousand_steps_are_traced_once_and_donate_their_state(draw):
     assert state["steps"] == 1_000
 
 
+@pytest.mark.skipif(merged_copy is nnx.merge, reason="this version of Flax always merges a copy")
 def test_the_error_of_a_module_whose_state_cannot_get_out_names_both_ways(draw):
     graphdef, state = nnx.split(EMA())
     with pytest.raises(RuntimeError, match=r"copy=True\)`(.|\n)*functional_form"):

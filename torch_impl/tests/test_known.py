@@ -260,6 +260,7 @@ def test_weights_may_be_written_to(make, draw):
 
 def test_nothing_is_kept_where_the_host_cannot_read(make, draw):
     balancer = make().to("meta")
+    balancer._process_group = False  # a collective has no form on "meta" in PyTorch 2.8 and 2.9
     balancer(draw(device="meta"))
     balancer.step()
     assert balancer._last_factors._last is None
