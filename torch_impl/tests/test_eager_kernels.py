@@ -1,11 +1,14 @@
 """What the fast kernels of an eager step on the CPU must not change: the order of the sum, and what a caller does with it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.torch import StaticLossBalancer, functional
+from loss_balancers.torch.rounding import all_finite
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -73,3 +76,16 @@ def test_the_aggregate_can_be_added_to_in_place(count):
         assert x.grad is not None
         x.grad *= 2.0
         assert_same_bits(x.grad, torch.tensor(2.0 / count))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(value):
+    """Lengths about those that PyTorch treats as vectors of its own; NaN with an infinity beside it, too."""
+    for length in range(1, 80):
+        assert all_finite(torch.full((length,), 3.4e38))
+        for place in range(length):
+            x = torch.full((length,), -1.0)
+            x[place] = value
+            assert not all_finite(x)
+            x[-place] = math.inf
+            assert not all_finite(x)

@@ -71,8 +71,9 @@ def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) ->
 
 
 def _product(linear: LinearMap, weight: Any, g: Tensor) -> Tensor:
+    """keep(RN(weight * g)); ``g`` is flushed if ``linear.large``."""
     if weight is None and linear.large:
-        return g  # flushed already
+        return g
     return hardshrink(g if weight is None else g * weight, linear.tiny)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer
-from loss_balancers.torch.observing import Inputs, State, observed
+from loss_balancers.torch.observing import State
 from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import check_not_transformed
 
@@ -81,7 +81,7 @@ class FunctionalForm:
             return self.evaluate(state, loss, count=count, share=share), state
         self._check(state)
         inputs = self._balancer._inputs(loss, count, share)
-        state = {**state, **self._taken(state, inputs)}
+        state = {**state, **self._balancer._taken(state, inputs)}
         return self._balancer._aggregate(state, inputs), state
 
     def evaluate(
@@ -96,7 +96,7 @@ class FunctionalForm:
     def observe(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> State:
         """The state with the losses observed, and no aggregate."""
         self._check(state)
-        return {**state, **self._taken(state, self._balancer._inputs(loss, count, share))} if state else state
+        return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share))} if state else state
 
     def commit(self, state: State) -> State:
         """The state after an optimizer step: what was observed since the last commit moves the weights."""
@@ -144,14 +144,6 @@ class FunctionalForm:
         settings = self._settings_of_state()
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
         return {name: torch.from_numpy(arrays[name]).to(zero.device) for name, zero in self.init().items()}
-
-    def _taken(self, state: State, inputs: Inputs) -> State:
-        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes."""
-        due, auto_step = {}, self._balancer._auto_step
-        if auto_step is not None:
-            due = self._balancer._stepped(state, state["pending"][-2:].sum() >= auto_step)
-            state = state | due
-        return due | {"pending": observed(state["pending"], inputs)}
 
     def _whole(self, state: State) -> State:
         """The state; if it says nothing, the zeros that weights are read by."""

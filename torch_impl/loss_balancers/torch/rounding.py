@@ -41,7 +41,11 @@ def finite(x: Tensor) -> Tensor:
 
 
 def all_finite(x: Tensor) -> Tensor:
-    """Whether all of ``x`` is finite: in eager mode two operations, since the largest magnitude of a NaN and a number is NaN."""
+    """Whether all of ``x`` is finite: in eager mode two operations.
+
+    There PyTorch's infinity norm of a vector with a NaN is NaN, wherever it stands. Of compilers that is not known, and
+    XLA's maximum loses a NaN on the CPU.
+    """
     return finite(x).all() if compiling() else torch.linalg.vector_norm(x, torch.inf) < torch.inf
 
 
@@ -87,21 +91,6 @@ def can_keep_tensors(device: torch.device) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     )
-
-
-def scalar(value: float, dtype: torch.dtype) -> Any:
-    """A number for an operation with tensors of this dtype, on any device.
-
-    In eager mode it is a tensor on the CPU that is kept: of a number `torch.where` makes one of its own, of another dtype, and
-    converts it, which takes twice as long as to select.
-    """
-    return value if is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() else _scalar_tensor(value, dtype)
-
-
-@lru_cache(maxsize=64)
-def _scalar_tensor(value: float, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False), torch._C.DisableTorchFunction():
-        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def widen(x: Tensor, dtype: torch.dtype) -> Tensor:

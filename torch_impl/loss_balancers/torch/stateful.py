@@ -212,6 +212,14 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         new = own | advanced(state, pending)
         return new if due is None else {name: torch.where(due, value, state[name]) for name, value in new.items()}
 
+    def _taken(self, state: State, inputs: Inputs) -> State:
+        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes."""
+        due: State = {}
+        if self._auto_step is not None:
+            due = self._stepped(state, state["pending"][-2:].sum() >= self._auto_step)
+            state = state | due
+        return due | {"pending": observed(state["pending"], inputs)}
+
     def _over_ranks(self, pending: Tensor) -> Tensor:
         """The sum of ``pending`` over the ranks of the process group, if there is one and this rank is in it."""
         group = self._process_group
