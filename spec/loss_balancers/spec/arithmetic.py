@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from loss_balancers.spec import formats
+from loss_balancers.spec import elementary, formats
 from loss_balancers.spec.formats import round_to
 from loss_balancers.spec.ops import Ops
 
@@ -45,6 +45,18 @@ class Exact(Ops):
     def negate(self, a: float, fmt: str) -> float:
         return self.flush(-a, fmt)
 
+    def exp(self, a: float) -> float:
+        return elementary.exp(a)
+
+    def log(self, a: float) -> float:
+        return elementary.log(a)
+
+    def sqrt(self, a: float) -> float:
+        return elementary.sqrt(a)
+
+    def total(self, powers: Sequence[float]) -> float:
+        return elementary.total(powers)
+
     def magnitude(self, a: float) -> float:
         return abs(a)
 
@@ -70,3 +82,4 @@ multiply, add, div, rmul = EXACT.multiply, EXACT.add, EXACT.div, EXACT.rmul
 widen, narrow, balance = EXACT.widen, EXACT.narrow, EXACT.balance
 weighted_sum, weighted_sum_gradient = EXACT.weighted_sum, EXACT.weighted_sum_gradient
 div_gradient, rmul_gradient = EXACT.div_gradient, EXACT.rmul_gradient
+softmax, logsumexp = EXACT.softmax, EXACT.logsumexp

@@ -1,4 +1,4 @@
-"""The exact `exp`, `log`, `sqrt` and `softmax` of float32 (spec A13 to A15): 60 digits by `decimal`, then the spec's rounding.
+"""The exact `exp`, `log` and `sqrt` of float32, and the sum of `softmax` (spec A13, A15): 60 digits by `decimal`, then the spec's rounding.
 
 Sixty digits are enough: a result that is not itself the middle of two float32 numbers is at least 2^-58 of itself from it.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
 
-from loss_balancers.spec.arithmetic import EXACT
 from loss_balancers.spec.formats import flush, round_to
 
 DIGITS = Context(prec=60)
@@ -50,40 +49,8 @@ def _rounded(function: Callable[[Decimal], Decimal], x: float) -> float:
     return flush(round_to(Fraction(function(Decimal(x))), "f32"), "f32")
 
 
-def exp_gradient(cotangent: float, x: float) -> float:
-    """The gradient of :func:`exp` (spec A14)."""
-    return EXACT.rmul(cotangent, exp(x), "f32")
-
-
-def log_gradient(cotangent: float, x: float) -> float:
-    """The gradient of :func:`log` (spec A14)."""
-    return EXACT.div(cotangent, x, "f32")
-
-
-def sqrt_gradient(cotangent: float, x: float) -> float:
-    """The gradient of :func:`sqrt` (spec A14)."""
-    y = sqrt(x)
-    return EXACT.div(cotangent, y + y, "f32")
-
-
-def softmax(numbers: Sequence[float]) -> list[float]:
-    """The softmax of float32 numbers (spec A15)."""
-    _, powers, total = _powers(numbers)
-    return [EXACT.div(power, total, "f32") for power in powers]
-
-
-def logsumexp(numbers: Sequence[float]) -> float:
-    """The logarithm of the sum of e^x over float32 numbers (spec A15)."""
-    most, _, total = _powers(numbers)
-    return EXACT.add(most, log(total), "f32")
-
-
-def _powers(numbers: Sequence[float]) -> tuple[float, list[float], float]:
-    """The greatest number m, the powers e^(x - m), and their sum; m and the sum are NaN where the result is."""
-    numbers = [flush(x, "f32") for x in numbers]
-    if not all(x < math.inf for x in numbers) or max(numbers) == -math.inf:
-        return math.nan, [math.nan] * len(numbers), math.nan
-    most = max(numbers)
-    powers = [exp(EXACT.add(x, -most, "f32")) for x in numbers]
-    total = sum(math.floor(Fraction(power) * UNIT) for power in powers)
-    return most, powers, round_to(Fraction(total, UNIT), "f32")
+def total(powers: Sequence[float]) -> float:
+    """RN(2^-40 times the sum of floor(2^40 e)) over numbers in [0, 1]; NaN if one is NaN (spec A15)."""
+    if any(map(math.isnan, powers)):
+        return math.nan
+    return round_to(Fraction(sum(math.floor(Fraction(power) * UNIT) for power in powers), UNIT), "f32")

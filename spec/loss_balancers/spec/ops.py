@@ -9,7 +9,9 @@ What names, formats and missing losses decide is an ``if`` of Python. What value
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from loss_balancers.spec.formats import compute_format, result_format
@@ -21,7 +23,7 @@ Truth = Any
 
 
 class Ops(ABC):
-    """The operations that the reference is made of, and the arithmetic of the spec (A3 to A12) made of them."""
+    """The operations that the reference is made of, and the arithmetic of the spec (A3 to A15) made of them."""
 
     @abstractmethod
     def multiply(self, a: Value, b: Value, fmt: str) -> Value:
@@ -46,6 +48,22 @@ class Ops(ABC):
     @abstractmethod
     def negate(self, a: Value, fmt: str) -> Value:
         """keep(-a)."""
+
+    @abstractmethod
+    def exp(self, a: Value) -> Value:
+        """keep(RN(e^keep(a))) of spec A13, in f32 as all that follows from it."""
+
+    @abstractmethod
+    def log(self, a: Value) -> Value:
+        """RN(ln keep(a)) of spec A13."""
+
+    @abstractmethod
+    def sqrt(self, a: Value) -> Value:
+        """RN of the root of keep(a) (spec A13)."""
+
+    @abstractmethod
+    def total(self, powers: Sequence[Value]) -> Value:
+        """RN(2^-40 times the sum of floor(2^40 e)) over numbers in [0, 1] (spec A15)."""
 
     @abstractmethod
     def magnitude(self, a: Value) -> Value:
@@ -147,3 +165,38 @@ class Ops(ABC):
     def rmul_gradient(self, cotangent: Value, a: Value, b: Value, fmt: str) -> tuple[Value, Value]:
         """The gradient of :meth:`rmul` to both operands (spec A12)."""
         return self.rmul(cotangent, b, fmt), self.rmul(cotangent, a, fmt)
+
+    def exp_gradient(self, cotangent: Value, a: Value) -> Value:
+        """The gradient of :meth:`exp` (spec A14)."""
+        return self.rmul(cotangent, self.exp(a), "f32")
+
+    def log_gradient(self, cotangent: Value, a: Value) -> Value:
+        """The gradient of :meth:`log` (spec A14)."""
+        return self.div(cotangent, a, "f32")
+
+    def sqrt_gradient(self, cotangent: Value, a: Value) -> Value:
+        """The gradient of :meth:`sqrt` (spec A14)."""
+        y = self.sqrt(a)
+        return self.div(cotangent, self.add(y, y, "f32"), "f32")
+
+    def greatest(self, numbers: Sequence[Value]) -> Value:
+        """The greatest of them. If one is NaN, what it gives is not defined."""
+        return reduce(lambda most, x: self.choose(self.above(x, most), x, most), numbers)
+
+    def softmax(self, numbers: Sequence[Value]) -> list[Value]:
+        """The softmax of float32 numbers (spec A15)."""
+        _, powers, total = self._powers(numbers)
+        return [self.div(power, total, "f32") for power in powers]
+
+    def logsumexp(self, numbers: Sequence[Value]) -> Value:
+        """The logarithm of the sum of e^x over float32 numbers (spec A15)."""
+        most, _, total = self._powers(numbers)
+        return self.add(most, self.log(total), "f32")
+
+    def _powers(self, numbers: Sequence[Value]) -> tuple[Value, list[Value], Value]:
+        """The greatest number m, the powers e^(x - m), and their sum, which is NaN where the result is."""
+        kept = [self.flush(x, "f32") for x in numbers]
+        most = self.greatest(kept)
+        powers = [self.exp(self.add(x, self.negate(most, "f32"), "f32")) for x in kept]
+        valid = self.every([*(self.above(math.inf, x) for x in kept), self.above(most, -math.inf)])
+        return most, powers, self.choose(valid, self.total(powers), math.nan)

@@ -17,7 +17,7 @@ from loss_balancers.audit.dumps import cpu, ptx, races, torch_cuda, tpu
 from loss_balancers.audit.expressions.comparison import FUSED_MULTIPLY_ADD, OTHER_OPERATION, Finding
 from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError
 from loss_balancers.audit.prescribed.cases import Case
-from loss_balancers.audit.prescribed.left_out import LEFT_OUT
+from loss_balancers.audit.prescribed.left_out import left_out
 from loss_balancers.audit.prescribed.torch_cases import torch_cases
 from loss_balancers.spec.errors import missing_package, with_extra
 
@@ -68,7 +68,7 @@ class Target:
     @property
     def left_out(self) -> dict[str, str]:
         """The cases whose code its reader cannot follow, each with the reason."""
-        return LEFT_OUT[self.name.partition(":")[0]]
+        return left_out(self.name.partition(":")[0])
 
     def compile(self, cases: Sequence[Case], folder: Path) -> dict[str, str]:
         """Compiles all cases in a process of its own, dumps in ``folder``; returns the versions of what compiled them.

@@ -11,6 +11,8 @@ from functools import reduce
 import numpy as np
 
 from loss_balancers.audit.expressions.words import EXACT, Words, floats, words
+from loss_balancers.spec.elementary import UNIT
+from loss_balancers.spec.hard_inputs import NEAREST_LOG
 
 #: The operation of a node that is one of these; its value says which.
 STEP = "step"
@@ -39,6 +41,28 @@ def _every(*truths: Words) -> Words:
     return reduce(EXACT["i.and"], truths)
 
 
+def _elementary(name: str) -> Callable[[Words], Words]:
+    """A13: NumPy's float64 function, rounded, but for the numbers whose logarithm lies too near to where the rounding changes."""
+    listed = {np.uint32(x): np.uint32(y) for x, y in (NEAREST_LOG if name == "log" else {}).items()}
+
+    def result(x: Words) -> Words:
+        x = _kept(x)
+        with np.errstate(all="ignore"):
+            y = _kept(words(getattr(np, name)(floats(x).astype(np.float64)).astype(np.float32)))
+        for near, known in listed.items():
+            y = np.where(x == near, known, y)
+        return y
+
+    return result
+
+
+def _total(*powers: Words) -> Words:
+    """The sum of A15, exact in float64 for fewer than 2^13 numbers, then rounded once."""
+    with np.errstate(all="ignore"):
+        units = sum(np.floor(floats(e).astype(np.float64) * UNIT) for e in powers)
+        return words((units / UNIT).astype(np.float32))
+
+
 #: By the names of the operations of the reference, in `nodes`. A truth is 0 or 1.
 STEPS: dict[str, Callable[..., Words]] = {
     "div": quotient,
@@ -48,6 +72,10 @@ STEPS: dict[str, Callable[..., Words]] = {
     "finite": _finite,
     "every": _every,
     "choose": EXACT["select"],
+    **{name: _elementary(name) for name in ("exp", "log", "sqrt")},
+    "total": _total,
 }
 #: Those whose result `keep` does not change.
-KEPT = ("div", "negate")
+KEPT = ("div", "negate", "exp", "log", "sqrt")
+#: Those that code works out in integers of 64 bits or in float64: the reader of dumps has words of 32 bits.
+IN_64_BITS = ("exp", "log", "sqrt", "total")

@@ -1,9 +1,16 @@
 """Cases that are not compiled for some targets: the code that comes of them there is beyond the reader.
 
-Each has its reason, which the audit prints and its page shows. Every balancer is audited on every target by its other cases.
+Each has its reason, which the audit prints and its page shows. Every balancer that takes no exponential, logarithm or root is audited
+on every target by its other cases.
 """
 
 from __future__ import annotations
+
+from functools import cache
+
+from loss_balancers.audit.expressions.dag import Dag, walk
+from loss_balancers.audit.expressions.steps import IN_64_BITS, STEP
+from loss_balancers.audit.prescribed.cases import Case, all_cases
 
 
 def _ema(which: str, reason: str, *kinds: str) -> dict[str, str]:
@@ -27,3 +34,20 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         **_ema("K=12", "libtpu divides and moves elements across lanes in one fusion"),
     },
 }
+
+
+def left_out(kind: str) -> dict[str, str]:
+    """The cases that are not compiled for targets of this kind, each with the reason."""
+    return LEFT_OUT[kind] | _in_64_bits()
+
+
+@cache
+def _in_64_bits() -> dict[str, str]:
+    """The cases of balancers that take exponentials, logarithms or roots, for any target."""
+    reason = "it takes {}, which code works out in 64 bits, and the reader has words of 32"
+    found = {case.name: sorted(_steps(case) & set(IN_64_BITS)) for case in all_cases()}
+    return {name: reason.format(" and ".join(steps)) for name, steps in found.items() if steps}
+
+
+def _steps(case: Case) -> set[str]:
+    return {str(node.value) for node in walk(case.expected(Dag())) if node.op == STEP}

@@ -44,6 +44,18 @@ class Nodes(Ops):
         assert fmt == "f32"
         return self._step("negate", a)
 
+    def exp(self, a: Operand) -> Node:
+        return self._step("exp", a)
+
+    def log(self, a: Operand) -> Node:
+        return self._step("log", a)
+
+    def sqrt(self, a: Operand) -> Node:
+        return self._step("sqrt", a)
+
+    def total(self, powers: Sequence[Operand]) -> Node:
+        return self._step("total", *powers)
+
     def magnitude(self, a: Operand) -> Node:
         return self._op("abs", "f32", a)
 

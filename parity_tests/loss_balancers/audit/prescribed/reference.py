@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loss_balancers.audit.expressions.dag import Dag, Node, bits_float, walk
-from loss_balancers.audit.expressions.steps import STEP, STEPS
+from loss_balancers.audit.expressions.steps import IN_64_BITS, STEP, STEPS
 from loss_balancers.audit.expressions.words import floats, words
 from loss_balancers.audit.prescribed.nodes import Nodes
 from loss_balancers.spec.arithmetic import EXACT
@@ -49,7 +49,7 @@ def div(dag: Dag, gradient: bool = False) -> list[Node]:
 
 
 def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
-    """The values of ``roots`` in the spec's exact arithmetic, for what the spec prescribes: multiply, add, divide, keep, choose."""
+    """The values of ``roots`` in the spec's exact arithmetic, for what the spec prescribes."""
     values: dict[int, float] = {}
     for node in walk(list(roots)):
         args = [values[id(arg)] for arg in node.args]
@@ -67,6 +67,8 @@ def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
             value = abs(args[0])
         elif node.op == STEP and node.value == "div":
             value = EXACT.div(args[0], args[1], "f32")
+        elif node.op == STEP and node.value in IN_64_BITS:
+            value = getattr(EXACT, str(node.value))(*([args] if node.value == "total" else args))
         elif node.op == STEP:
             value = float(floats(STEPS[str(node.value)](*(words(np.array([arg], np.float32)) for arg in args)))[0])
         else:
