@@ -1,4 +1,4 @@
-"""The exact `exp`, `log` and `sqrt` of float32, and the sum of `softmax` (spec A13, A15): 60 digits by `decimal`, then the spec's rounding.
+"""The exact `exp`, `log` and `sqrt` of float32, and the sum of `softmax` (spec A13, A15): 60 digits by `decimal`, then a rounding.
 
 Sixty digits are enough: a result that is not itself the middle of two float32 numbers is at least 2^-58 of itself from it.
 """

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
-
 from loss_balancers.spec import errors, tables
+from loss_balancers.spec.adaptive import in_bounds, named_weights, weight_table
 from loss_balancers.spec.arithmetic import EXACT
 from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.call import Call
-from loss_balancers.spec.checks import real_number
 from loss_balancers.spec.formats import round_weight
 from loss_balancers.spec.keys import EXAMPLE_NAMES, STUDENT_LOSS_KEY
 from loss_balancers.spec.ops import Ops, Value
 from loss_balancers.spec.scheduled import checked_names
-from loss_balancers.spec.schedules import as_schedule, linear
+from loss_balancers.spec.schedules import linear
 from loss_balancers.spec.settings import named_schedules
 from loss_balancers.spec.state import ReferenceState, StateEntry, base_entries
 from loss_balancers.spec.tables import Table
@@ -52,21 +50,16 @@ class EMANormalizedLossBalancerSettings(ByFactors):
     balancer: ClassVar[str] = "EMANormalizedLossBalancer"
 
     def __post_init__(self) -> None:
-        names, given = checked_names(self.names), {} if self.weights is None else self.weights
-        if not isinstance(given, Mapping):
-            raise errors.weights_not_a_mapping(given)
-        unknown = [name for name in given if name not in names]
-        if unknown:
-            raise errors.names_unknown("weights", unknown, names)
+        names = checked_names(self.names)
+        weights = named_weights(self.weights, names)
         if not isinstance(self.target, str) or self.target not in ("one", *names):
             raise errors.target_unknown(self.target, names)
         if not isinstance(self.lagged, bool):
             raise errors.not_a_bool("lagged", self.lagged)
-        held = tuple((name, as_schedule(given.get(name, 1.0), f"weights[{name!r}]")) for name in names)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "weights", held)
-        object.__setattr__(self, "beta", _in_bounds("beta", self.beta, 0.0, 1.0))
-        object.__setattr__(self, "eps", _in_bounds("eps", self.eps, 0.0, float(np.finfo(np.float32).max)))
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "beta", in_bounds("beta", self.beta, 0.0, 1.0))
+        object.__setattr__(self, "eps", in_bounds("eps", self.eps, 0.0))
         self.table  # noqa: B018  checks every step
 
     @property
@@ -84,10 +77,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
     @cached_property
     def table(self) -> Table:
         """The weights of every step, float32, before normalisation: a column per loss."""
-        schedules = {f"weights[{name!r}]": schedule for name, schedule in self.weights}
-        table = tables.columns(schedules)
-        tables.check_bounds(table, list(schedules), 0.0, float(np.finfo(np.float32).max))
-        return tables.rounded(table)
+        return weight_table(self.weights)
 
     @property
     def decay(self) -> float:
@@ -144,10 +134,3 @@ class EMANormalizedLossBalancerSettings(ByFactors):
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> EMANormalizedLossBalancerSettings:
         return cls(**{**data, "weights": named_schedules("weights", data["weights"])})
-
-
-def _in_bounds(where: str, given: Any, low: float, high: float) -> float:
-    value = real_number(given, where)
-    if not low <= value <= high:
-        raise errors.out_of_bounds(where, value, low, high)
-    return value

@@ -8,8 +8,8 @@ What names, formats and missing losses decide is an ``if`` of Python. What value
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -192,6 +192,11 @@ class Ops(ABC):
         """The logarithm of the sum of e^x over float32 numbers (spec A15)."""
         most, _, total = self._powers(numbers)
         return self.add(most, self.log(total), "f32")
+
+    def powers_and_total(self, numbers: Sequence[Value]) -> tuple[list[Value], Value]:
+        """The powers that a softmax is made of, and their sum, which is NaN where the softmax is."""
+        _, powers, total = self._powers(numbers)
+        return powers, total
 
     def _powers(self, numbers: Sequence[Value]) -> tuple[Value, list[Value], Value]:
         """The greatest number m, the powers e^(x - m), and their sum, which is NaN where the result is."""

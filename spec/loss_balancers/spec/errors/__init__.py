@@ -6,6 +6,7 @@ was expected, what came and what to do, and names the clause that it rests on, i
 
 # A text is written in one place, and no list repeats its name.
 # pyright: reportWildcardImportFromLibrary=false
+from loss_balancers.spec.errors.adaptive import *
 from loss_balancers.spec.errors.amounts import *
 from loss_balancers.spec.errors.calls import *
 from loss_balancers.spec.errors.functional import *

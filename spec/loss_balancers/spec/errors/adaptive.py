@@ -1,0 +1,32 @@
+"""What is wrong with the settings of adaptive methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def total_weight_unknown(received: Any, known: Sequence[str]) -> ValueError:
+    return ValueError(
+        f'`total_weight` must be one of {list(known)}. Received {received!r}. Take "paper" for the method\'s own total, "K" for '
+        'as much as there are losses, or "one". (docs/spec B1)'
+    )
+
+
+def not_positive(where: str, received: float, least: float) -> ValueError:
+    return ValueError(f"`{where}` must be above {least!r}. Received {received!r}. Pass a greater number.")
+
+
+def epoch_steps_value(received: Any, most: int) -> Exception:
+    kind = ValueError if isinstance(received, int) and not isinstance(received, bool) else TypeError
+    return kind(
+        f"`epoch_steps` must be None or an int from 1 to {most}. Received {received!r}. Pass how many optimizer steps make an "
+        "epoch, or None and call `end_epoch()`. (docs/spec D2)"
+    )
+
+
+def epochs_end_by_themselves(epoch_steps: int) -> RuntimeError:
+    return RuntimeError(
+        f"`end_epoch()` must not be called where `epoch_steps` is set. It is {epoch_steps}, so an epoch ends by itself after as "
+        "many optimizer steps. Leave the call out, or build the balancer with `epoch_steps=None`. (docs/spec D2)"
+    )
