@@ -1,7 +1,7 @@
 """Cases that are not compiled for some targets: the code that comes of them there is beyond the reader.
 
-Each has its reason, which the audit prints and its page shows. Every balancer that takes no exponential, logarithm or root is audited
-on every target by its other cases.
+Each has its reason, which the audit prints and its page shows. Every balancer that takes no exponential, logarithm or root is
+audited on every target by its other cases.
 """
 
 from __future__ import annotations
