@@ -16,6 +16,7 @@ else:
 
 from loss_balancers.jax import functional
 from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.dwa import DWALossBalancer
 from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
@@ -25,6 +26,7 @@ from loss_balancers.spec import STUDENT_LOSS_KEY
 
 __all__ = [
     "STUDENT_LOSS_KEY",
+    "DWALossBalancer",
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
     "LogitsAndIntermediatesLossBalancer",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
@@ -25,6 +26,7 @@ SETTINGS: dict[str, Any] = {
         WeightedSumLossBalancerSettings,
         EMANormalizedLossBalancerSettings,
         LogitsAndIntermediatesLossBalancerSettings,
+        DWALossBalancerSettings,
     )
 }
 

@@ -14,6 +14,7 @@ else:
 from loss_balancers.spec import STUDENT_LOSS_KEY
 from loss_balancers.torch import functional
 from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.dwa import DWALossBalancer
 from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
@@ -22,6 +23,7 @@ from loss_balancers.torch.static import StaticLossBalancer
 
 __all__ = [
     "STUDENT_LOSS_KEY",
+    "DWALossBalancer",
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
     "LogitsAndIntermediatesLossBalancer",

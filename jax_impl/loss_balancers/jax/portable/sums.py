@@ -89,6 +89,12 @@ def logsumexp(x: Float[Array, "*shape k"]) -> Float[Array, "*shape"]:
     return (most + log(total))[..., 0]
 
 
+def powers_and_total(x: Array) -> tuple[Array, Array]:
+    """The powers that `softmax` is made of, and their sum along the last axis, which is kept."""
+    _, powers, total = _powers(x)
+    return powers, total
+
+
 def _powers(x: Any) -> tuple[Array, Array, Array]:
     """The greatest number m, the powers e^(x - m), and their sum, which is NaN where the result is."""
     x = operand(x)

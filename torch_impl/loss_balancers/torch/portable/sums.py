@@ -86,6 +86,12 @@ def logsumexp(x: Float[Tensor, "*shape k"]) -> Float[Tensor, "*shape"]:
     return (most + log(total))[..., 0]
 
 
+def powers_and_total(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The powers that `softmax` is made of, and their sum along the last axis, which is kept."""
+    _, powers, total = _powers(x)
+    return powers, total
+
+
 def _powers(x: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The greatest number m, the powers e^(x - m), and their sum, which is NaN where the result is."""
     x = operand(x)

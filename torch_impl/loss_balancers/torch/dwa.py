@@ -1,0 +1,149 @@
+"""`DWALossBalancer`: weights by how fast each loss fell from one epoch to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loss_balancers.spec import Schedule, errors
+from loss_balancers.spec.adaptive import GREATEST
+from loss_balancers.spec.dwa import DWALossBalancerSettings
+from loss_balancers.spec.formats import MOST_STEPS
+from loss_balancers.torch.host import number
+from loss_balancers.torch.observing import Inputs, State
+from loss_balancers.torch.portable import div_of_kept
+from loss_balancers.torch.ratios import ratio, shares
+from loss_balancers.torch.rounding import all_finite, chosen, filled, keep
+from loss_balancers.torch.stateful import StatefulLossBalancer, copy_all
+from loss_balancers.torch.transforms import check_not_transformed
+
+
+def added(state: State, mean: Tensor, present: Tensor) -> State:
+    """The sums of the epoch with a mean more; as they were if one would not be finite (spec D2)."""
+    epoch_sum = keep(state["epoch_sum"] + mean)
+    taken = present & all_finite(epoch_sum)
+    return {
+        "epoch_sum": torch.where(taken, epoch_sum, state["epoch_sum"]),
+        "epoch_count": torch.where(taken, state["epoch_count"] + 1.0, state["epoch_count"]),
+    }
+
+
+def rolled(state: State) -> State:
+    """The averages after the end of an epoch, its sums cleared (spec D2)."""
+    epoch_sum, epoch_count, last, before = (state[name] for name in ("epoch_sum", "epoch_count", "last", "before"))
+    seen = epoch_count > 0
+    average = div_of_kept(epoch_sum, chosen(seen, epoch_count, 1.0))
+    return {
+        "epoch_sum": torch.zeros_like(epoch_sum),
+        "epoch_count": torch.zeros_like(epoch_count),
+        "last": torch.where(seen, average, last),
+        "before": torch.where(seen, last, before),
+    }
+
+
+class DWALossBalancer(StatefulLossBalancer):
+    """Weighs each loss by how fast it fell from one epoch to the next: what falls slowly gets more (dynamic weight average).
+
+    Its classic use is multi-task learning with epochs. Where a run has no epochs, set ``epoch_steps``. Call `step()` once per
+    optimizer step, and `end_epoch()` at the end of each epoch unless ``epoch_steps`` is set.
+
+    With ``r_k``, the average of the loss in the last epoch over that in the epoch before: ``w_k = c_k * K * softmax(r / T)_k``;
+    aggregate = ``sum(w_k * L_k)``. In the first two epochs ``w_k = c_k``.
+
+    Args:
+        names: The names of the losses, fixed; ``student_loss`` among them if there is one.
+        weights: Name to ``c_k``, a number or a schedule of at least 0. Default: 1 for each, and for each that is not named.
+        temperature: ``T``, above 0. The greater it is, the more equal are the weights. Default 2.0.
+        epoch_steps: How many optimizer steps make an epoch. Default None: `end_epoch()` ends it.
+        max_ratio: The greatest ``r_k`` in magnitude, at least 1. Default None: no bound.
+        total_weight: What the weights sum to where each ``c_k`` is 1: "paper", the default, and "K" are the number of losses,
+            "one" is 1.
+        auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
+        process_group: The ranks over which `step()` adds. None, the default: the default group, if there is one. False: no ranks.
+
+    Shape:
+        Scalars, ``()``; the aggregate too.
+
+    Dtype:
+        bfloat16, float16, float32, float64 and mixtures; the aggregate has their common type. State and weights are float32.
+
+    State:
+        ``steps``, ``skipped`` int32 ``()``; ``pending`` float32 ``(2 K + 2,)``; ``epoch_sum``, ``epoch_count``, ``last``,
+        ``before`` float32 ``(K,)``; all start at 0.
+
+    Raises:
+        TypeError: An argument is of the wrong type. At a call: see `canonical`.
+        ValueError: A value is out of bounds, or a name is not in ``names``. At a call: other names, or losses that are not scalars.
+
+    Example:
+        >>> import torch
+        >>> from loss_balancers.torch import DWALossBalancer
+        >>> balancer = DWALossBalancer(("student_loss", "MSELoss_0"), epoch_steps=1)
+        >>> for student_loss in (4.0, 4.0, 1.0):
+        ...     losses = {"student_loss": torch.tensor(student_loss), "MSELoss_0": torch.tensor(2.0)}
+        ...     aggregate = balancer(losses)
+        ...     balancer.step()
+        >>> {name: round(weight.item(), 3) for name, weight in balancer.weights(losses).items()}
+        {'MSELoss_0': 1.185, 'student_loss': 0.815}
+
+    Reference:
+        Liu, Johns, Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv:1803.10704, equation 7.
+
+    Deviations:
+        An epoch's average is that of the means that `step()` commits, so it does not depend on how batches are split. An average
+        before that is 0, subnormal or missing gives the ratio 1, where the paper's formula gives NaN. The maximum is taken off
+        before the exponential, so that none overflows.
+    """
+
+    _scalars = True
+
+    epoch_sum: Tensor
+    epoch_count: Tensor
+    last: Tensor
+    before: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, float | Schedule] | None = None,
+        temperature: float = 2.0,
+        epoch_steps: int | None = None,
+        max_ratio: float | None = None,
+        total_weight: str = "paper",
+        *,
+        auto_step: int | None = None,
+        process_group: Any = None,
+    ) -> None:
+        settings = DWALossBalancerSettings(names, weights, temperature, epoch_steps, max_ratio, total_weight)
+        super().__init__(settings, auto_step, process_group)
+        self._divisor, self._bound = settings.divisor.hex(), settings.bound.hex()
+
+    def end_epoch(self) -> None:
+        """Ends an epoch: its averages become the last ones. Call it after the last `step()` of the epoch, on all ranks.
+
+        Raises:
+            RuntimeError: ``epoch_steps`` is set, so an epoch ends by itself; or a transform of `torch.func` is active.
+        """
+        check_not_transformed("end_epoch()")
+        if self._settings.epoch_steps is not None:
+            raise errors.epochs_end_by_themselves(self._settings.epoch_steps)
+        state = self._values()
+        new = rolled(state)
+        copy_all([state[name] for name in new], list(new.values()))
+
+    def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
+        new, epoch_steps = added(state, mean, present), self._settings.epoch_steps
+        if epoch_steps is None:
+            return new
+        ends = (state["steps"].clamp(max=MOST_STEPS - 1) + 1) % epoch_steps == 0
+        state = state | new
+        return {name: torch.where(ends, value, state[name]) for name, value in rolled(state).items()}
+
+    def _factors(self, state: State, inputs: Inputs) -> Tensor:
+        del inputs
+        ratios = ratio(state["last"], state["before"], number(self._bound))
+        exponents = div_of_kept(ratios, filled(number(self._divisor), ratios).expand_as(ratios)).clamp(-GREATEST, GREATEST)
+        return shares(exponents, self._scheduled(state))
