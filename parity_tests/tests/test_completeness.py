@@ -18,11 +18,11 @@ def test_all_that_is_missing_is_said_at_once() -> None:
         def examples(cls) -> dict[str, object]:
             return {}
 
-    assert lacks("DWALossBalancer", NewSettings) == [
+    assert lacks("ProductLossBalancer", NewSettings) == [
         "a class in loss_balancers.torch",
         "a class in loss_balancers.jax",
-        "spec/golden/dwa.py, which draws its vectors",
-        "spec/golden/dwa.json, which `make golden` writes",
+        "spec/golden/product.py, which draws its vectors",
+        "spec/golden/product.json, which `make golden` writes",
         "examples of its settings",
         "a row in docs/balancers.md",
         "clauses in docs/spec",
@@ -55,4 +55,7 @@ def test_examples_are_for_the_losses_that_they_name() -> None:
     for settings in found.values():
         assert settings.names in ((), EXAMPLE_NAMES)
         assert type(settings).from_json(settings.to_json()) == settings
-    assert {name for name, settings in found.items() if registry.observes(settings)} == {"ema", "ema-lagged"}
+    assert {name for name, settings in found.items() if registry.observes(settings)} == {
+        *("ema", "ema-lagged"),
+        *("dwa", "dwa-bounded"),
+    }

@@ -119,6 +119,20 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "logits-scale": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(-1.0), ValueError, "`kd_loss_scale` must be in [0.0, "),
     "logits-skip": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(1.0, 1), TypeError, "`skip_original_loss` must be True or False"),
     "logits-reference": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(reference="student_loss"), ValueError, "the name of a KD loss"),
+    "dwa-weights": (lambda m, a: m.DWALossBalancer(N, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
+    "dwa-weight": (lambda m, a: m.DWALossBalancer(N, {"MSELoss_0": -1.0}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
+    "dwa-temperature": (lambda m, a: m.DWALossBalancer(N, temperature=0.0), ValueError, "`temperature` must be above 1.1754943508222875e-38. Received 0.0"),
+    "dwa-temperature-nan": (lambda m, a: m.DWALossBalancer(N, temperature=math.nan), ValueError, "`temperature` must be in [0.0, "),
+    "dwa-temperature-text": (lambda m, a: m.DWALossBalancer(N, temperature="2"), TypeError, "`temperature` must be a real number"),
+    "dwa-max-ratio": (lambda m, a: m.DWALossBalancer(N, max_ratio=0.5), ValueError, "`max_ratio` must be in [1.0, "),
+    "dwa-max-ratio-inf": (lambda m, a: m.DWALossBalancer(N, max_ratio=math.inf), ValueError, "`max_ratio` must be in [1.0, "),
+    "dwa-total": (lambda m, a: m.DWALossBalancer(N, total_weight=1.0), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received 1.0"),
+    "dwa-end-epoch": (lambda m, a: m.DWALossBalancer(N, epoch_steps=3).end_epoch(), RuntimeError, "`end_epoch()` must not be called where `epoch_steps` is set. It is 3"),
+    "dwa-no-scalar": (lambda m, a: m.DWALossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    **{
+        f"dwa-epoch-steps-{given!r}": (lambda m, a, given=given: m.DWALossBalancer(N, epoch_steps=given), kind, f"`epoch_steps` must be None or an int from 1 to 2147483647. Received {given!r}")
+        for given, kind in ((0, ValueError), (2**31, ValueError), (1.0, TypeError), (True, TypeError))
+    },
     **{
         f"auto-step-{given!r}": (lambda m, a, given=given: m.ScheduledLossBalancer(0.5, N, auto_step=given), kind, f"`auto_step` must be None or an int from 1 to 16777215. Received {given!r}")
         for given, kind in ((0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError))

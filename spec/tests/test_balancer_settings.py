@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from loss_balancers import spec
 from loss_balancers.spec import schedules
+from loss_balancers.spec.registry import SETTINGS
 
 Scheduled, WeightedSum = spec.ScheduledLossBalancerSettings, spec.WeightedSumLossBalancerSettings
 EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIntermediatesLossBalancerSettings
-ALL = [spec.StaticLossBalancerSettings, Scheduled, WeightedSum, EMANormalized, Logits]
+DWA = spec.DWALossBalancerSettings
+ALL = [*SETTINGS.values()]
 
 NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
 RAMP = schedules.linear(0.0, 0.5, 4)
@@ -37,6 +39,8 @@ EXAMPLES = {
     "ema-all": EMANormalized(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.0, "student_loss", True),
     "logits": Logits(),
     "logits-all": Logits(RAMP, True, "KL_0"),
+    "dwa": DWA(NAMES),
+    "dwa-all": DWA(NAMES, {"MSELoss_0": RAMP}, 0.5, 3, 2.0, "one"),
 }  # fmt: skip
 
 
@@ -97,6 +101,7 @@ FIELDS = {
     WeightedSum: ["weights", "student_weight"],
     EMANormalized: ["names", "weights", "beta", "eps", "target", "lagged"],
     Logits: ["kd_loss_scale", "skip_original_loss", "reference"],
+    DWA: ["names", "weights", "temperature", "epoch_steps", "max_ratio", "total_weight"],
 }
 
 

@@ -139,6 +139,7 @@ class DWALossBalancer(StatefulLossBalancer):
         if epoch_steps is None:
             return new
         ends = (jnp.minimum(state["steps"], MOST_STEPS - 1) + 1) % epoch_steps == 0
+        ends = ends & present.any()  # without an observation nothing but `steps` changes
         state = state | new
         return {name: jnp.where(ends, value, state[name]) for name, value in rolled(state).items()}
 

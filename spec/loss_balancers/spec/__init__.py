@@ -15,6 +15,7 @@ from loss_balancers.spec.checks import check_mapping as check_mapping
 from loss_balancers.spec.checks import check_reduction_fn as check_reduction_fn
 from loss_balancers.spec.checks import constant_vector as constant_vector
 from loss_balancers.spec.checks import finite_weights as finite_weights
+from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.errors import LossInfo as LossInfo
 from loss_balancers.spec.errors import bad_losses as bad_losses
@@ -48,6 +49,7 @@ from loss_balancers.spec.versions import check_version as _check_version
 
 __all__ = [
     "STUDENT_LOSS_KEY",
+    "DWALossBalancerSettings",
     "EMANormalizedLossBalancerSettings",
     "Group",
     "LogitsAndIntermediatesLossBalancerSettings",

@@ -55,5 +55,5 @@ def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator
 def committed(settings: Any, state: ReferenceState) -> ReferenceState:
     """The state after `step()` (spec T4)."""
     mean, present = pending_mean(state["pending"])
-    own = settings.exact_committed(state, mean, present) if present else {}
+    own = settings.exact_committed(state, mean, present) if any(present) else {}
     return advance({**state, **own})

@@ -78,12 +78,18 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
 
         return LogitsAndIntermediatesLossBalancer(RAMP, auto_step=auto_step)
 
+    def dwa(auto_step: int | None) -> Any:
+        from loss_balancers.torch import DWALossBalancer
+
+        return DWALossBalancer(NAMES, {NAMES[0]: RAMP}, epoch_steps=2, auto_step=auto_step)
+
     return {
         "ScheduledLossBalancer": (scheduled, NAMES),
         "WeightedSumLossBalancer": (weighted_sum, NAMES),
         EMA.balancer: (ema, EMA.names),
         f"{EMA.balancer} lagged": (lambda auto_step: ema(auto_step, lagged=True), EMA.names),
         "LogitsAndIntermediatesLossBalancer": (ratios, NAMES),
+        "DWALossBalancer": (dwa, NAMES),
     }
 
 
