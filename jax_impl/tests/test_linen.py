@@ -35,19 +35,16 @@ class Student(nn.Module):
         return self.balancer.weights(losses)
 
 
-ARGUMENTS = {
-    "ScheduledLossBalancer": lambda s: (s.kd_loss_weight, s.names),
-    "WeightedSumLossBalancer": lambda s: (nn.FrozenDict(s.weights), s.student_weight),
-    "EMANormalizedLossBalancer": lambda s: (s.names, nn.FrozenDict(s.weights), s.beta, s.eps, s.target, s.lagged),
-    "LogitsAndIntermediatesLossBalancer": lambda s: (s.kd_loss_scale, s.skip_original_loss, s.reference),
-}
-
-
 @pytest.fixture
 def linen(make):
     """The Linen model that has the balancer which `make` makes."""
     balancer = make()
-    return Student(type(balancer), ARGUMENTS[type(balancer).__name__](balancer._settings))
+    return Student(type(balancer), arguments_of(balancer))
+
+
+def arguments_of(balancer):
+    """The arguments that make such a balancer, in the form that a Linen module holds."""
+    return tuple(nn.FrozenDict(x) if isinstance(x, dict) else x for x in balancer._settings.arguments().values())
 
 
 def assert_holds(state, balancer):
@@ -96,7 +93,7 @@ def test_a_run_that_steps_by_itself(make, draw, compiled):
     plain = make(auto_step=2)
     linen = nnx.bridge.ToLinen(
         type(plain),
-        args=ARGUMENTS[type(plain).__name__](plain._settings),
+        args=arguments_of(plain),
         kwargs={"auto_step": 2},
         skip_rng=True,
         metadata_fn=None,

@@ -115,6 +115,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "ema-beta": (lambda m, a: m.EMANormalizedLossBalancer(N, beta=1.01), ValueError, "`beta` must be in [0.0, 1.0]. Received 1.01"),
     "ema-eps": (lambda m, a: m.EMANormalizedLossBalancer(N, eps=math.nan), ValueError, "`eps` must be in [0.0, "),
     "ema-target": (lambda m, a: m.EMANormalizedLossBalancer(N, target="A"), ValueError, '`target` must be "one" or one of `names`'),
+    "ema-max-ratio": (lambda m, a: m.EMANormalizedLossBalancer(N, max_ratio=0), ValueError, "`max_ratio` must be above 1.1754943508222875e-38. Received 0.0"),
     "ema-lagged": (lambda m, a: m.EMANormalizedLossBalancer(N, lagged=None), TypeError, "`lagged` must be True or False"),
     "logits-scale": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(-1.0), ValueError, "`kd_loss_scale` must be in [0.0, "),
     "logits-skip": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(1.0, 1), TypeError, "`skip_original_loss` must be True or False"),

@@ -37,6 +37,7 @@ EXAMPLES = {
     "weighted-sum-no-student": WeightedSum({"points": schedules.tabulate(lambda step: step, 3)}),
     "ema": EMANormalized(NAMES),
     "ema-all": EMANormalized(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.0, "student_loss", True),
+    "ema-bounded": EMANormalized(NAMES, max_ratio=8),
     "logits": Logits(),
     "logits-all": Logits(RAMP, True, "KL_0"),
     "dwa": DWA(NAMES),

@@ -30,15 +30,15 @@ def averaged(state: State, losses: Array, present: Array | None, beta: float) ->
     return {"total": jnp.where(taken, total, state["total"]), "fix": jnp.where(taken, fix, state["fix"])}
 
 
-@partial(jax.jit, static_argnums=(2, 3), inline=True)
-def normalized(state: State, weights: Array, eps: float, reference: int | None) -> Array:
+@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+def normalized(state: State, weights: Array, eps: float, reference: int | None, bound: float | None) -> Array:
     """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
     one = jnp.ones_like(weights)
     mean = div_of_kept(state["total"], jnp.where(state["fix"] > 0, state["fix"], one))
     unit = one if reference is None else jnp.broadcast_to(mean[reference], mean.shape)
     known = (mean > FLOAT.type(eps)) & (unit > FLOAT.type(eps))
     ratio = div_of_kept(jnp.where(known, unit, one), jnp.where(known, mean + FLOAT.type(eps), one))
-    return rmul_of_kept(weights, ratio)
+    return rmul_of_kept(weights, ratio if bound is None else jnp.where(ratio <= FLOAT.type(bound), ratio, FLOAT.type(bound)))
 
 
 class EMANormalizedLossBalancer(StatefulLossBalancer):
@@ -58,6 +58,8 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         target: "one", the default, or the name of a loss, such as the student's: the others are brought to its scale.
         lagged: Use committed state alone. Then weights are constant within an optimizer step, however the batch is split, and
             ``w_k = c_k`` in the first. Default False: the running means include the current losses, detached.
+        max_ratio: The greatest ratio ``u / (m_k + eps)``, above 0. Without it the weight grows to 1 / (2 eps) as a mean falls, and
+            jumps back to ``c_k`` at ``eps``. Default None: no bound.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
         axis_name: The axis of a `shard_map` over which `step()` adds. None, the default: outside of a `shard_map`.
 
@@ -103,11 +105,12 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         eps: float = 1e-8,
         target: str = "one",
         lagged: bool = False,
+        max_ratio: float | None = None,
         *,
         auto_step: int | None = None,
         axis_name: Any = None,
     ) -> None:
-        settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
+        settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged, max_ratio)
         super().__init__(settings, auto_step, axis_name)
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
@@ -118,4 +121,4 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         if not settings.lagged:
             state = state | averaged(state, inputs.losses, inputs.present, settings.decay)
         weights = self._scheduled(state)
-        return normalized(state, weights, settings.offset, settings.reference)
+        return normalized(state, weights, settings.offset, settings.reference, settings.bound)

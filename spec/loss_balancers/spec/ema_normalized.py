@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from loss_balancers.spec import errors, tables
-from loss_balancers.spec.adaptive import in_bounds, named_weights, weight_table
+from loss_balancers.spec.adaptive import in_bounds, named_weights, positive, weight_table
 from loss_balancers.spec.arithmetic import EXACT
 from loss_balancers.spec.by_factors import ByFactors
 from loss_balancers.spec.call import Call
@@ -34,6 +34,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         eps: What is added to a running mean. A mean that is not above it does not count as known. Not negative.
         target: "one", or the name of the loss in whose units the others are brought.
         lagged: Whether the weights use committed state alone.
+        max_ratio: The greatest ratio of the unit to a mean, above zero; None for no bound.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -46,8 +47,10 @@ class EMANormalizedLossBalancerSettings(ByFactors):
     eps: Any = 1e-8
     target: Any = "one"
     lagged: Any = False
+    max_ratio: Any = None
 
     balancer: ClassVar[str] = "EMANormalizedLossBalancer"
+    later: ClassVar[Mapping[str, Any]] = {"max_ratio": None}
 
     def __post_init__(self) -> None:
         names = checked_names(self.names)
@@ -60,6 +63,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "beta", in_bounds("beta", self.beta, 0.0, 1.0))
         object.__setattr__(self, "eps", in_bounds("eps", self.eps, 0.0))
+        object.__setattr__(self, "max_ratio", None if self.max_ratio is None else positive("max_ratio", self.max_ratio))
         self.table  # noqa: B018  checks every step
 
     @property
@@ -88,6 +92,11 @@ class EMANormalizedLossBalancerSettings(ByFactors):
     def offset(self) -> float:
         """``eps`` as the arithmetic uses it, in float32."""
         return round_weight(self.eps, "f32")
+
+    @property
+    def bound(self) -> float | None:
+        """``max_ratio`` as the arithmetic uses it, in float32."""
+        return None if self.max_ratio is None else round_weight(self.max_ratio, "f32")
 
     @property
     def reference(self) -> int | None:
@@ -120,6 +129,8 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         for mean, weight in zip(means, tables.at(self.table, state["steps"]).tolist(), strict=True):
             known = ops.every([ops.above(mean, self.offset), ops.above(unit, self.offset)])
             ratio = ops.choose(known, ops.div(unit, ops.add(mean, self.offset, "f32"), "f32"), 1.0)
+            if self.bound is not None:
+                ratio = ops.choose(ops.above(ratio, self.bound), self.bound, ratio)
             factors.append(ops.rmul(weight, ratio, "f32"))
         return factors
 
@@ -128,7 +139,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         """With weights by the losses of the call, and with weights by those before it, in the units of one loss."""
         return {
             "ema": cls(EXAMPLE_NAMES, {"MSE_1": linear(0.0, 1.0, 10)}, beta=0.5),
-            "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True),
+            "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True, max_ratio=64.0),
         }
 
     @classmethod

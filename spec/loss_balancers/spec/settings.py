@@ -29,6 +29,9 @@ class Settings(ABC):
 
     balancer: ClassVar[str]
     weights_are: ClassVar[WeightsAre] = "tensors"
+    #: Arguments that came after the first version, and what stands for them where they are missing: JSON leaves them out then, so
+    #: that a state that was saved without them loads.
+    later: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def sees_losses(self) -> bool:
@@ -54,7 +57,8 @@ class Settings(ABC):
 
     def as_json(self) -> dict[str, Any]:
         """The settings as a JSON object holds them: from the arguments' names to numbers, strings, lists and dicts."""
-        return {field.name: _in_json(getattr(self, field.name)) for field in fields(self) if field.init}  # type: ignore[reportArgumentType]
+        held = {field.name: getattr(self, field.name) for field in fields(self) if field.init}  # type: ignore[reportArgumentType]
+        return {name: _in_json(value) for name, value in held.items() if name not in self.later or value != self.later[name]}
 
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> Self:
@@ -89,7 +93,7 @@ class Settings(ABC):
             except (ValueError, RecursionError) as error:
                 raise errors.not_json(cls.balancer, str(error)) from None
         names = [field.name for field in fields(cls) if field.init]  # type: ignore[reportArgumentType]
-        if not isinstance(data, Mapping) or set(data) != set(names):
+        if not isinstance(data, Mapping) or set(data) | set(cls.later) != set(names):
             received = list(data) if isinstance(data, Mapping) else [type(data).__name__]
             raise errors.unknown_setting(cls.balancer, received, names)
         return cls._of(data)

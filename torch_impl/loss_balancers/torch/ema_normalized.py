@@ -29,13 +29,13 @@ def averaged(state: State, losses: Tensor, present: Tensor | None, beta: float) 
     return {"total": torch.where(taken, total, state["total"]), "fix": torch.where(taken, fix, state["fix"])}
 
 
-def normalized(state: State, weights: Tensor, eps: float, reference: int | None) -> Tensor:
+def normalized(state: State, weights: Tensor, eps: float, reference: int | None, bound: float | None) -> Tensor:
     """Weights over running means, in units of one or of the mean of a loss (spec M3)."""
     mean = div_of_kept(state["total"], chosen(state["fix"] > 0, state["fix"], 1.0))
     unit = filled(1.0, mean) if reference is None else mean[reference].expand_as(mean)
     known = (mean > eps) & (unit > eps)
     ratio = chosen(known, div_of_kept(unit, mean + eps), 1.0)
-    return rmul_of_kept(weights, ratio)
+    return rmul_of_kept(weights, ratio if bound is None else chosen(ratio <= bound, ratio, bound))
 
 
 class EMANormalizedLossBalancer(StatefulLossBalancer):
@@ -55,6 +55,8 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         target: "one", the default, or the name of a loss, such as the student's: the others are brought to its scale.
         lagged: Use committed state alone. Then weights are constant within an optimizer step, however the batch is split, and
             ``w_k = c_k`` in the first. Default False: the running means include the current losses, detached.
+        max_ratio: The greatest ratio ``u / (m_k + eps)``, above 0. Without it the weight grows to 1 / (2 eps) as a mean falls, and
+            jumps back to ``c_k`` at ``eps``. Default None: no bound.
         auto_step: Commit by itself after this many training forwards, for loops that never call `step()`. Default None.
         process_group: The ranks over which `step()` adds. None, the default: the default group, if there is one. False: no ranks.
 
@@ -100,13 +102,15 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         eps: float = 1e-8,
         target: str = "one",
         lagged: bool = False,
+        max_ratio: float | None = None,
         *,
         auto_step: int | None = None,
         process_group: Any = None,
     ) -> None:
-        settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged)
+        settings = spec.EMANormalizedLossBalancerSettings(names, weights, beta, eps, target, lagged, max_ratio)
         super().__init__(settings, auto_step, process_group)
         self._decay, self._offset = settings.decay.hex(), settings.offset.hex()
+        self._bound = None if settings.bound is None else settings.bound.hex()
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         return averaged(state, mean, present, number(self._decay))
@@ -115,5 +119,5 @@ class EMANormalizedLossBalancer(StatefulLossBalancer):
         settings = self._settings
         if not settings.lagged:
             state = state | averaged(state, inputs.losses, inputs.present, number(self._decay))
-        weights = self._scheduled(state)
-        return normalized(state, weights, number(self._offset), settings.reference)
+        weights, bound = self._scheduled(state), None if self._bound is None else number(self._bound)
+        return normalized(state, weights, number(self._offset), settings.reference, bound)

@@ -30,6 +30,7 @@ def ema_normalized_vectors() -> str:
             form("one-4", [*indexed(3), *student], ["mixed-wide"]),
             form("count-3", [*indexed(2), *student], ["f32"], "count", target=STUDENT_LOSS_KEY, beta=0.75),
             form("share-2", [*indexed(1), *student], ["bf16"], "share", beta=0.5),
+            form("bounded-2", [*indexed(1), *student], ["mixed-wide"], max_ratio=0.75, beta=0.5),
         ],
         SEED,
     )
