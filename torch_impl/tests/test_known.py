@@ -12,6 +12,7 @@ from torch import nn
 from with_state import EXAMPLES, train
 
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.torch import functional
 from loss_balancers.torch.known import LastFactors
 
 
@@ -304,3 +305,15 @@ def test_minus_zero_is_another_value(draw):
         last.get([x], None, lambda: makes.append(1) or torch.ones(2))
     assert len(makes) == 3
     assert np.signbit(-0.0)
+
+
+@pytest.mark.parametrize("function", [functional.sum_terms, functional.balance])
+def test_known_factors_in_a_function_that_is_compiled_by_itself(function):
+    """PyTorch 2.11 does so under the stance "eager_then_compile": it begins in the middle of an eager call."""
+    losses = [torch.tensor(x, requires_grad=True) for x in (1.5, 2.25, 0.3)]
+    known, dtypes = functional.KnownFactors(torch.tensor([0.3, 1.7, 0.9])), (torch.float32,) * 3
+    total = torch.compile(lambda *terms: function(list(terms), dtypes, known), backend="eager", fullgraph=True)(*losses)
+    expected = function(losses, dtypes, known)
+    assert_same_bits(total, expected)
+    for got, wanted in zip(torch.autograd.grad(total, losses), torch.autograd.grad(expected, losses), strict=True):
+        assert_same_bits(got, wanted)

@@ -21,6 +21,7 @@ from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
+from loss_balancers.jax.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
 from loss_balancers.spec import STUDENT_LOSS_KEY
 
@@ -31,6 +32,7 @@ __all__ = [
     "EMANormalizedLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "ScheduledLossBalancer",
+    "SoftAdaptLossBalancer",
     "StaticLossBalancer",
     "WeightedSumLossBalancer",
     "functional",

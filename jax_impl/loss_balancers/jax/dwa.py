@@ -48,6 +48,25 @@ def rolled(state: State) -> State:
     }
 
 
+@partial(jax.jit, static_argnums=3, inline=True)
+def taken(state: State, mean: Array, present: Array, epoch_steps: int | None) -> State:
+    """The state with a mean more, after the end of an epoch if it is due (spec D2)."""
+    new = added(state, mean, present)
+    if epoch_steps is None:
+        return new
+    ends = (jnp.minimum(state["steps"], MOST_STEPS - 1) + 1) % epoch_steps == 0
+    ends = ends & present.any()  # without an observation nothing but `steps` changes
+    state = state | new
+    return {name: jnp.where(ends, value, state[name]) for name, value in rolled(state).items()}
+
+
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def exponents(state: State, bound: float, divisor: float) -> Array:
+    """What the shares are made of (spec D3)."""
+    ratios = ratio(state["last"], state["before"], bound)
+    return jnp.clip(div_of_kept(ratios, jnp.full_like(ratios, divisor)), FLOAT.type(-GREATEST), FLOAT.type(GREATEST))
+
+
 class DWALossBalancer(StatefulLossBalancer):
     """Weighs each loss by how fast it fell from one epoch to the next: what falls slowly gets more (dynamic weight average).
 
@@ -135,17 +154,9 @@ class DWALossBalancer(StatefulLossBalancer):
         self._write(rolled(self._values()))
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
-        new, epoch_steps = added(state, mean, present), self._settings.epoch_steps
-        if epoch_steps is None:
-            return new
-        ends = (jnp.minimum(state["steps"], MOST_STEPS - 1) + 1) % epoch_steps == 0
-        ends = ends & present.any()  # without an observation nothing but `steps` changes
-        state = state | new
-        return {name: jnp.where(ends, value, state[name]) for name, value in rolled(state).items()}
+        return taken(state, mean, present, self._settings.epoch_steps)
 
     def _factors(self, state: State, inputs: Inputs) -> Array:
         del inputs
         settings = self._settings
-        ratios = ratio(state["last"], state["before"], settings.bound)
-        exponents = div_of_kept(ratios, jnp.full_like(ratios, settings.divisor))
-        return shares(jnp.clip(exponents, FLOAT.type(-GREATEST), FLOAT.type(GREATEST)), self._scheduled(state))
+        return shares(exponents(state, settings.bound, settings.divisor), self._scheduled(state))

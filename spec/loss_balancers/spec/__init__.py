@@ -40,6 +40,7 @@ from loss_balancers.spec.moving import exported as exported
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.schedules import Schedule
 from loss_balancers.spec.settings import Settings
+from loss_balancers.spec.soft_adapt import SoftAdaptLossBalancerSettings
 from loss_balancers.spec.state import StateEntry as StateEntry
 from loss_balancers.spec.state_files import read_state, save_state
 from loss_balancers.spec.static import Plan as Plan
@@ -56,6 +57,7 @@ __all__ = [
     "Schedule",
     "ScheduledLossBalancerSettings",
     "Settings",
+    "SoftAdaptLossBalancerSettings",
     "StaticLossBalancerSettings",
     "Vector",
     "WeightedSumLossBalancerSettings",

@@ -14,6 +14,7 @@ from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.settings import Settings
+from loss_balancers.spec.soft_adapt import SoftAdaptLossBalancerSettings
 from loss_balancers.spec.state import base_entries
 from loss_balancers.spec.static import StaticLossBalancerSettings
 
@@ -27,6 +28,7 @@ SETTINGS: dict[str, Any] = {
         EMANormalizedLossBalancerSettings,
         LogitsAndIntermediatesLossBalancerSettings,
         DWALossBalancerSettings,
+        SoftAdaptLossBalancerSettings,
     )
 }
 

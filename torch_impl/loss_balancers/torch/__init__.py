@@ -19,6 +19,7 @@ from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
+from loss_balancers.torch.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "EMANormalizedLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "ScheduledLossBalancer",
+    "SoftAdaptLossBalancer",
     "StaticLossBalancer",
     "WeightedSumLossBalancer",
     "functional",

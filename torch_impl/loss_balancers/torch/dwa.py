@@ -44,6 +44,23 @@ def rolled(state: State) -> State:
     }
 
 
+def taken(state: State, mean: Tensor, present: Tensor, epoch_steps: int | None) -> State:
+    """The state with a mean more, after the end of an epoch if it is due (spec D2)."""
+    new = added(state, mean, present)
+    if epoch_steps is None:
+        return new
+    ends = (state["steps"].clamp(max=MOST_STEPS - 1) + 1) % epoch_steps == 0
+    ends = ends & present.any()  # without an observation nothing but `steps` changes
+    state = state | new
+    return {name: torch.where(ends, value, state[name]) for name, value in rolled(state).items()}
+
+
+def exponents(state: State, bound: float, divisor: float) -> Tensor:
+    """What the shares are made of (spec D3)."""
+    ratios = ratio(state["last"], state["before"], bound)
+    return div_of_kept(ratios, filled(divisor, ratios).expand_as(ratios)).clamp(-GREATEST, GREATEST)
+
+
 class DWALossBalancer(StatefulLossBalancer):
     """Weighs each loss by how fast it fell from one epoch to the next: what falls slowly gets more (dynamic weight average).
 
@@ -135,16 +152,8 @@ class DWALossBalancer(StatefulLossBalancer):
         copy_all([state[name] for name in new], list(new.values()))
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
-        new, epoch_steps = added(state, mean, present), self._settings.epoch_steps
-        if epoch_steps is None:
-            return new
-        ends = (state["steps"].clamp(max=MOST_STEPS - 1) + 1) % epoch_steps == 0
-        ends = ends & present.any()  # without an observation nothing but `steps` changes
-        state = state | new
-        return {name: torch.where(ends, value, state[name]) for name, value in rolled(state).items()}
+        return taken(state, mean, present, self._settings.epoch_steps)
 
     def _factors(self, state: State, inputs: Inputs) -> Tensor:
         del inputs
-        ratios = ratio(state["last"], state["before"], number(self._bound))
-        exponents = div_of_kept(ratios, filled(number(self._divisor), ratios).expand_as(ratios)).clamp(-GREATEST, GREATEST)
-        return shares(exponents, self._scheduled(state))
+        return shares(exponents(state, number(self._bound), number(self._divisor)), self._scheduled(state))

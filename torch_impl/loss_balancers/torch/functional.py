@@ -167,6 +167,8 @@ def sum_terms(
     """`weighted_sum` without its checks, of terms of these dtypes; a vector of weights must be flushed."""
     if is_dynamo_compiling():
         total = total_in_graph
+        # Under the stance "eager_then_compile", PyTorch 2.11 compiles this function by itself, called by eager code.
+        weights = weights.vector if isinstance(weights, KnownFactors) else weights
     else:
         total, x = total_in_eager, terms[0]
         if isinstance(weights, KnownFactors):

@@ -30,3 +30,18 @@ def epochs_end_by_themselves(epoch_steps: int) -> RuntimeError:
         f"`end_epoch()` must not be called where `epoch_steps` is set. It is {epoch_steps}, so an epoch ends by itself after as "
         "many optimizer steps. Leave the call out, or build the balancer with `epoch_steps=None`. (docs/spec D2)"
     )
+
+
+def variant_unknown(received: Any, known: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"`variant` must be one of {list(known)}. Received {received!r}. Take one of the paper's three, or the ratio of losses. "
+        "(docs/spec F3)"
+    )
+
+
+def order_value(received: Any, most: int, variant: str) -> Exception:
+    kind = ValueError if isinstance(received, int) and not isinstance(received, bool) else TypeError
+    return kind(
+        f"`order` must be an int from 1 to {most} where `variant` is {variant!r}. Received {received!r}. Pass how many steps a "
+        "slope spans. (docs/spec F3)"
+    )
