@@ -58,4 +58,5 @@ def test_examples_are_for_the_losses_that_they_name() -> None:
     assert {name for name, settings in found.items() if registry.observes(settings)} == {
         *("ema", "ema-lagged"),
         *("dwa", "dwa-bounded"),
+        *("soft-adapt", "soft-adapt-lagged"),
     }

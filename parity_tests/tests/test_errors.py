@@ -120,6 +120,17 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "logits-scale": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(-1.0), ValueError, "`kd_loss_scale` must be in [0.0, "),
     "logits-skip": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(1.0, 1), TypeError, "`skip_original_loss` must be True or False"),
     "logits-reference": (lambda m, a: m.LogitsAndIntermediatesLossBalancer(reference="student_loss"), ValueError, "the name of a KD loss"),
+    "soft-variant": (lambda m, a: m.SoftAdaptLossBalancer(N, variant="original"), ValueError, "`variant` must be one of ['slope', 'normalized', 'loss_weighted', 'ratio']. Received 'original'"),
+    "soft-beta": (lambda m, a: m.SoftAdaptLossBalancer(N, beta=math.inf), ValueError, "`beta` must be in [-3.4028234663852886e+38, 3.4028234663852886e+38]. Received inf"),
+    "soft-lagged": (lambda m, a: m.SoftAdaptLossBalancer(N, lagged=1), TypeError, "`lagged` must be True or False"),
+    "soft-max-ratio": (lambda m, a: m.SoftAdaptLossBalancer(N, max_ratio=0.5), ValueError, "`max_ratio` must be in [1.0, "),
+    "soft-total": (lambda m, a: m.SoftAdaptLossBalancer(N, total_weight="k"), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received 'k'"),
+    "soft-order-of-ratios": (lambda m, a: m.SoftAdaptLossBalancer(N, variant="ratio", order=2), ValueError, "`order` must be an int from 1 to 1 where `variant` is 'ratio'. Received 2"),
+    "soft-no-scalar": (lambda m, a: m.SoftAdaptLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    **{
+        f"soft-order-{given!r}": (lambda m, a, given=given: m.SoftAdaptLossBalancer(N, order=given), kind, f"`order` must be an int from 1 to 5 where `variant` is 'slope'. Received {given!r}")
+        for given, kind in ((0, ValueError), (6, ValueError), (1.0, TypeError), (True, TypeError))
+    },
     "dwa-weights": (lambda m, a: m.DWALossBalancer(N, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
     "dwa-weight": (lambda m, a: m.DWALossBalancer(N, {"MSELoss_0": -1.0}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
     "dwa-temperature": (lambda m, a: m.DWALossBalancer(N, temperature=0.0), ValueError, "`temperature` must be above 1.1754943508222875e-38. Received 0.0"),

@@ -20,7 +20,7 @@ from loss_balancers.spec.registry import SETTINGS
 
 Scheduled, WeightedSum = spec.ScheduledLossBalancerSettings, spec.WeightedSumLossBalancerSettings
 EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIntermediatesLossBalancerSettings
-DWA = spec.DWALossBalancerSettings
+DWA, SoftAdapt = spec.DWALossBalancerSettings, spec.SoftAdaptLossBalancerSettings
 ALL = [*SETTINGS.values()]
 
 NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
@@ -40,6 +40,8 @@ EXAMPLES = {
     "ema-bounded": EMANormalized(NAMES, max_ratio=8),
     "logits": Logits(),
     "logits-all": Logits(RAMP, True, "KL_0"),
+    "soft-adapt": SoftAdapt(NAMES),
+    "soft-adapt-all": SoftAdapt(NAMES, {"MSELoss_0": RAMP}, "normalized", 0.5, 3, True, 2.0, "one"),
     "dwa": DWA(NAMES),
     "dwa-all": DWA(NAMES, {"MSELoss_0": RAMP}, 0.5, 3, 2.0, "one"),
 }  # fmt: skip
@@ -102,6 +104,7 @@ FIELDS = {
     WeightedSum: ["weights", "student_weight"],
     EMANormalized: ["names", "weights", "beta", "eps", "target", "lagged"],
     Logits: ["kd_loss_scale", "skip_original_loss", "reference"],
+    SoftAdapt: ["names", "weights", "variant", "beta", "order", "lagged", "max_ratio", "total_weight"],
     DWA: ["names", "weights", "temperature", "epoch_steps", "max_ratio", "total_weight"],
 }
 

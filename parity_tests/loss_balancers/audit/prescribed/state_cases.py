@@ -83,6 +83,11 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
 
         return DWALossBalancer(NAMES, {NAMES[0]: RAMP}, epoch_steps=2, auto_step=auto_step)
 
+    def soft_adapt(auto_step: int | None) -> Any:
+        from loss_balancers.torch import SoftAdaptLossBalancer
+
+        return SoftAdaptLossBalancer(NAMES, {NAMES[0]: RAMP}, "loss_weighted", order=2, auto_step=auto_step)
+
     return {
         "ScheduledLossBalancer": (scheduled, NAMES),
         "WeightedSumLossBalancer": (weighted_sum, NAMES),
@@ -90,6 +95,7 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
         f"{EMA.balancer} lagged": (lambda auto_step: ema(auto_step, lagged=True), EMA.names),
         "LogitsAndIntermediatesLossBalancer": (ratios, NAMES),
         "DWALossBalancer": (dwa, NAMES),
+        "SoftAdaptLossBalancer": (soft_adapt, NAMES),
     }
 
 
