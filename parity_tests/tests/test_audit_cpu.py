@@ -24,7 +24,7 @@ ISAS = {
 }
 
 
-#: With these every case is audited, on vectors of 16 and of 32 bytes and with fused multiply-add; with the others one in six, and the faults.
+#: With these every case is audited: without fused multiply-add and with it. With each of the other six, one case in six.
 WHOLE = ("SSE4_2", "AVX2")
 
 
