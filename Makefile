@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help host test-integrations demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive release-check gpu-kit clean
+.PHONY: help host test-integrations demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -91,6 +91,9 @@ evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and th
 
 exhaustive: $(STAMP) ## exp, log and sqrt of all 2^32 float32 numbers on every lane of a CPU (an hour; resumable; PART=256: one in 256)
 	@PYTHONPATH=parity_tests/helpers $(BIN)/python tools/exhaustive.py --part $(or $(PART),1)
+
+drawn-runs: $(STAMP) ## whole runs of every balancer whose weights follow from losses, against the exact reference (BALANCER=, SEQUENCES=: a part)
+	@PYTHONPATH=parity_tests/helpers $(BIN)/python tools/drawn_runs.py $(if $(BALANCER),--balancer $(BALANCER)) $(if $(SEQUENCES),--sequences $(SEQUENCES))
 
 bench: $(STAMP) ## forward and backward against ModelOpt's balancer, what a count costs, and the kernels of a step
 	@$(BIN)/python benchmarks/against_modelopt.py

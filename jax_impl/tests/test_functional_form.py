@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from with_state import NAMES
+from with_state import KEYWORDS, NAMES, calls
 
 import loss_balancers.jax
 from loss_balancers.jax import functional_form
@@ -19,21 +19,17 @@ from loss_balancers.spec import registry
 EXAMPLES = registry.examples()
 CHANGING = [name for name, settings in EXAMPLES.items() if settings.can_change]
 EMA = partial(loss_balancers.jax.EMANormalizedLossBalancer, NAMES)
-ABSENT = {"count": {**dict.fromkeys(NAMES, 2), NAMES[0]: 0}}
-KEYWORDS = {"plain": {}, "count": {"count": 3}, "share": {"share": 0.25}, "absent": ABSENT}
 
 
-@pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
-@pytest.mark.parametrize("auto_step", [None, 2])
-@pytest.mark.parametrize("name", CHANGING)
-def test_jit_has_the_bits_of_eager(name, auto_step, keywords, draw):
+@pytest.mark.parametrize(("name", "auto_step", "keyword"), calls(CHANGING))
+def test_jit_has_the_bits_of_eager(name, auto_step, keyword, draw):
     form = functional_form(registry.make(EXAMPLES[name], loss_balancers.jax, auto_step=auto_step))
 
     def step(state, losses, keywords):
         (aggregate, state), gradients = jax.value_and_grad(lambda x: form.apply(state, x, **keywords), has_aux=True)(losses)
         return aggregate, gradients, state, form.commit(state), form.weights(state, losses), form.breakdown(state, losses)
 
-    compiled, state = jax.jit(step), form.init()
+    compiled, state, keywords = jax.jit(step), form.init(), KEYWORDS[keyword]
     for i in range(6):
         losses = draw(i)
         if i == 3:

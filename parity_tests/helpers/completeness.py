@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import drawn
+
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.audit.prescribed.cases import KINDS, all_cases
@@ -22,8 +24,9 @@ ROOT = Path(__file__).parents[2]
 TESTS = {
     "errors": ("parity_tests/tests/test_errors.py",),
     "settings": ("spec/tests",),
-    "drawn runs": tuple(f"parity_tests/tests/test_{name}.py" for name in ("drawn", "schedules", "sequences")),
 }
+#: Tests of the drawn runs of balancers whose weights do not follow from losses. `drawn.py` runs all others.
+DRAWN = tuple(f"parity_tests/tests/test_{name}.py" for name in ("drawn", "schedules"))
 
 
 def lacks(balancer: str, settings: Any) -> list[str]:
@@ -51,6 +54,8 @@ def _lacking(balancer: str, settings: Any) -> Iterator[str]:
     for what, paths in TESTS.items():
         if not any(re.search(rf"\b{balancer}(Settings)?\b", _text(path)) for path in paths):
             yield f"tests of its {what} in {' or '.join(paths)}"
+    if not drawn.BALANCERS.get(balancer) and not any(re.search(rf"\b{balancer}(Settings)?\b", _text(path)) for path in DRAWN):
+        yield f"tests of its drawn runs in {' or '.join(DRAWN)}: its weights do not follow from losses"
     yield from _unaudited(balancer, examples)
 
 

@@ -10,6 +10,24 @@ EXAMPLES = {name: settings for name, settings in registry.examples().items() if 
 #: Those that observe losses, and of these those that keep the two decayed sums of EMA.
 OBSERVING = tuple(name for name, settings in EXAMPLES.items() if registry.observes(settings))
 EMA = tuple(name for name in OBSERVING if {"total", "fix"} <= {entry.name for entry in EXAMPLES[name].state})
+#: The first example of each balancer: for what takes seconds, and hardly depends on the settings.
+FIRST = tuple(name for settings in registry.SETTINGS.values() for name in list(settings.examples())[:1])
+ABSENT = {"count": {**dict.fromkeys(NAMES, 2), NAMES[0]: 0}}
+#: What is given beside the losses of a call.
+KEYWORDS = {"plain": {}, "count": {"count": 3}, "share": {"share": 0.25}, "absent": ABSENT}
+
+
+def calls(names):
+    """Rows of an example, `auto_step`, and a key of `KEYWORDS`, for what takes seconds to compile.
+
+    Each example is called plainly, and with a loss that is absent. `count` and `share` are read alike for every balancer: they take
+    turns. So does `auto_step`, in such a way that each value of it meets each keyword.
+    """
+    return [
+        pytest.param(name, (None, 2)[(i // 2 + j) % 2], keyword, id=f"{name}-{keyword}")
+        for i, name in enumerate(names)
+        for j, keyword in enumerate(("plain", "absent", ("count", "share")[i % 2]))
+    ]
 
 
 def train(balancer, draw, steps=3, start=0):

@@ -29,8 +29,8 @@ def test_all_that_is_missing_is_said_at_once() -> None:
         "a mention in README.md",
         "tests of its errors in parity_tests/tests/test_errors.py",
         "tests of its settings in spec/tests",
-        "tests of its drawn runs in parity_tests/tests/test_drawn.py or parity_tests/tests/test_schedules.py or "
-        "parity_tests/tests/test_sequences.py",
+        "tests of its drawn runs in parity_tests/tests/test_drawn.py or parity_tests/tests/test_schedules.py: its weights do not "
+        "follow from losses",
         "an audit of its JAX twin",
         "an audit of its PyTorch twin",
     ]

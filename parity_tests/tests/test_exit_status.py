@@ -120,8 +120,10 @@ def test_a_full_disk_behind_the_output_is_said_and_the_files_are_written(command
     assert {file.name for file in tmp_path.iterdir()} == _written(command)
 
 
-@pytest.mark.parametrize("command", ["merge", "merge-differs"])
-@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("streams", "command"),
+    [("2>&-", "merge"), (">&- 2>&-", "merge-differs"), ("<&- >&- 2>&-", "merge"), ("2>/dev/full", "merge-differs")],
+)
 def test_where_errors_go_changes_no_status_either(command: str, streams: str, tmp_path: Path) -> None:
     assert _run(_words(command, tmp_path), closed=streams).returncode == VERDICT.get(command, 0)
     assert _run(["merge", str(tmp_path / "missing.json")], closed=streams).returncode == 2

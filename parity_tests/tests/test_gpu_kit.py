@@ -213,7 +213,7 @@ def test_a_reader_that_goes_away_ends_no_job(kit: Path, tmp_path: Path) -> None:
     assert "2 of 2 jobs done" in (tmp_path / "summary.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["with spaces", "\u00fc", "a\nb", os.fsdecode(b"not \xff UTF-8")], ids=ascii)
+@pytest.mark.parametrize("name", ["with spaces, \u00fc", "a\nb", os.fsdecode(b"not \xff UTF-8")], ids=ascii)
 def test_any_name_of_a_folder(kit: Path, tmp_path: Path, name: str) -> None:
     status, output = run(kit, tmp_path / name, 8, ONLY="host-torch", PYTHONIOENCODING="ascii")
     assert status == 0, output

@@ -26,8 +26,6 @@ WORDS = [
     "a mention in README.md",
     "tests of its errors in parity_tests/tests/test_errors.py",
     "tests of its settings in spec/tests",
-    "tests of its drawn runs in parity_tests/tests/test_drawn.py or parity_tests/tests/test_schedules.py or "
-    "parity_tests/tests/test_sequences.py",
     "an audit of what its compiled code overwrites",
 ]
 #: Says what balancers lack, each time that it reads a line. The frameworks are imported once; the project, of which a part may be

@@ -1,14 +1,14 @@
-"""Drawn runs of the balancers whose weights follow from the losses: every step, in five ways, against the exact reference.
+"""Drawn runs of every balancer whose weights follow from the losses: a sample of those of `make drawn-runs`.
 
-Of each balancer 52 sequences of 50 steps, drawn by Python's generator with the seed 20261201: two settings of 26 sequences each.
-With ``count=`` and with ``share=`` half as many.
-Aggregates, gradients, weights and state after each step, as bits.
+Of each example 3 sequences of 50 steps without a keyword, with ``count=`` and with ``share=``; of those fewer where a step or a
+compilation is slow. Aggregates, gradients, weights and state after each step, as bits.
 """
 
-import random
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import drawn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,142 +17,81 @@ import torch
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.parity.golden.comparison import differences
-from loss_balancers.parity.golden.vectors import case_name, cases, values_of
-from loss_balancers.parity.lanes.jax_modes import run_in_jax
-from loss_balancers.parity.lanes.torch_modes import run_in_torch
-from loss_balancers.spec import (
-    Amounts,
-    EMANormalizedLossBalancerSettings,
-    Group,
-    LogitsAndIntermediatesLossBalancerSettings,
-    Settings,
-    Vector,
-    canonical_order,
-    reference,
-    result_format,
-    schedules,
-)
-from loss_balancers.spec.golden.draws import draw
+from loss_balancers.spec import EMANormalizedLossBalancerSettings, Group, reference, registry
 
-SEED = 20261201
-SEQUENCES, STEPS = 26, 50
-KEYWORDS = ("", "count", "share")
 NAMES = ("student_loss", "MSELoss_1", "LogitsLoss_0")
-RAMP = schedules.warmup_cosine(2.0, 10, 0.1, 45)
-HARD = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 2.0**-126, 2.0**-130, 2.0**100, -1.0]
-
-BALANCERS: dict[str, list[Settings]] = {
-    "EMANormalizedLossBalancer": [
-        EMANormalizedLossBalancerSettings(NAMES, {"MSELoss_1": RAMP}, beta=0.9, target="student_loss"),
-        EMANormalizedLossBalancerSettings(NAMES, beta=0.5, eps=0.125, lagged=True),
-    ],
-    "LogitsAndIntermediatesLossBalancer": [
-        LogitsAndIntermediatesLossBalancerSettings(RAMP),
-        LogitsAndIntermediatesLossBalancerSettings(0.3, False, "MSELoss_1"),
-    ],
-}
-WAYS: dict[str, Callable[[list[Group]], Iterator[Any]]] = {
-    "torch-eager": lambda groups: run_in_torch("cpu", "eager", groups),
-    "torch-compiled": lambda groups: run_in_torch("cpu", "compiled", groups),
-    "jax-eager": lambda groups: run_in_jax("cpu", "eager", groups),
-    "jax-jit": lambda groups: run_in_jax("cpu", "jit", groups),
-    "jax-scan": lambda groups: run_in_jax("cpu", "scan", groups),
-}
+SEQUENCES = 3
 
 
-def _row(rng: random.Random, scales: dict[str, int]) -> dict[str, float]:
-    """Positive losses of scales that are far apart; one in eight steps has a hard one among them."""
-    row = {name: draw(rng, "f32", scale - 2, scale + 2) for name, scale in scales.items()}
-    if rng.random() < 1 / 8:
-        row[rng.choice(NAMES)] = rng.choice(HARD)
-    return row
-
-
-def _amounts(rng: random.Random, keyword: str) -> dict[str, float]:
-    """Numbers of items or parts of a step; one in four times a loss is absent."""
-    if not keyword:
-        return {}
-    amounts = {name: float(rng.randint(1, 4096)) / (1 if keyword == "count" else 4096) for name in NAMES}
-    return {**amounts, rng.choice(NAMES): 0.0} if rng.random() < 1 / 4 else amounts
-
-
-def _sequence(rng: random.Random, settings: Settings, keyword: str) -> tuple[Vector, ...]:
-    scales = {name: rng.randint(-20, 20) for name in NAMES}
-    rows = [_row(rng, scales) for _ in range(STEPS)]
-    backs = [draw(rng, "f32", -8, 8) for _ in range(STEPS)]
-    given = [_amounts(rng, keyword) for _ in range(STEPS)]
-    order = canonical_order(NAMES)
-    steps = [
-        reference.Step(
-            {name: ("f32", x) for name, x in row.items()},
-            back,
-            Amounts(tuple(amounts[name] for name in order), keyword == "share") if keyword else None,
-        )
-        for row, back, amounts in zip(rows, backs, given, strict=True)
-    ]
-    return tuple(
-        Vector(row, back, a.aggregate, a.gradients, a.weights, a.state, amounts)
-        for row, back, amounts, a in zip(rows, backs, given, reference.run(settings, steps), strict=True)
-    )
-
-
-def _group(index: int, settings: Settings, keyword: str) -> Group:
-    rng = random.Random(SEED + index)
-    formats: dict[str, str] = {name: "f32" for name in NAMES}  # noqa: C420
-    sequences = tuple(_sequence(rng, settings, keyword) for _ in range(SEQUENCES // (2 if keyword else 1)))
-    result = result_format(formats.values())
-    return Group(f"drawn-{index}", settings.balancer, settings.as_json(), "f32", formats, result, {}, sequences, keyword)
-
-
-@pytest.fixture(scope="module", params=[(balancer, keyword) for balancer in BALANCERS for keyword in KEYWORDS], ids="-".join)
+@pytest.fixture(scope="module", params=drawn.BALANCERS)
 def groups(request: pytest.FixtureRequest) -> list[Group]:
-    """As many sequences as promised of one balancer."""
-    balancer, keyword = request.param
-    found = [_group(index, settings, keyword) for index, settings in enumerate(BALANCERS[balancer])]
-    assert sum(len(group.sequences) for group in found) >= (26 if keyword else 50)
-    assert STEPS >= 50
-    return found
+    """Each example of a balancer with each keyword."""
+    return [group for keyword in drawn.KEYWORDS for group in drawn.groups(request.param, keyword, SEQUENCES)]
 
 
-def _different(groups: list[Group], given: Iterator[Any]) -> tuple[list[str], int]:
-    """Every value that is not the reference's, and how many were compared."""
-    wanted = {(group.id, case.name): case for group in groups for case in cases([group])}
-    found, compared = [], 0
-    for index, results in enumerate(given):
-        for group, result in zip(groups, results, strict=True):
-            case = wanted.pop((group.id, case_name(group, index)))
-            found += map(str, differences(case, values_of(result)))
-            compared += len(case.values)
-    assert not wanted
-    return found, compared
+def sample(way: str, groups: list[Group]) -> list[Group]:
+    """What is run in a way: JAX's eager mode calls XLA for each operation, and Inductor takes seconds for each group."""
+    if way == "jax-eager":
+        return drawn.beginning(groups, 1, 20)
+    if way == "torch-compiled":
+        return in_turn(groups)
+    return groups
 
 
-@pytest.mark.parametrize("way", WAYS)
+def in_turn(groups: list[Group]) -> list[Group]:
+    """One group of each example: without a keyword, with ``count`` and with ``share`` in turn, the next balancer one further."""
+    examples = len(groups) // len(drawn.KEYWORDS)
+    place = list(drawn.BALANCERS).index(groups[0].balancer)
+    return [groups[(i + place) % len(drawn.KEYWORDS) * examples + i] for i in range(examples)]
+
+
+def test_balancers_whose_weights_follow_from_losses_are_run() -> None:
+    assert set(drawn.BALANCERS) >= {"EMANormalizedLossBalancer", "LogitsAndIntermediatesLossBalancer"}
+    assert {"StaticLossBalancer", "ScheduledLossBalancer", "WeightedSumLossBalancer"}.isdisjoint(drawn.BALANCERS)
+    assert all(registry.observes(settings) <= drawn.follows_losses(settings) for settings in registry.examples().values())
+
+
+@pytest.mark.parametrize("way", drawn.WAYS)
 def test_no_bit_differs(way: str, groups: list[Group]) -> None:
-    found, compared = _different(groups, WAYS[way](groups))
-    assert compared >= sum(len(group.sequences) for group in groups) * STEPS * 10
-    assert not found, f"{len(found)} of {compared}, first {found[0]}"
+    chosen = sample(way, groups)
+    assert {str(group.settings) for group in chosen} == {str(group.settings) for group in groups}
+    found = drawn.compared(chosen, drawn.run(way, chosen))
+    assert found.results >= sum(len(group.vectors) for group in chosen) * 10
+    assert not found.different, f"{len(found.different)} of {found.results}, first {found.different[0]}"
 
 
 def test_hard_losses_are_among_them_and_are_left_out_of_the_state(groups: list[Group]) -> None:
     vectors = [vector for group in groups for vector in group.vectors]
-    assert sum(x != x for vector in vectors for x in vector.losses.values()) >= 10
-    if groups[0].balancer == "EMANormalizedLossBalancer":
-        assert sum(sequence[-1].state["skipped"] for group in groups for sequence in group.sequences) >= 10
-        assert all(abs(x) < float("inf") for vector in vectors for x in vector.state["total"])
+    losses = [x for vector in vectors for x in vector.losses.values()]
+    assert {repr(x) for x in drawn.HARD} <= {repr(x) for x in losses}
+    assert sum(not math.isfinite(x) for x in losses) >= 10
+    observing = [group for group in groups if registry.observes(registry.SETTINGS[group.balancer].from_json(group.settings))]
+    for group in observing:
+        assert sum(sequence[-1].state["skipped"] for sequence in group.sequences) > 0
+        numbers = [x for vector in group.vectors for value in vector.state.values() for x in np.ravel(value)]
+        assert all(map(math.isfinite, numbers))
 
 
 def test_one_bit_in_one_step_is_found(groups: list[Group]) -> None:
+    few = drawn.beginning(groups, 1, 20)
+    # A NaN with another bit is as good as before.
+    at = next(i for i, vector in enumerate(few[0].vectors) if i >= 7 and math.isfinite(vector.weights["student_loss"]))
+
     def off_by_one() -> Iterator[Any]:
-        for index, results in enumerate(WAYS["torch-eager"](groups)):
+        for index, results in enumerate(drawn.run("torch-eager", few)):
             fmt, bits = results[0].weights["student_loss"]
             weights = results[0].weights | {"student_loss": (fmt, bits ^ 1)}
-            yield [results[0]._replace(weights=weights), *results[1:]] if index == 7 else results
+            yield [results[0]._replace(weights=weights), *results[1:]] if index == at else results
 
-    found, _ = _different(groups, off_by_one())
-    assert len(found) == 1
-    assert found[0].startswith("drawn-0[0.7], the weight of student_loss")
+    found = drawn.compared(few, off_by_one())
+    assert len(found.different) == 1
+    assert found.different[0].startswith(f"{few[0].id}[0.{at}], the weight of student_loss")
+
+
+def test_a_step_that_is_missing_is_found(groups: list[Group]) -> None:
+    few = drawn.beginning(groups, 1, 2)
+    with pytest.raises(RuntimeError, match=r"are missing, such as .*0\.1"):
+        drawn.compared(few, iter(list(drawn.run("torch-eager", few))[:1]))
 
 
 def test_a_running_sum_that_would_overflow_stays_as_it_was() -> None:

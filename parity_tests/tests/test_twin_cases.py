@@ -157,7 +157,8 @@ def test_hypothesis_finds_and_shrinks_a_difference() -> None:
 
     def differ(losses) -> bool:
         try:
-            assert_twins(ours, theirs, cases=[losses], cotangents=[1.0])
+            # Eager, because a jitted lane compiles anew for each call of `assert_twins`.
+            assert_twins(ours, theirs, cases=[losses], cotangents=[1.0], lanes=["torch-cpu-eager", "jax-cpu-eager"])
         except AssertionError:
             return True
         return False

@@ -10,10 +10,12 @@ import torch._dynamo.exc
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_leaves
+from with_state import EXAMPLES, FIRST
 
+import loss_balancers.torch
 from loss_balancers import spec
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.spec import arithmetic
+from loss_balancers.spec import arithmetic, registry
 from loss_balancers.spec.versions import release
 from loss_balancers.torch import EMANormalizedLossBalancer, StaticLossBalancer, functional
 from loss_balancers.torch.portable import div, division, rmul
@@ -143,24 +145,38 @@ FEW = several(
 )
 
 
-@pytest.mark.parametrize("fmt", ["bf16", "f32"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=by_several if name in BY_SEVERAL else ()) for name in TRANSFORMS])
+#: In bfloat16 each; in float32, where nothing is converted, every second.
+EACH_TRANSFORM = [*((name, "bf16") for name in TRANSFORMS), *((name, "f32") for name in list(TRANSFORMS)[::2])]
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt"), [pytest.param(*row, marks=by_several if row[0] in BY_SEVERAL else ()) for row in EACH_TRANSFORM]
+)
 def test_each_transform(name, fmt):
     assert_compiled_gives_what_eager_gives(TRANSFORMS[name], by_sequence, FORMATS[fmt])
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
-@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+#: Each format by Inductor, and by the graph alone those of which `test_each_transform` has none.
+EACH_FORMAT = [
+    *(pytest.param(formats, "inductor", marks=INDUCTOR.marks, id=f"{name}-inductor") for name, formats in FORMATS.items()),
+    *(pytest.param(FORMATS[name], "aot_eager", id=f"{name}-aot_eager") for name in ("f64", "mixed")),
+]
+
+
+@pytest.mark.parametrize(("formats", "backend"), EACH_FORMAT)
 def test_each_format(formats, backend):
     assert_compiled_gives_what_eager_gives(FEW, by_sequence, formats, backend)
 
 
-def test_each_balancer_with_state(make, draw):
-    balancer = make()
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_balancer_with_state(name, draw):
+    balancer = registry.make(EXAMPLES[name], loss_balancers.torch)
     for i in range(3):
         balancer(draw(i))
         balancer.step()
-    assert_compiled_gives_what_eager_gives(FEW, of_balancer(balancer.eval()), FORMATS["bf16"])
+    # Second derivatives take longest to compile.
+    transform = FEW if name in FIRST else several("jvp", "vmap-of-grad")
+    assert_compiled_gives_what_eager_gives(transform, of_balancer(balancer.eval()), FORMATS["bf16"])
 
 
 def test_quotients_by_bits(monkeypatch):
@@ -185,8 +201,7 @@ def test_portable_functions(function, transform, fmt):
 # --- as the exact reference -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
-@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(("formats", "backend"), EACH_FORMAT)
 def test_a_tangent_is_the_weighted_sum_of_the_tangents(formats, backend):
     """Spec A8: the map itself, `keep` and roundings included, at a loss of zero too."""
     tangents = drawn(9, formats)

@@ -10,7 +10,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[repo
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
-from with_state import NAMES
+from with_state import KEYWORDS, NAMES, calls
 
 import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
@@ -20,8 +20,6 @@ from loss_balancers.torch import EMANormalizedLossBalancer, StaticLossBalancer, 
 EXAMPLES = registry.examples()
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 CHANGING = [name for name, settings in EXAMPLES.items() if settings.can_change]
-ABSENT = {"count": {**dict.fromkeys(NAMES, 2), NAMES[0]: 0}}
-KEYWORDS = {"plain": {}, "count": {"count": 3}, "share": {"share": 0.25}, "absent": ABSENT}
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +70,9 @@ def assert_compiled_as_eager(backend, name, auto_step, keywords, draw):
         state = tree_map(torch.Tensor.detach, found["commit"] if i % 2 else found["apply"])
 
 
-@pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
-@pytest.mark.parametrize("auto_step", [None, 2])
-@pytest.mark.parametrize("name", CHANGING)
-def test_one_graph_has_the_bits_of_eager(name, auto_step, keywords, draw):
-    assert_compiled_as_eager("aot_eager", name, auto_step, keywords, draw)
+@pytest.mark.parametrize(("name", "auto_step", "keyword"), calls(CHANGING))
+def test_one_graph_has_the_bits_of_eager(name, auto_step, keyword, draw):
+    assert_compiled_as_eager("aot_eager", name, auto_step, KEYWORDS[keyword], draw)
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile on CPU needs a C++ compiler")

@@ -1,8 +1,11 @@
 """One transform of `torch.func` within another, around every balancer: what the spec says of the products, bit for bit."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from with_state import FIRST
 
 import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
@@ -17,25 +20,33 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=registry.examples())
-def balancer(request, draw):
+@pytest.fixture
+def balancer(example, draw):
     """One of every kind, with weights that are its own: some steps in."""
-    balancer = registry.make(registry.examples()[request.param], loss_balancers.torch)
+    balancer = registry.make(registry.examples()[example], loss_balancers.torch)
     for i in range(3):
         balancer(draw(i))
         balancer.step()
     return balancer.eval()
 
 
-@pytest.fixture(params=["eager", "compiled"])
-def mode(request):
+@pytest.fixture
+def wrap(mode):
     """A function as it is, or compiled."""
-    if request.param == "eager":
+    if mode == "eager":
         yield lambda f: f
     else:
         torch._dynamo.reset()
         yield lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")
         torch._dynamo.reset()
+
+
+MODES = ("eager", "compiled")
+each_mode = pytest.mark.parametrize("mode", MODES)
+#: Every example eager; compiled, which takes seconds, the first of each balancer.
+each_example = pytest.mark.parametrize(
+    ("mode", "example"), [(mode, name) for mode in MODES for name in (registry.examples() if mode == "eager" else FIRST)]
+)
 
 
 def of_a_vector(balancer, names):
@@ -50,7 +61,8 @@ def derivatives_of_a_square(f, x):
     return torch.stack([torch.autograd.grad(f(leaf), leaf, 2 * w)[0] for w in weights])
 
 
-def test_second_derivatives(balancer, mode, draw):
+@each_example
+def test_second_derivatives(balancer, wrap, draw):
     losses = draw(7)
     x = torch.stack(list(losses.values()))
     f = of_a_vector(balancer, list(losses))
@@ -60,27 +72,29 @@ def test_second_derivatives(balancer, mode, draw):
         squared = lambda x: f(x) ** 2  # noqa: E731
         return hessian(squared)(x), jacrev(jacrev(squared))(x), jacfwd(jacfwd(f))(x)
 
-    forward_of_reverse, reverse_of_reverse, forward_of_forward = mode(derivatives)(x)
+    forward_of_reverse, reverse_of_reverse, forward_of_forward = wrap(derivatives)(x)
     assert_same_bits(forward_of_reverse, expected.T.contiguous())
     assert_same_bits(reverse_of_reverse, expected)
     assert_same_bits(forward_of_forward, torch.zeros(len(x), len(x)))
 
 
-def test_forward_mode_twice(balancer, mode, draw):
+@each_example
+def test_forward_mode_twice(balancer, wrap, draw):
     """Of losses that are squares: the second tangent of each is 2, and of all others 0."""
     x = torch.stack(list(draw(7).values()))
     names = list(draw())
     f = of_a_vector(balancer, names)
     weights = balancer.weights(dict(zip(names, x * x, strict=True)))
     expected = 2 * torch.diag(torch.stack([torch.as_tensor(weights[name], dtype=torch.float32) for name in names]))
-    assert_same_bits(mode(jacfwd(jacfwd(lambda x: f(x * x))))(x), expected)
+    assert_same_bits(wrap(jacfwd(jacfwd(lambda x: f(x * x))))(x), expected)
 
 
-def test_forward_mode_around_a_batch(balancer, mode, draw):
+@each_example
+def test_forward_mode_around_a_batch(balancer, wrap, draw):
     names = list(draw())
     x, t = (torch.stack([torch.stack(list(draw(seed + i).values())) for i in range(3)]) for seed in (7, 17))
     f = of_a_vector(balancer, names)
-    aggregates, tangents, *_ = mode(lambda x, t: jvp(vmap(f), (x,), (t,)))(x, t)
+    aggregates, tangents, *_ = wrap(lambda x, t: jvp(vmap(f), (x,), (t,)))(x, t)
     for i in range(len(x)):
         assert_same_bits(aggregates[i], f(x[i]))
         assert_same_bits(tangents[i], jvp(f, (x[i],), (t[i],))[1])
@@ -113,25 +127,33 @@ def along_mapped(f):
     return lambda x: vmap(lambda t: jvp(f, (x,), (t,))[1])(torch.ones(2))[0]
 
 
-@pytest.mark.parametrize("twice", TWICE)
-@pytest.mark.parametrize("function", PORTABLE)
-def test_portable_functions(function, twice, mode):
+@pytest.mark.parametrize(
+    ("mode", "function", "twice"),
+    [
+        *(("eager", function, twice) for function in PORTABLE for twice in TWICE),
+        # Each way once, with the next function.
+        *zip(["compiled"] * len(TWICE), cycle(PORTABLE), TWICE, strict=False),
+    ],
+)
+def test_portable_functions(function, twice, wrap):
     """Nothing is lost in a `jvp` within a `jvp`, where PyTorch turns forward mode off."""
     f, second = PORTABLE[function]
-    torch.testing.assert_close(mode(TWICE[twice](f))(torch.tensor(3.0)), torch.tensor(second(3.0)))
+    torch.testing.assert_close(wrap(TWICE[twice](f))(torch.tensor(3.0)), torch.tensor(second(3.0)))
 
 
 @pytest.mark.parametrize("transform", [hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacfwd(f))])
-def test_weights_that_are_a_vector(transform, mode):
+@each_mode
+def test_weights_that_are_a_vector(transform, wrap):
     weights, x = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([1.0, 2.0, 4.0])
-    derivative = mode(transform(lambda x: functional.weighted_sum(list(x.unbind()), weights) ** 2))(x)
+    derivative = wrap(transform(lambda x: functional.weighted_sum(list(x.unbind()), weights) ** 2))(x)
     torch.testing.assert_close(derivative, 2 * weights[:, None] * weights)
 
 
-def test_a_map_that_keeps_its_tensors(mode):
+@each_mode
+def test_a_map_that_keeps_its_tensors(wrap):
     """A call like the last one, outside of any transform, has tensors in its map."""
     balancer = loss_balancers.torch.StaticLossBalancer([0.1, 0.2, 0.3, 0.2])
     names = ("A_0", "A_1", "A_2", "A_3", "student_loss")
     f, x = of_a_vector(balancer, names), torch.arange(1.0, 6.0)
     expected = derivatives_of_a_square(f, x)
-    assert_same_bits(mode(hessian(lambda x: f(x) ** 2))(x), expected.T.contiguous())
+    assert_same_bits(wrap(hessian(lambda x: f(x) ** 2))(x), expected.T.contiguous())
