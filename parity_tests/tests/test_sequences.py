@@ -24,9 +24,11 @@ from loss_balancers.parity.lanes.torch_modes import run_in_torch
 from loss_balancers.spec import (
     Amounts,
     EMANormalizedLossBalancerSettings,
+    GeometricLossBalancerSettings,
     Group,
     LogitsAndIntermediatesLossBalancerSettings,
     Settings,
+    STCHLossBalancerSettings,
     Vector,
     canonical_order,
     reference,
@@ -50,6 +52,14 @@ BALANCERS: dict[str, list[Settings]] = {
     "LogitsAndIntermediatesLossBalancer": [
         LogitsAndIntermediatesLossBalancerSettings(RAMP),
         LogitsAndIntermediatesLossBalancerSettings(0.3, False, "MSELoss_1"),
+    ],
+    "GeometricLossBalancer": [
+        GeometricLossBalancerSettings(NAMES),
+        GeometricLossBalancerSettings(NAMES, {"MSELoss_1": 0.3}, "K"),
+    ],
+    "STCHLossBalancer": [
+        STCHLossBalancerSettings(NAMES, 0.1, reference={"MSELoss_1": 0.01}),
+        STCHLossBalancerSettings(NAMES, 0.3, {"MSELoss_1": 2.0}, form="log", total_weight="one"),
     ],
 }
 WAYS: dict[str, Callable[[list[Group]], Iterator[Any]]] = {
