@@ -234,7 +234,7 @@ REFUSED = {
     "sum-negative": (lambda: WeightedSum({"A": schedules.linear(1, -1, 4)}), ValueError, "`weights['A']` must be in [0.0, 3.4028234663852886e+38] at every step. At step 3 it is -0.5"),
     "sum-too-large": (lambda: WeightedSum({"A": 1.0}, 1e39), ValueError, "`student_weight` must be in [0.0, 3.4028234663852886e+38] at every step. At step 0 it is 1e+39"),
     "sum-none": (lambda: WeightedSum({"A": None}), TypeError, "`weights['A']` must be a real number"),
-    "ema-weights": (lambda: EMANormalized(NAMES, [1.0]), TypeError, "`weights` must be a mapping from the name of each loss to its weight"),
+    "ema-weights": (lambda: EMANormalized(NAMES, [1.0]), TypeError, "`weights` must be a mapping from the name of a loss to its value. Received [1.0] of type list"),
     "ema-unknown": (lambda: EMANormalized(NAMES, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']; `names` are ['MSELoss_0', 'KLDivLoss_1', 'student_loss']"),
     "ema-target": (lambda: EMANormalized(NAMES, target="A"), ValueError, '`target` must be "one" or one of `names`. Received \'A\''),
     "ema-target-none": (lambda: EMANormalized(NAMES, target=None), ValueError, '`target` must be "one" or one of `names`. Received None'),

@@ -91,7 +91,6 @@ class STCHLossBalancer(WeighedLossBalancer):
     """
 
     _scalars = True
-    _float32_alone = True
 
     def __init__(
         self,

@@ -31,8 +31,6 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
     #: Whether losses must be scalars: they must if their values make weights, or if weights are derivatives.
     _scalars: ClassVar[bool] = False
-    #: Whether losses of float64 are refused: a function of float32 alone is taken of them.
-    _float32_alone: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
@@ -124,7 +122,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        if self._float32_alone and jnp.float64 in dtypes:
+        if jnp.float64 in dtypes and not self._settings.takes_float64:
             raise spec.errors.losses_of_float64([name for name, dtype in zip(names, dtypes, strict=True) if dtype == jnp.float64])
         amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
         losses = as_observed(terms if self._observes else [])

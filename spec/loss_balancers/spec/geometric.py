@@ -38,6 +38,7 @@ class GeometricLossBalancerSettings(ByDerivatives):
     total_weight: Any = "paper"
 
     balancer: ClassVar[str] = "GeometricLossBalancer"
+    takes_float64: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         names = checked_names(self.names)

@@ -49,6 +49,7 @@ class STCHLossBalancerSettings(ByDerivatives):
     total_weight: Any = "paper"
 
     balancer: ClassVar[str] = "STCHLossBalancer"
+    takes_float64: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         names = checked_names(self.names)

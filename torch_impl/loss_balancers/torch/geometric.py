@@ -66,7 +66,6 @@ class GeometricLossBalancer(WeighedLossBalancer):
     """
 
     _scalars = True
-    _float32_alone = True
 
     def __init__(self, names: Sequence[str], weights: Mapping[str, float] | None = None, total_weight: str = "paper") -> None:
         settings = GeometricLossBalancerSettings(names, weights, total_weight)

@@ -33,8 +33,6 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
     #: Whether losses must be scalars: they must if their values make weights, or if weights are derivatives.
     _scalars: ClassVar[bool] = False
-    #: Whether losses of float64 are refused: a function of float32 alone is taken of them.
-    _float32_alone: ClassVar[bool] = False
     #: Whether weights or state see the losses as a vector, which is ``losses`` of `Inputs`.
     _observes: bool
 
@@ -135,7 +133,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
-        if self._float32_alone and torch.float64 in dtypes:
+        if torch.float64 in dtypes and not self._settings.takes_float64:
             raise spec.errors.losses_of_float64([name for name, dtype in zip(names, dtypes, strict=True) if dtype == torch.float64])
         for name, x in zip(names, terms, strict=True):
             if type(x) is not Tensor and hasattr(x, "device_mesh"):
