@@ -34,6 +34,8 @@ def breakdowns(kind: str, dtypes: dict[str, str]):
     ids=["f32", "bf16", "f64", "mixed"],
 )
 def test_twins_agree(kind: str, dtypes: tuple[str, ...]) -> None:
+    if not BALANCERS[kind].takes_float64:
+        dtypes = tuple(dtype.replace("float64", "float16") for dtype in dtypes)
     with enable_x64("float64" in dtypes):
         of_torch, of_jax, weights = breakdowns(kind, dict(zip(NAMES, dtypes, strict=True)))
         expected = [f"{name}/{part}" for name in weights for part in ("raw", "weight", "weighted")]

@@ -145,6 +145,30 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
         f"dwa-epoch-steps-{given!r}": (lambda m, a, given=given: m.DWALossBalancer(N, epoch_steps=given), kind, f"`epoch_steps` must be None or an int from 1 to 2147483647. Received {given!r}")
         for given, kind in ((0, ValueError), (2**31, ValueError), (1.0, TypeError), (True, TypeError))
     },
+    "geometric-weights": (lambda m, a: m.GeometricLossBalancer(N, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
+    "geometric-weights-list": (lambda m, a: m.GeometricLossBalancer(N, [1.0]), TypeError, "`weights` must be a mapping from the name of a loss to its value. Received [1.0] of type list"),
+    "geometric-weight-0": (lambda m, a: m.GeometricLossBalancer(N, {"MSELoss_0": 0.0}), ValueError, "`weights['MSELoss_0']` must be above 1.1754943508222875e-38. Received 0.0"),
+    "geometric-weight-negative": (lambda m, a: m.GeometricLossBalancer(N, {"MSELoss_0": -1.0}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
+    "geometric-weight-schedule": (lambda m, a: m.GeometricLossBalancer(N, {"MSELoss_0": schedules.linear(1.0, 2.0, 3)}), TypeError, "`weights['MSELoss_0']` must be a real number"),
+    "geometric-weights-sum": (lambda m, a: m.GeometricLossBalancer(N, dict.fromkeys(N, 3e38)), ValueError, "`sum(weights)` must be in [0.0, 3.4028234663852886e+38]. Received inf"),
+    "geometric-total": (lambda m, a: m.GeometricLossBalancer(N, total_weight="2"), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received '2'"),
+    "geometric-names": (lambda m, a: m.GeometricLossBalancer(["A", "A"]), ValueError, "`names` must be distinct"),
+    "geometric-no-kd": (lambda m, a: m.GeometricLossBalancer(["student_loss"]), ValueError, "at least one KD loss"),
+    "geometric-other-names": (lambda m, a: m.GeometricLossBalancer(N)({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
+    "geometric-no-scalar": (lambda m, a: m.GeometricLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    "stch-mu": (lambda m, a: m.STCHLossBalancer(N, 0.0), ValueError, "`mu` must be in [2.350988701644575e-38, 4.253529586511731e+37]. Received 0.0"),
+    "stch-mu-nan": (lambda m, a: m.STCHLossBalancer(N, math.nan), ValueError, "`mu` must be in [2.350988701644575e-38, "),
+    "stch-mu-text": (lambda m, a: m.STCHLossBalancer(N, "1"), TypeError, "`mu` must be a real number"),
+    "stch-weights": (lambda m, a: m.STCHLossBalancer(N, weights={"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
+    "stch-weight": (lambda m, a: m.STCHLossBalancer(N, weights={"MSELoss_0": math.inf}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
+    "stch-reference": (lambda m, a: m.STCHLossBalancer(N, reference=1.0), TypeError, "`reference` must be a mapping from the name of a loss to its value. Received 1.0 of type float"),
+    "stch-reference-names": (lambda m, a: m.STCHLossBalancer(N, reference={"A": 1.0}), ValueError, "`reference` must name losses of `names`. Received ['A']"),
+    "stch-reference-inf": (lambda m, a: m.STCHLossBalancer(N, reference={"MSELoss_0": -math.inf}), ValueError, "`reference['MSELoss_0']` must be in [-3.4028234663852886e+38, "),
+    "stch-reference-log": (lambda m, a: m.STCHLossBalancer(N, reference={"MSELoss_0": 0.0}, form="log"), ValueError, "`reference['MSELoss_0']` must be above 1.1754943508222875e-38"),
+    "stch-form": (lambda m, a: m.STCHLossBalancer(N, form="exp"), ValueError, "`form` must be one of ['linear', 'log']. Received 'exp'"),
+    "stch-total": (lambda m, a: m.STCHLossBalancer(N, total_weight=None), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received None"),
+    "stch-other-names": (lambda m, a: m.STCHLossBalancer(N).breakdown({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
+    "stch-no-scalar": (lambda m, a: m.STCHLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
     **{
         f"auto-step-{given!r}": (lambda m, a, given=given: m.ScheduledLossBalancer(0.5, N, auto_step=given), kind, f"`auto_step` must be None or an int from 1 to 16777215. Received {given!r}")
         for given, kind in ((0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError))

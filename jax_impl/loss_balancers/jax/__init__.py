@@ -19,10 +19,12 @@ from loss_balancers.jax.base import DistillationLossBalancer
 from loss_balancers.jax.dwa import DWALossBalancer
 from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.functional_form import functional_form
+from loss_balancers.jax.geometric import GeometricLossBalancer
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.jax.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
+from loss_balancers.jax.stch import STCHLossBalancer
 from loss_balancers.spec import STUDENT_LOSS_KEY
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "DWALossBalancer",
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
+    "GeometricLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
+    "STCHLossBalancer",
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",
     "StaticLossBalancer",

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -121,6 +122,8 @@ class WeighedLossBalancer(DistillationLossBalancer):
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
+        if jnp.float64 in dtypes and not self._settings.takes_float64:
+            raise spec.errors.losses_of_float64([name for name, dtype in zip(names, dtypes, strict=True) if dtype == jnp.float64])
         amounts = None if count is None and share is None else spec.checked_amounts(names, count, share)
         losses = as_observed(terms if self._observes else [])
         inputs = Inputs(names, terms, dtypes, losses, losses)

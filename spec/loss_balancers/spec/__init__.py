@@ -30,6 +30,7 @@ from loss_balancers.spec.formats import compute_format as compute_format
 from loss_balancers.spec.formats import result_format as result_format
 from loss_balancers.spec.formats import round_to as round_to
 from loss_balancers.spec.formats import round_weight as round_weight
+from loss_balancers.spec.geometric import GeometricLossBalancerSettings
 from loss_balancers.spec.golden import Group, Vector, load_golden
 from loss_balancers.spec.golden import golden_hash as golden_hash
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
@@ -46,14 +47,17 @@ from loss_balancers.spec.state_files import read_state, save_state
 from loss_balancers.spec.static import Plan as Plan
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_reference
 from loss_balancers.spec.static import static_plan as static_plan
+from loss_balancers.spec.stch import STCHLossBalancerSettings
 from loss_balancers.spec.versions import check_version as _check_version
 
 __all__ = [
     "STUDENT_LOSS_KEY",
     "DWALossBalancerSettings",
     "EMANormalizedLossBalancerSettings",
+    "GeometricLossBalancerSettings",
     "Group",
     "LogitsAndIntermediatesLossBalancerSettings",
+    "STCHLossBalancerSettings",
     "Schedule",
     "ScheduledLossBalancerSettings",
     "Settings",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from loss_balancers.spec.tables import Table
 GREATEST = float(np.finfo(np.float32).max)
 #: What the total weight is: as the paper has it, as many as there are losses, or one.
 TotalWeight = Literal["paper", "K", "one"]
+Held = TypeVar("Held")
 
 
 def named_weights(given: Any, names: Sequence[str]) -> tuple[tuple[str, Schedule], ...]:
@@ -27,13 +28,25 @@ def named_weights(given: Any, names: Sequence[str]) -> tuple[tuple[str, Schedule
         TypeError: ``given`` is not a mapping, or a weight is neither a number nor a schedule.
         ValueError: A name is not one of ``names``.
     """
+    return named("weights", given, names, 1.0, lambda where, value: as_schedule(value, where))
+
+
+def named(
+    setting: str, given: Any, names: Sequence[str], default: Any, checked: Callable[[str, Any], Held]
+) -> tuple[tuple[str, Held], ...]:
+    """A setting by name: for each loss what ``checked`` makes of its value and of where it stands.
+
+    Raises:
+        TypeError: ``given`` is neither None nor a mapping. Else: see ``checked``.
+        ValueError: A name is not one of ``names``. Else: see ``checked``.
+    """
     given = {} if given is None else given
     if not isinstance(given, Mapping):
-        raise errors.weights_not_a_mapping(given)
+        raise errors.not_by_name(setting, given)
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise errors.names_unknown("weights", unknown, names)
-    return tuple((name, as_schedule(given.get(name, 1.0), f"weights[{name!r}]")) for name in names)
+        raise errors.names_unknown(setting, unknown, names)
+    return tuple((name, checked(f"{setting}[{name!r}]", given.get(name, default))) for name in names)
 
 
 def weight_table(weights: Sequence[tuple[str, Schedule]], factor: float = 1.0) -> Table:

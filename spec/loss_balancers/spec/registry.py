@@ -11,12 +11,14 @@ from typing import Any
 
 from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
+from loss_balancers.spec.geometric import GeometricLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.soft_adapt import SoftAdaptLossBalancerSettings
 from loss_balancers.spec.state import base_entries
 from loss_balancers.spec.static import StaticLossBalancerSettings
+from loss_balancers.spec.stch import STCHLossBalancerSettings
 
 #: From the name of a balancer's class to its settings class.
 SETTINGS: dict[str, Any] = {
@@ -29,6 +31,8 @@ SETTINGS: dict[str, Any] = {
         LogitsAndIntermediatesLossBalancerSettings,
         DWALossBalancerSettings,
         SoftAdaptLossBalancerSettings,
+        GeometricLossBalancerSettings,
+        STCHLossBalancerSettings,
     )
 }
 

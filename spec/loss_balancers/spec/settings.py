@@ -32,6 +32,8 @@ class Settings(ABC):
     #: Arguments that came after the first version, and what stands for them where they are missing: JSON leaves them out then, so
     #: that a state that was saved without them loads.
     later: ClassVar[Mapping[str, Any]] = {}
+    #: Whether a loss may be float64. Not where an exponential or a logarithm is taken of it, which there is in float32 alone.
+    takes_float64: ClassVar[bool] = True
 
     @property
     def sees_losses(self) -> bool:

@@ -17,17 +17,21 @@ from loss_balancers.torch.base import DistillationLossBalancer
 from loss_balancers.torch.dwa import DWALossBalancer
 from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.torch.functional_form import functional_form
+from loss_balancers.torch.geometric import GeometricLossBalancer
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.torch.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
+from loss_balancers.torch.stch import STCHLossBalancer
 
 __all__ = [
     "STUDENT_LOSS_KEY",
     "DWALossBalancer",
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
+    "GeometricLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
+    "STCHLossBalancer",
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",
     "StaticLossBalancer",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
+from itertools import groupby
 from typing import TypeVar, TypeVarTuple
 
 from torch.compiler import is_dynamo_compiling
@@ -52,6 +53,23 @@ def number(text: str) -> float:
     If a float attribute differs between two modules, Dynamo makes it a symbol, with which host code cannot calculate. Text stays.
     """
     return float.fromhex(text)
+
+
+@host_constant
+def numbers(text: str) -> tuple[float, ...]:
+    """`number` of many, with spaces between them."""
+    return tuple(map(float.fromhex, text.split()))
+
+
+@host_constant
+def runs(text: str) -> tuple[tuple[float, int], ...]:
+    """The same numbers, and how often each stands in succession."""
+    return tuple((number, len(list(same))) for number, same in groupby(map(float.fromhex, text.split())))
+
+
+def as_text(values: Iterable[float]) -> str:
+    """The text that these functions read."""
+    return " ".join(value.hex() for value in values)
 
 
 @traced_as_constant

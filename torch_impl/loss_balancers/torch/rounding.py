@@ -67,6 +67,11 @@ def kept(value: float | Runs, device: torch.device, dtype: torch.dtype = FLOAT) 
     return _kept(value, device, dtype) if can_keep_tensors(device) else _made(value, device, dtype)
 
 
+def vector_of(runs: Runs, device: torch.device) -> Tensor:
+    """A constant vector of float32 on a device: in eager mode made once."""
+    return _made(runs, device, FLOAT) if is_dynamo_compiling() else kept(runs, device)
+
+
 def _made(value: float | Runs, device: torch.device, dtype: torch.dtype) -> Tensor:
     # Fills and not `torch.tensor`, which copies to the device and waits for the copy.
     if not isinstance(value, tuple):

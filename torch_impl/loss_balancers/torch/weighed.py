@@ -133,6 +133,8 @@ class WeighedLossBalancer(DistillationLossBalancer):
         self._check_names(names)
         if self._scalars and terms[0].ndim:
             raise spec.errors.not_a_scalar({name: tuple(x.shape) for name, x in zip(names, terms, strict=True)})
+        if torch.float64 in dtypes and not self._settings.takes_float64:
+            raise spec.errors.losses_of_float64([name for name, dtype in zip(names, dtypes, strict=True) if dtype == torch.float64])
         for name, x in zip(names, terms, strict=True):
             if type(x) is not Tensor and hasattr(x, "device_mesh"):
                 raise spec.errors.dtensor_loss(name)

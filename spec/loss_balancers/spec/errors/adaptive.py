@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from loss_balancers.spec.errors.words import shown
+
 
 def total_weight_unknown(received: Any, known: Sequence[str]) -> ValueError:
     return ValueError(
         f'`total_weight` must be one of {list(known)}. Received {received!r}. Take "paper" for the method\'s own total, "K" for '
         'as much as there are losses, or "one". (docs/spec B1)'
+    )
+
+
+def not_by_name(where: str, received: Any) -> TypeError:
+    return TypeError(
+        f"`{where}` must be a mapping from the name of a loss to its value. Received {shown(received)} of type "
+        f"{type(received).__name__}. Name the values, or leave it out."
     )
 
 
@@ -44,4 +53,18 @@ def order_value(received: Any, most: int, variant: str) -> Exception:
     return kind(
         f"`order` must be an int from 1 to {most} where `variant` is {variant!r}. Received {received!r}. Pass how many steps a "
         "slope spans. (docs/spec F3)"
+    )
+
+
+def form_unknown(received: Any, known: Sequence[str]) -> ValueError:
+    return ValueError(
+        f'`form` must be one of {list(known)}. Received {received!r}. Take "linear" for the losses themselves, or "log" for their '
+        "logarithms. (docs/spec H1)"
+    )
+
+
+def losses_of_float64(names: Sequence[str]) -> TypeError:
+    return TypeError(
+        f"The losses of this balancer must not be float64: it takes exponentials or logarithms of them, which are those of float32 "
+        f"alone. Received float64 for {list(names)}. Cast these losses to float32. (docs/spec G1)"
     )

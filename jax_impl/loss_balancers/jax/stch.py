@@ -1,0 +1,108 @@
+"""`STCHLossBalancer`: a smooth maximum of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from loss_balancers.jax.amounts import chosen
+from loss_balancers.jax.functional import sum_terms
+from loss_balancers.jax.functions import entered, finished, summed
+from loss_balancers.jax.observing import Inputs, State
+from loss_balancers.jax.portable import exp, log, rmul
+from loss_balancers.jax.rounding import FLOAT
+from loss_balancers.jax.weighed import WeighedLossBalancer
+from loss_balancers.spec.stch import STCHLossBalancerSettings
+
+
+# Jitted, so that an eager call is one dispatch; inlined into the graph of a caller that is jitted itself.
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def aggregate_of(settings: Any, dtypes: tuple[Any, ...], terms: Sequence[Array], present: Array | None) -> Array:
+    """The aggregate (spec H1 to H3)."""
+    losses = entered(terms, dtypes, present)
+    mu, inverse = settings.smoothness
+    levels = log(losses) if settings.form == "log" else losses
+    if any(settings.offsets):
+        levels = rmul(levels, jnp.ones_like(levels))  # flushes, and lets derivatives pass
+        levels = levels - jnp.asarray(settings.offsets, FLOAT)
+    weighted = rmul(levels, jnp.asarray(settings.rounded_weights, FLOAT))
+    weighted = weighted if present is None else chosen(present, weighted, -jnp.inf)
+    most = lax.stop_gradient(weighted).max()
+    most = most if present is None else chosen(present.any(), most, 0.0)
+    exponents = weighted - most
+    if inverse != 1.0:
+        exponents = rmul(exponents, jnp.full_like(exponents, inverse))
+    smooth = sum_terms([log(summed(exp(exponents))), most], (FLOAT, FLOAT), (mu, 1.0), FLOAT)
+    return finished(smooth, settings.factor, dtypes, present)
+
+
+class STCHLossBalancer(WeighedLossBalancer):
+    """A smooth maximum of the weighted losses: the loss that is worst counts most, so that none is left behind.
+
+    ``aggregate = mu * log(sum(exp(y_k / mu)))``, ``y_k = weights_k * (L_k - reference_k)``, or with ``form="log"``
+    ``y_k = weights_k * (log(L_k) - log(reference_k))``, which depends on no scale. It is at least the greatest ``y_k``, and at most
+    ``mu * log(K)`` above. Its derivative by ``y_k`` is ``softmax(y / mu)_k``.
+
+    Args:
+        names: The names of the losses, fixed; ``student_loss`` among them if there is one.
+        mu: How smooth the maximum is, above 0, in units of ``y``. The smaller it is, the more does the worst loss count alone.
+            Default 1.0.
+        weights: Name to weight, a number of at least 0, the paper's lambda. Default: 1 / K for each, and for each that is not
+            named.
+        reference: Name to reference: the value that counts as reached, the paper's ideal point z. Default: 0 for each, and for
+            each that is not named. With ``form="log"``: the scale of the loss, above 0; default 1.
+        form: "linear", the default, or "log".
+        total_weight: What the derivatives sum to for equal ``y`` and default weights: "paper", the default, is 1 / K, "K" is K,
+            "one" is 1. With ``form="log"``, for losses of 1.
+
+    Shape:
+        Scalars, ``()``; the aggregate too.
+
+    Dtype:
+        bfloat16, float16, float32 and mixtures; the aggregate has their common type. What is between is float32.
+
+    State:
+        None.
+
+    Raises:
+        TypeError: An argument is of the wrong type. At a call: a loss is float64. Else: see `canonical`.
+        ValueError: A value is out of bounds, or a name is not in ``names``. At a call: other names, or losses that are not scalars.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from loss_balancers.jax import STCHLossBalancer
+        >>> balancer = STCHLossBalancer(("student_loss", "MSELoss_0"), mu=0.1, total_weight="one")
+        >>> losses = {"student_loss": jnp.float32(2.0), "MSELoss_0": jnp.float32(1.8)}
+        >>> {name: round(weight.item(), 3) for name, weight in balancer.weights(losses).items()}
+        {'MSELoss_0': 0.269, 'student_loss': 0.731}
+
+    Reference:
+        Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", ICML 2024, arXiv:2402.19078.
+
+    Deviations:
+        ``form="log"`` is LibMTL's method without its warm-up and its state: give as ``reference`` what LibMTL measures in the
+        warm-up. With m for LibMTL's mu and K losses, ``mu=m / K`` and ``total_weight="K"`` give its gradients; LibMTL's value
+        leaves the greatest ``y_k`` out. An absent loss leaves the sum; the weights of the others stay as they are.
+    """
+
+    _scalars = True
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        mu: float = 1.0,
+        weights: Mapping[str, float] | None = None,
+        reference: Mapping[str, float] | None = None,
+        form: str = "linear",
+        total_weight: str = "paper",
+    ) -> None:
+        super().__init__(STCHLossBalancerSettings(names, mu, weights, reference, form, total_weight))
+
+    def _aggregate(self, state: State, inputs: Inputs) -> Array:
+        del state
+        return aggregate_of(self._settings, inputs.dtypes, inputs.terms, inputs.present)
