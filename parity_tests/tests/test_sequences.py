@@ -26,6 +26,8 @@ from loss_balancers.spec import (
     EMANormalizedLossBalancerSettings,
     Group,
     LogitsAndIntermediatesLossBalancerSettings,
+    RandomLossBalancerSettings,
+    ReLoBRaLoLossBalancerSettings,
     Settings,
     Vector,
     canonical_order,
@@ -50,6 +52,14 @@ BALANCERS: dict[str, list[Settings]] = {
     "LogitsAndIntermediatesLossBalancer": [
         LogitsAndIntermediatesLossBalancerSettings(RAMP),
         LogitsAndIntermediatesLossBalancerSettings(0.3, False, "MSELoss_1"),
+    ],
+    "RandomLossBalancer": [
+        RandomLossBalancerSettings(NAMES),
+        RandomLossBalancerSettings(NAMES, {"MSELoss_1": RAMP}, seed=2**63 - 1, total_weight="K"),
+    ],
+    "ReLoBRaLoLossBalancer": [
+        ReLoBRaLoLossBalancerSettings(NAMES, {"MSELoss_1": RAMP}, beta=0.5, max_ratio=8.0),
+        ReLoBRaLoLossBalancerSettings(NAMES, alpha=0.5, beta=0.9, temperature=0.25, lagged=True, seed=1, total_weight="one"),
     ],
 }
 WAYS: dict[str, Callable[[list[Group]], Iterator[Any]]] = {

@@ -21,6 +21,7 @@ from loss_balancers.spec.registry import SETTINGS
 Scheduled, WeightedSum = spec.ScheduledLossBalancerSettings, spec.WeightedSumLossBalancerSettings
 EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIntermediatesLossBalancerSettings
 DWA = spec.DWALossBalancerSettings
+Random, ReLoBRaLo = spec.RandomLossBalancerSettings, spec.ReLoBRaLoLossBalancerSettings
 ALL = [*SETTINGS.values()]
 
 NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
@@ -42,6 +43,10 @@ EXAMPLES = {
     "logits-all": Logits(RAMP, True, "KL_0"),
     "dwa": DWA(NAMES),
     "dwa-all": DWA(NAMES, {"MSELoss_0": RAMP}, 0.5, 3, 2.0, "one"),
+    "random": Random(NAMES),
+    "random-all": Random(NAMES, {"MSELoss_0": RAMP}, 2**63 - 1, "K"),
+    "relobralo": ReLoBRaLo(NAMES),
+    "relobralo-all": ReLoBRaLo(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.25, 2.0, True, 7, 2.0, "one"),
 }  # fmt: skip
 
 
@@ -103,6 +108,8 @@ FIELDS = {
     EMANormalized: ["names", "weights", "beta", "eps", "target", "lagged"],
     Logits: ["kd_loss_scale", "skip_original_loss", "reference"],
     DWA: ["names", "weights", "temperature", "epoch_steps", "max_ratio", "total_weight"],
+    Random: ["names", "weights", "seed", "total_weight"],
+    ReLoBRaLo: ["names", "weights", "alpha", "beta", "temperature", "lagged", "seed", "max_ratio", "total_weight"],
 }
 
 

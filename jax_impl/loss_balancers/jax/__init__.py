@@ -20,6 +20,8 @@ from loss_balancers.jax.dwa import DWALossBalancer
 from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
+from loss_balancers.jax.random import RandomLossBalancer
+from loss_balancers.jax.relobralo import ReLoBRaLoLossBalancer
 from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
 from loss_balancers.spec import STUDENT_LOSS_KEY
@@ -30,6 +32,8 @@ __all__ = [
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
+    "RandomLossBalancer",
+    "ReLoBRaLoLossBalancer",
     "ScheduledLossBalancer",
     "StaticLossBalancer",
     "WeightedSumLossBalancer",

@@ -18,6 +18,8 @@ from loss_balancers.torch.dwa import DWALossBalancer
 from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
+from loss_balancers.torch.random import RandomLossBalancer
+from loss_balancers.torch.relobralo import ReLoBRaLoLossBalancer
 from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
 
@@ -27,6 +29,8 @@ __all__ = [
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
+    "RandomLossBalancer",
+    "ReLoBRaLoLossBalancer",
     "ScheduledLossBalancer",
     "StaticLossBalancer",
     "WeightedSumLossBalancer",

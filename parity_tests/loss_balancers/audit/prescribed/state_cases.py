@@ -83,6 +83,16 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
 
         return DWALossBalancer(NAMES, {NAMES[0]: RAMP}, epoch_steps=2, auto_step=auto_step)
 
+    def drawn(auto_step: int | None) -> Any:
+        from loss_balancers.torch import RandomLossBalancer
+
+        return RandomLossBalancer(NAMES, {NAMES[0]: RAMP}, seed=1, auto_step=auto_step)
+
+    def relobralo(auto_step: int | None, lagged: bool = False) -> Any:
+        from loss_balancers.torch import ReLoBRaLoLossBalancer
+
+        return ReLoBRaLoLossBalancer(NAMES, {NAMES[0]: RAMP}, beta=0.5, lagged=lagged, auto_step=auto_step)
+
     return {
         "ScheduledLossBalancer": (scheduled, NAMES),
         "WeightedSumLossBalancer": (weighted_sum, NAMES),
@@ -90,6 +100,9 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
         f"{EMA.balancer} lagged": (lambda auto_step: ema(auto_step, lagged=True), EMA.names),
         "LogitsAndIntermediatesLossBalancer": (ratios, NAMES),
         "DWALossBalancer": (dwa, NAMES),
+        "RandomLossBalancer": (drawn, NAMES),
+        "ReLoBRaLoLossBalancer": (relobralo, NAMES),
+        "ReLoBRaLoLossBalancer lagged": (lambda auto_step: relobralo(auto_step, lagged=True), NAMES),
     }
 
 

@@ -30,3 +30,11 @@ def epochs_end_by_themselves(epoch_steps: int) -> RuntimeError:
         f"`end_epoch()` must not be called where `epoch_steps` is set. It is {epoch_steps}, so an epoch ends by itself after as "
         "many optimizer steps. Leave the call out, or build the balancer with `epoch_steps=None`. (docs/spec D2)"
     )
+
+
+def seed_value(received: Any, most: int) -> Exception:
+    kind = ValueError if isinstance(received, int) and not isinstance(received, bool) else TypeError
+    return kind(
+        f"`seed` must be an int from 0 to {most}. Received {received!r}. Pass an int that is the same on all ranks "
+        "and in both frameworks. (docs/spec N2)"
+    )
