@@ -48,7 +48,7 @@ def integers(seed: int, steps: Array, stream: int, count: int) -> Array:
 @partial(jax.jit, static_argnums=(0, 2, 3), inline=True)
 def happens(seed: int, steps: Array, stream: int, probability: float) -> Array:
     """Whether something of this probability happens (spec N3)."""
-    return integers(seed, steps, stream, 1)[0].astype(FLOAT) * FLOAT.type(2.0**-24) < FLOAT.type(probability)
+    return integers(seed, steps, stream, 1)[..., 0].astype(FLOAT) * FLOAT.type(2.0**-24) < FLOAT.type(probability)
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3), inline=True)

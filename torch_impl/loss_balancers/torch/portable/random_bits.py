@@ -45,7 +45,7 @@ def integers(seed: str, steps: Tensor, stream: int, count: int) -> Tensor:
 
 def happens(seed: str, steps: Tensor, stream: int, probability: float) -> Tensor:
     """Whether something of this probability happens (spec N3)."""
-    return integers(seed, steps, stream, 1)[0].to(FLOAT) * 2.0**-24 < probability
+    return integers(seed, steps, stream, 1)[..., 0].to(FLOAT) * 2.0**-24 < probability
 
 
 def normals(seed: str, steps: Tensor, stream: int, count: int) -> Tensor:
