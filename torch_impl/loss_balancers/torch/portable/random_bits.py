@@ -30,10 +30,10 @@ def threefry(added: tuple[Words, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Te
     for i in range(ROUNDS):
         # Of x the bits above the 32nd are not cleared: they never reach those below.
         x, turned = x + y, y << ROTATIONS[i % 8]
-        y = ((turned ^ (turned >> 32)) ^ x) & WORD
+        y = settled(((turned ^ (turned >> 32)) ^ x) & WORD)
         if i % 4 == 3:
             more = added[i // 4 + 1]
-            x, y = settled(x + more[0]), settled((y + more[1]) & WORD)
+            x, y = x + more[0], (y + more[1]) & WORD
     return x & WORD, y
 
 
