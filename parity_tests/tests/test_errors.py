@@ -135,7 +135,8 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
         for given, kind in ((0, ValueError), (2**31, ValueError), (1.0, TypeError), (True, TypeError))
     },
     "random-weights": (lambda m, a: m.RandomLossBalancer(N, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
-    "random-weight": (lambda m, a: m.RandomLossBalancer(N, {"MSELoss_0": math.nan}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
+    "random-weight": (lambda m, a: m.RandomLossBalancer(N, {"MSELoss_0": math.nan}), ValueError, "`weights['MSELoss_0']` must be finite. Received nan"),
+    "random-weight-negative": (lambda m, a: m.RandomLossBalancer(N, {"MSELoss_0": -1.0}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
     "random-total": (lambda m, a: m.RandomLossBalancer(N, total_weight="k"), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received 'k'"),
     "random-names": (lambda m, a: m.RandomLossBalancer(N)({"student_loss": a(1.0)}), ValueError, "student_loss"),
     **{
