@@ -43,7 +43,12 @@ def test_no_vectors_and_no_reason_of_a_balancer_that_is_not_registered() -> None
 
 @pytest.mark.parametrize(
     ("balancer", "stem"),
-    [("EMANormalizedLossBalancer", "ema_normalized"), ("WeightedSumLossBalancer", "weighted_sum"), ("DWALossBalancer", "dwa")],
+    [
+        ("EMANormalizedLossBalancer", "ema_normalized"),
+        ("WeightedSumLossBalancer", "weighted_sum"),
+        ("DWALossBalancer", "dwa"),
+        ("ReLoBRaLoLossBalancer", "relobralo"),
+    ],
 )
 def test_the_name_of_a_balancer_s_files(balancer: str, stem: str) -> None:
     assert registry.stem(balancer) == stem
@@ -59,4 +64,5 @@ def test_examples_are_for_the_losses_that_they_name() -> None:
         *("ema", "ema-lagged"),
         *("dwa", "dwa-bounded"),
         *("soft-adapt", "soft-adapt-lagged"),
+        *("relobralo", "relobralo-lagged"),
     }

@@ -169,6 +169,26 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "stch-total": (lambda m, a: m.STCHLossBalancer(N, total_weight=None), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received None"),
     "stch-other-names": (lambda m, a: m.STCHLossBalancer(N).breakdown({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
     "stch-no-scalar": (lambda m, a: m.STCHLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    "random-weights": (lambda m, a: m.RandomLossBalancer(N, {"A": 1.0}), ValueError, "`weights` must name losses of `names`. Received ['A']"),
+    "random-weight": (lambda m, a: m.RandomLossBalancer(N, {"MSELoss_0": math.nan}), ValueError, "`weights['MSELoss_0']` must be finite. Received nan"),
+    "random-weight-negative": (lambda m, a: m.RandomLossBalancer(N, {"MSELoss_0": -1.0}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
+    "random-total": (lambda m, a: m.RandomLossBalancer(N, total_weight="k"), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received 'k'"),
+    "random-names": (lambda m, a: m.RandomLossBalancer(N)({"student_loss": a(1.0)}), ValueError, "student_loss"),
+    **{
+        f"{balancer}-seed-{given!r}": (lambda m, a, given=given, balancer=balancer: getattr(m, balancer)(N, seed=given), kind, f"`seed` must be an int from 0 to 9223372036854775807. Received {given!r}")
+        for balancer in ("RandomLossBalancer", "ReLoBRaLoLossBalancer")
+        for given, kind in ((-1, ValueError), (2**63, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError), (None, TypeError))
+    },
+    "relobralo-weights": (lambda m, a: m.ReLoBRaLoLossBalancer(N, [1.0, 2.0]), TypeError, "`weights` must be"),
+    "relobralo-weight": (lambda m, a: m.ReLoBRaLoLossBalancer(N, {"MSELoss_0": -1.0}), ValueError, "`weights['MSELoss_0']` must be in [0.0, "),
+    "relobralo-alpha": (lambda m, a: m.ReLoBRaLoLossBalancer(N, alpha=1.5), ValueError, "`alpha` must be in [0.0, 1.0]"),
+    "relobralo-beta": (lambda m, a: m.ReLoBRaLoLossBalancer(N, beta=-0.5), ValueError, "`beta` must be in [0.0, 1.0]"),
+    "relobralo-beta-nan": (lambda m, a: m.ReLoBRaLoLossBalancer(N, beta=math.nan), ValueError, "`beta` must be in [0.0, 1.0]"),
+    "relobralo-temperature": (lambda m, a: m.ReLoBRaLoLossBalancer(N, temperature=0.0), ValueError, "`temperature` must be above 1.1754943508222875e-38. Received 0.0"),
+    "relobralo-lagged": (lambda m, a: m.ReLoBRaLoLossBalancer(N, lagged=1), TypeError, "`lagged` must be True or False"),
+    "relobralo-max-ratio": (lambda m, a: m.ReLoBRaLoLossBalancer(N, max_ratio=0.5), ValueError, "`max_ratio` must be in [1.0, "),
+    "relobralo-total": (lambda m, a: m.ReLoBRaLoLossBalancer(N, total_weight=None), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received None"),
+    "relobralo-no-scalar": (lambda m, a: m.ReLoBRaLoLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
     **{
         f"auto-step-{given!r}": (lambda m, a, given=given: m.ScheduledLossBalancer(0.5, N, auto_step=given), kind, f"`auto_step` must be None or an int from 1 to 16777215. Received {given!r}")
         for given, kind in ((0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError))

@@ -22,6 +22,7 @@ Scheduled, WeightedSum = spec.ScheduledLossBalancerSettings, spec.WeightedSumLos
 EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIntermediatesLossBalancerSettings
 DWA, SoftAdapt = spec.DWALossBalancerSettings, spec.SoftAdaptLossBalancerSettings
 Geometric, STCH = spec.GeometricLossBalancerSettings, spec.STCHLossBalancerSettings
+Random, ReLoBRaLo = spec.RandomLossBalancerSettings, spec.ReLoBRaLoLossBalancerSettings
 ALL = [*SETTINGS.values()]
 
 NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
@@ -49,6 +50,10 @@ EXAMPLES = {
     "geometric-all": Geometric(NAMES, {"MSELoss_0": 0.1}, "K"),
     "stch": STCH(NAMES),
     "stch-all": STCH(NAMES, 0.1, {"MSELoss_0": 2}, {"MSELoss_0": 0.1}, "log", "one"),
+    "random": Random(NAMES),
+    "random-all": Random(NAMES, {"MSELoss_0": RAMP}, 2**63 - 1, "K"),
+    "relobralo": ReLoBRaLo(NAMES),
+    "relobralo-all": ReLoBRaLo(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.25, 2.0, True, 7, 2.0, "one"),
 }  # fmt: skip
 
 
@@ -115,6 +120,8 @@ FIELDS = {
     DWA: ["names", "weights", "temperature", "epoch_steps", "max_ratio", "total_weight"],
     Geometric: ["names", "weights", "total_weight"],
     STCH: ["names", "mu", "weights", "reference", "form", "total_weight"],
+    Random: ["names", "weights", "seed", "total_weight"],
+    ReLoBRaLo: ["names", "weights", "alpha", "beta", "temperature", "lagged", "seed", "max_ratio", "total_weight"],
 }
 
 

@@ -21,6 +21,8 @@ from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.geometric import GeometricLossBalancer
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
+from loss_balancers.jax.random import RandomLossBalancer
+from loss_balancers.jax.relobralo import ReLoBRaLoLossBalancer
 from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.jax.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
@@ -34,6 +36,8 @@ __all__ = [
     "EMANormalizedLossBalancer",
     "GeometricLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
+    "RandomLossBalancer",
+    "ReLoBRaLoLossBalancer",
     "STCHLossBalancer",
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",

@@ -38,6 +38,8 @@ from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesL
 from loss_balancers.spec.moving import check_values as check_values
 from loss_balancers.spec.moving import checked_state as checked_state
 from loss_balancers.spec.moving import exported as exported
+from loss_balancers.spec.random import RandomLossBalancerSettings
+from loss_balancers.spec.relobralo import ReLoBRaLoLossBalancerSettings
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.schedules import Schedule
 from loss_balancers.spec.settings import Settings
@@ -57,6 +59,8 @@ __all__ = [
     "GeometricLossBalancerSettings",
     "Group",
     "LogitsAndIntermediatesLossBalancerSettings",
+    "RandomLossBalancerSettings",
+    "ReLoBRaLoLossBalancerSettings",
     "STCHLossBalancerSettings",
     "Schedule",
     "ScheduledLossBalancerSettings",

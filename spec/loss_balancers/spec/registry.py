@@ -13,6 +13,8 @@ from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.geometric import GeometricLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
+from loss_balancers.spec.random import RandomLossBalancerSettings
+from loss_balancers.spec.relobralo import ReLoBRaLoLossBalancerSettings
 from loss_balancers.spec.scheduled import ScheduledLossBalancerSettings, WeightedSumLossBalancerSettings
 from loss_balancers.spec.settings import Settings
 from loss_balancers.spec.soft_adapt import SoftAdaptLossBalancerSettings
@@ -33,13 +35,20 @@ SETTINGS: dict[str, Any] = {
         SoftAdaptLossBalancerSettings,
         GeometricLossBalancerSettings,
         STCHLossBalancerSettings,
+        RandomLossBalancerSettings,
+        ReLoBRaLoLossBalancerSettings,
     )
 }
 
 
+#: What the files of a balancer are called whose capitals do not begin words.
+_ONE_WORD = {"ReLoBRaLoLossBalancer": "relobralo"}
+
+
 def stem(balancer: str) -> str:
     """What the balancer's files are called: ``ema_normalized`` of ``EMANormalizedLossBalancer``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", balancer.removesuffix("LossBalancer")).lower()
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", balancer.removesuffix("LossBalancer")).lower()
+    return _ONE_WORD.get(balancer, words)
 
 
 def make(settings: Settings, framework: Any, **more: Any) -> Any:

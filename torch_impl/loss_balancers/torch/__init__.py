@@ -19,6 +19,8 @@ from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.geometric import GeometricLossBalancer
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
+from loss_balancers.torch.random import RandomLossBalancer
+from loss_balancers.torch.relobralo import ReLoBRaLoLossBalancer
 from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLossBalancer
 from loss_balancers.torch.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
@@ -31,6 +33,8 @@ __all__ = [
     "EMANormalizedLossBalancer",
     "GeometricLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
+    "RandomLossBalancer",
+    "ReLoBRaLoLossBalancer",
     "STCHLossBalancer",
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",

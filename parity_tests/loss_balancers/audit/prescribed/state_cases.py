@@ -88,6 +88,16 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
 
         return SoftAdaptLossBalancer(NAMES, {NAMES[0]: RAMP}, "loss_weighted", order=2, auto_step=auto_step)
 
+    def drawn(auto_step: int | None) -> Any:
+        from loss_balancers.torch import RandomLossBalancer
+
+        return RandomLossBalancer(NAMES, {NAMES[0]: RAMP}, seed=1, auto_step=auto_step)
+
+    def relobralo(auto_step: int | None, lagged: bool = False) -> Any:
+        from loss_balancers.torch import ReLoBRaLoLossBalancer
+
+        return ReLoBRaLoLossBalancer(NAMES, {NAMES[0]: RAMP}, beta=0.5, lagged=lagged, auto_step=auto_step)
+
     return {
         "ScheduledLossBalancer": (scheduled, NAMES),
         "WeightedSumLossBalancer": (weighted_sum, NAMES),
@@ -96,6 +106,9 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
         "LogitsAndIntermediatesLossBalancer": (ratios, NAMES),
         "DWALossBalancer": (dwa, NAMES),
         "SoftAdaptLossBalancer": (soft_adapt, NAMES),
+        "RandomLossBalancer": (drawn, NAMES),
+        "ReLoBRaLoLossBalancer": (relobralo, NAMES),
+        "ReLoBRaLoLossBalancer lagged": (lambda auto_step: relobralo(auto_step, lagged=True), NAMES),
     }
 
 

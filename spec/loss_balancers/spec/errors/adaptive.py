@@ -68,3 +68,11 @@ def losses_of_float64(names: Sequence[str]) -> TypeError:
         f"The losses of this balancer must not be float64: it takes exponentials or logarithms of them, which are those of float32 "
         f"alone. Received float64 for {list(names)}. Cast these losses to float32. (docs/spec G1)"
     )
+
+
+def seed_value(received: Any, most: int) -> Exception:
+    kind = ValueError if isinstance(received, int) and not isinstance(received, bool) else TypeError
+    return kind(
+        f"`seed` must be an int from 0 to {most}. Received {received!r}. Pass an int that is the same on all ranks "
+        "and in both frameworks. (docs/spec N2)"
+    )

@@ -116,7 +116,7 @@ def rmul(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor
 
 def div_of_kept(a: Tensor, b: Tensor) -> Tensor:
     """`div` of constants that are flushed already, such as state and weights: a third of the operations."""
-    return _settled(keep(a / b)) if _divides(a) else quotient(a, b)
+    return settled(keep(a / b)) if _divides(a) else quotient(a, b)
 
 
 def rmul_of_kept(a: Tensor, b: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _divides(a: Tensor) -> bool:
     return a.device.type == "cpu" or (a.device.type == "cuda" and not compiling())
 
 
-def _settled(x: Tensor) -> Tensor:
+def settled(x: Tensor) -> Tensor:
     """``x``, made so that Inductor computes it once.
 
     Inductor would trace the operations behind ``x`` anew for each use, and a flush uses its operand twice. For
