@@ -30,8 +30,9 @@ WAYS = ("torch-eager", "torch-compiled", "jax-eager", "jax-jit", "jax-scan")
 
 
 def follows_losses(settings: Any) -> bool:
-    """Whether the weights follow from losses: those of the call, or those of earlier steps."""
-    return registry.observes(settings) or (settings.weights_are != "constants" and settings.sees_losses)
+    """Whether the weights follow from losses, those of the call or of earlier steps; or change although there is no schedule."""
+    unscheduled = settings.can_change and (settings.table is None or len(settings.table) == 1)
+    return unscheduled or registry.observes(settings) or (settings.weights_are != "constants" and settings.sees_losses)
 
 
 #: The balancers that are run: each with the examples of the registry whose weights follow from losses.

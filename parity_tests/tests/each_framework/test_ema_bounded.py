@@ -17,7 +17,7 @@ def weight_of(framework, mean, **settings):
 
 @pytest.mark.parametrize("max_ratio", [None, 1e4, 0.25])
 def test_no_weight_is_above_the_bound(framework, max_ratio):
-    means = np.float32([1.1e-8, 1e-6, 1e-3, 0.5, 1.0, 3.0])
+    means = np.array([1.1e-8, 1e-6, 1e-3, 0.5, 1.0, 3.0], np.float32)
     weights = [weight_of(framework, mean, max_ratio=max_ratio) for mean in means]
     free = [1.0 / (float(mean) + 1e-8) for mean in means]
     assert weights == pytest.approx([min(weight, max_ratio or weight) for weight in free], rel=1e-6)

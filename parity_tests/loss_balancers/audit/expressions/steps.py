@@ -59,7 +59,7 @@ def _elementary(name: str) -> Callable[[Words], Words]:
 def _total(*powers: Words) -> Words:
     """The sum of A15, exact in float64 for fewer than 2^13 numbers, then rounded once."""
     with np.errstate(all="ignore"):
-        units = sum(np.floor(floats(e).astype(np.float64) * UNIT) for e in powers)
+        units = np.sum([np.floor(floats(e).astype(np.float64) * UNIT) for e in powers], axis=0)
         return words((units / UNIT).astype(np.float32))
 
 
