@@ -24,6 +24,9 @@ from loss_balancers.spec import Group, Vector
 #: JAX needs a switch.
 _RELATED = {"f16": "bf16", "mixed": "f64"}
 
+#: Of how many balancers the columns run together.
+_TOGETHER = 4
+
 #: Groups by balancer and label.
 Columns = dict[tuple[str, str], list[Group]]
 
@@ -42,16 +45,23 @@ def run_lane(lane: Lane, groups: Sequence[Group], labels: Sequence[str] = LABELS
 
 
 def _lots(chosen: Columns) -> list[Columns]:
-    """The columns that one run of a lane can serve: of related labels, and of one shape. A compilation for each would take minutes.
+    """The columns that one run of a lane can serve: of related labels, of one shape, and of a few balancers.
 
-    What a balancer without state gives depends on no order: its vectors join where they fit.
+    A compilation for each column would take minutes, and so would one for all: a compiler looks at pairs of operations. What a
+    balancer without state gives depends on no order: its vectors join where they fit.
     """
-    found: dict[tuple[str, tuple[int, int]], Columns] = {}
+    found: list[tuple[str, tuple[int, int], Columns]] = []
     for (balancer, label), groups in sorted(chosen.items(), key=lambda column: _free(column[1][0])):
-        own = (_RELATED.get(label, label), shape(groups[0]))
-        place = next((other for other in found if other[0] == own[0] and _fits(groups[0], other[1])), own)
-        found.setdefault(place, {})[balancer, label] = groups
-    return list(found.values())
+        related, own = _RELATED.get(label, label), shape(groups[0])
+        lots = (lot for of, its, lot in found if of == related and _fits(groups[0], its) and _has_room(lot, balancer))
+        if (lot := next(lots, None)) is None:
+            found.append((related, own, lot := {}))
+        lot[balancer, label] = groups
+    return [lot for _, _, lot in found]
+
+
+def _has_room(lot: Columns, balancer: str) -> bool:
+    return len({balancer, *(other for other, _ in lot)}) <= _TOGETHER
 
 
 def _free(group: Group) -> bool:

@@ -1,0 +1,159 @@
+"""TorchJD's scalarizers as witnesses of the reference steps: 300 drawn traces each, in float64, to 1e-12 of the value.
+
+The reference is exact float32. Here its steps compute with doubles instead (`Doubles`), so that what is compared is the method and
+not the rounding. Settings are such that float32 holds them.
+"""
+
+import math
+from collections.abc import Sequence
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torchjd import scalarization
+
+from loss_balancers import spec
+from loss_balancers.spec import random_bits
+from loss_balancers.spec.call import Call
+from loss_balancers.spec.ops import Ops
+from loss_balancers.spec.state import initial_state
+
+TRACES = 300
+COUNTS = (2, 4, 8)  # of which float32 holds the reciprocals
+
+
+class Doubles(Ops):
+    """The operations of the spec in float64: nothing is rounded to float32, and nothing flushed."""
+
+    def multiply(self, a: float, b: float, fmt: str) -> float:
+        return a * b
+
+    def add(self, a: float, b: float, fmt: str) -> float:
+        return a + b
+
+    def div(self, a: float, b: float, fmt: str) -> float:
+        return a / b
+
+    def round(self, a: float, fmt: str) -> float:
+        return a
+
+    def flush(self, a: float, fmt: str) -> float:
+        return a
+
+    def negate(self, a: float, fmt: str) -> float:
+        return -a
+
+    def exp(self, a: float) -> float:
+        return math.exp(a)
+
+    def log(self, a: float) -> float:
+        return math.log(a)
+
+    def sqrt(self, a: float) -> float:
+        return math.sqrt(a)
+
+    def total(self, powers: Sequence[float]) -> float:
+        return math.fsum(powers)
+
+    def magnitude(self, a: float) -> float:
+        return abs(a)
+
+    def above(self, a: float, b: float) -> bool:
+        return a > b
+
+    def equal(self, a: float, b: float) -> bool:
+        return a == b
+
+    def finite(self, a: float) -> bool:
+        return math.isfinite(a)
+
+    def every(self, truths: Sequence[bool]) -> bool:
+        return all(truths)
+
+    def choose(self, truth: bool, yes: float, no: float) -> float:
+        return yes if truth else no
+
+
+def names_of(count):
+    return tuple(f"Loss_{k}" for k in range(count))
+
+
+def call_of(losses):
+    return Call(names_of(len(losses)), ("f32",) * len(losses), tuple(losses), ops=Doubles())
+
+
+def theirs(scalarizer, losses):
+    """The value and the gradient."""
+    x = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
+    value = scalarizer(x)
+    return value.item(), torch.autograd.grad(value, x)[0].tolist()
+
+
+def assert_close(ours, given, scale=1.0):
+    np.testing.assert_allclose(ours, given, rtol=1e-12, atol=1e-12 * scale)
+
+
+@pytest.fixture(params=COUNTS)
+def traces(request):
+    """Traces of positive losses of scales that are apart."""
+    rng = np.random.default_rng(request.param)
+    return [np.exp(rng.normal(0, 1.5, (9, request.param))).tolist() for _ in range(TRACES // len(COUNTS))]
+
+
+def test_dwa(traces):
+    for trace in traces:
+        settings = spec.DWALossBalancerSettings(names_of(len(trace[0])), epoch_steps=3)
+        state, peer = initial_state(settings.state), scalarization.DWA(2.0)
+        for step, losses in enumerate(trace, 1):
+            value, gradient = settings.exact_aggregate(call_of(losses), 1.0, state)
+            assert_close((value, *gradient), [(got := theirs(peer, losses))[0], *got[1]], sum(losses))
+            state |= settings.exact_committed(state, losses, (True,) * len(losses), Doubles())
+            state["steps"] += 1
+            if step % 3 == 0:
+                peer.step()
+
+
+def test_geometric_mean(traces):
+    for trace in traces:
+        settings = spec.GeometricLossBalancerSettings(names_of(len(trace[0])))
+        for losses in trace[:2]:
+            value, gradient = settings.exact_aggregate(call_of(losses), 1.0, {})
+            assert_close((value, *gradient), [(got := theirs(scalarization.GeometricMean(), losses))[0], *got[1]])
+
+
+@pytest.mark.parametrize("mu", [0.25, 1.0, 8.0])
+def test_stch(traces, mu):
+    for trace in traces:
+        settings = spec.STCHLossBalancerSettings(names_of(len(trace[0])), mu)
+        for losses in trace[:2]:
+            value, gradient = settings.exact_aggregate(call_of(losses), 1.0, {})
+            assert_close((value, *gradient), [(got := theirs(scalarization.STCH(mu), losses))[0], *got[1]])
+
+
+def test_random_weights_of_the_same_draw(traces):
+    for seed, trace in enumerate(traces):
+        count = len(trace[0])
+        settings = spec.RandomLossBalancerSettings(names_of(count), seed=seed)
+        for step, losses in enumerate(trace[:2]):
+            drawn = torch.tensor(random_bits.normals(seed, step, random_bits.WEIGHTS, count), dtype=torch.float64)
+            with (
+                patch.object(torch, "randn", lambda *args, drawn=drawn, **kwargs: drawn),
+                patch.object(torch, "randn_like", lambda *args, drawn=drawn, **kwargs: drawn),
+            ):
+                wanted, weights = theirs(scalarization.Random(), losses)
+            value, gradient = settings.exact_aggregate(call_of(losses), 1.0, {"steps": step})
+            assert_close((value, *gradient), (wanted, *weights))
+
+
+def test_a_loss_of_zero_before_gives_nan_there_and_the_ratio_1_here():
+    """A departure on purpose (docs/spec B2)."""
+    settings = spec.DWALossBalancerSettings(names_of(2), epoch_steps=1)
+    state, peer = initial_state(settings.state), scalarization.DWA(2.0)
+    for losses in ([0.0, 1.0], [1.0, 1.0]):
+        peer(torch.tensor(losses))
+        peer.step()
+        state |= settings.exact_committed(state, losses, (True, True))
+        state["steps"] += 1
+    assert math.isnan(theirs(peer, [1.0, 1.0])[0])
+    assert settings.exact_factors(state, Call.of(dict.fromkeys(settings.names, ("f32", 1.0)))) == [1.0, 1.0]
