@@ -9,7 +9,7 @@ import lightning_program as program
 import pytest
 import torch
 from in_torch import KINDS, assert_same, make
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning_program import Distillation, Loader, exact_run, trainer
 
 pytestmark = [
@@ -90,6 +90,29 @@ def test_what_log_dict_is_given_is_logged(kind, tmp_path):
     parts = {name for name in run.callback_metrics if name.endswith("/weight")}
     assert parts == {f"{name}/weight" for name in Distillation.names}
     assert_same({"total": run.callback_metrics["total"]}, {"total": module.totals["0.4"]})
+
+
+AVERAGING = {
+    "mean": lambda: WeightAveraging(use_buffers=False),
+    "ema": lambda: EMAWeightAveraging(use_buffers=False, decay=0.5),
+    "swa": lambda: StochasticWeightAveraging(1e-2, swa_epoch_start=1),
+}
+
+
+def fitted(tmp_path, *callbacks):
+    module = Distillation(make("ema", Distillation.names))
+    trainer(tmp_path, accumulate_grad_batches=2, max_epochs=2, callbacks=list(callbacks)).fit(module, Loader(12))
+    return module.balancer
+
+
+@pytest.mark.parametrize("key", AVERAGING)
+def test_averaged_weights_leave_the_state_that_training_ended_with(key, tmp_path, state_of):
+    assert state_of(fitted(tmp_path, AVERAGING[key]())) == state_of(fitted(tmp_path))
+
+
+def test_averaged_buffers_are_another_state(tmp_path, state_of):
+    """Lightning's default, of which the page warns."""
+    assert state_of(fitted(tmp_path, WeightAveraging())) != state_of(fitted(tmp_path))
 
 
 def test_the_page_runs(run_page, tmp_path, monkeypatch):

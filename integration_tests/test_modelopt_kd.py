@@ -86,6 +86,15 @@ def test_a_copy_is_one_too_and_goes_on_by_itself(name, how):
     assert_same(balancer.state_dict(), before)
 
 
+@pytest.mark.parametrize("name", ["ours", "ModelOpt's"])
+def test_a_converted_model_is_copied_but_not_pickled(name, tmp_path):
+    """With ModelOpt's own balancer it cannot be pickled either. If this fails, the page says less than is true."""
+    model = converted(as_modelopt(ALL["ema"]()) if name == "ours" else mtd.StaticLossBalancer([0.5, 0.5]))
+    assert type(copy.deepcopy(model).loss_balancer) is type(model.loss_balancer)
+    with pytest.raises(pickle.PicklingError, match=r"modelopt\.torch\.opt\.dynamic"):
+        torch.save(model, tmp_path / "model.pt")
+
+
 def test_a_balancer_of_your_own():
     class Half(ours.DistillationLossBalancer):
         def forward(self, loss):

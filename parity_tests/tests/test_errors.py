@@ -306,6 +306,8 @@ def test_a_loss_that_is_missing_is_shown_in_code_and_its_mend_works() -> None:
         ema(module)({**losses, "MSELoss_0": array(math.nan)}, count={**dict.fromkeys(losses, 1), "MSELoss_0": 0})
         with pytest.raises(ValueError, match=r"\(docs/spec S5\)$"):  # too many: no line says which to leave out
             ema(module)({**dict.fromkeys(N, array(1.0)), "A": array(1.0)})
+        with pytest.raises(ValueError, match=r"\(docs/spec S5\)$"):  # misspelt, and not absent: no line calls it absent
+            ema(module)({**losses, "MSELoss0": array(1.0)})
 
 
 def test_state_that_leaks_across_a_transform_is_shown_in_code_and_its_mend_works() -> None:

@@ -17,9 +17,9 @@ def fixed_names(names: Sequence[str], received: Sequence[str]) -> ValueError:
 
 
 def _absent_from_a_batch(names: Sequence[str], received: Sequence[str]) -> str:
-    """The probable cause in code, and what to write instead; empty if no loss is missing."""
+    """The probable cause in code, and what to write instead; empty if none is missing, or one is unknown (misspelt)."""
     missing = [name for name in names if name not in received]
-    if not missing:
+    if not missing or not set(received) <= set(names):
         return ""
     return (
         f"\n    balancer({{...}})  # probably: this batch has no {missing[0]!r}"
