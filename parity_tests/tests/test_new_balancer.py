@@ -188,9 +188,10 @@ def test_a_check_finds_its_balancer_by_each_name(balancer: str) -> None:
 
 def test_a_check_of_no_balancer_says_which_there_are() -> None:
     with pytest.raises(
-        typer.BadParameter, match=r"'dwa' is not a balancer of spec/registry\.py, which has static, scheduled, .*make new NAME=dwa"
+        typer.BadParameter,
+        match=r"'not_there' is not a balancer of spec/registry\.py, which has static, scheduled, .*make new NAME=not_there",
     ):
-        check_balancer.balancer_of("dwa")
+        check_balancer.balancer_of("not_there")
 
 
 def test_a_check_runs_the_rows_of_its_balancer_and_no_others(tmp_path: Path) -> None:

@@ -44,9 +44,12 @@ def wrap(mode):
 MODES = ("eager", "compiled")
 each_mode = pytest.mark.parametrize("mode", MODES)
 #: Every example eager; compiled, which takes seconds, the first of each balancer.
-each_example = pytest.mark.parametrize(
-    ("mode", "example"), [(mode, name) for mode in MODES for name in (registry.examples() if mode == "eager" else FIRST)]
-)
+ALL = [(mode, name) for mode in MODES for name in (registry.examples() if mode == "eager" else FIRST)]
+#: Those whose aggregate is not linear in the losses.
+CURVED = {name for name, settings in registry.examples().items() if settings.weights_are == "derivatives"}
+each_example = pytest.mark.parametrize(("mode", "example"), ALL)
+each_linear = pytest.mark.parametrize(("mode", "example"), [pair for pair in ALL if pair[1] not in CURVED])
+each_curved = pytest.mark.parametrize(("mode", "example"), [pair for pair in ALL if pair[1] in CURVED])
 
 
 def of_a_vector(balancer, names):
@@ -61,7 +64,7 @@ def derivatives_of_a_square(f, x):
     return torch.stack([torch.autograd.grad(f(leaf), leaf, 2 * w)[0] for w in weights])
 
 
-@each_example
+@each_linear
 def test_second_derivatives(balancer, wrap, draw):
     losses = draw(7)
     x = torch.stack(list(losses.values()))
@@ -78,7 +81,7 @@ def test_second_derivatives(balancer, wrap, draw):
     assert_same_bits(forward_of_forward, torch.zeros(len(x), len(x)))
 
 
-@each_example
+@each_linear
 def test_forward_mode_twice(balancer, wrap, draw):
     """Of losses that are squares: the second tangent of each is 2, and of all others 0."""
     x = torch.stack(list(draw(7).values()))
@@ -87,6 +90,26 @@ def test_forward_mode_twice(balancer, wrap, draw):
     weights = balancer.weights(dict(zip(names, x * x, strict=True)))
     expected = 2 * torch.diag(torch.stack([torch.as_tensor(weights[name], dtype=torch.float32) for name in names]))
     assert_same_bits(wrap(jacfwd(jacfwd(lambda x: f(x * x))))(x), expected)
+
+
+@each_curved
+def test_second_derivatives_of_a_function_of_the_losses(balancer, wrap, draw):
+    """Reverse mode twice has the bits of plain autograd. Forward mode adds in an order of its own (spec A12)."""
+    losses = draw(7)
+    x = torch.stack(list(losses.values()))
+    f = of_a_vector(balancer, list(losses))
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
+    expected = torch.stack([torch.autograd.grad(derivative, leaf, retain_graph=True)[0] for derivative in first])
+    assert (expected != 0).all()
+
+    def derivatives(x):
+        return jacrev(jacrev(f))(x), hessian(f)(x), jacfwd(jacfwd(f))(x)
+
+    reverse_of_reverse, *others = wrap(derivatives)(x)
+    assert_same_bits(reverse_of_reverse, expected)
+    for other in others:
+        torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-7)
 
 
 @each_example
