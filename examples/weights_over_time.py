@@ -45,6 +45,12 @@ BALANCERS: dict[str, Callable[[Any, int], Any]] = {
     ),
     "EMANormalizedLossBalancer": lambda m, steps: m.EMANormalizedLossBalancer(NAMES, beta=0.9, target="student_loss"),
     "LogitsAndIntermediatesLossBalancer": lambda m, steps: m.LogitsAndIntermediatesLossBalancer(reference="KLDivLoss_0"),
+    "DWALossBalancer": lambda m, steps: m.DWALossBalancer(NAMES, epoch_steps=max(1, steps // 10)),
+    "SoftAdaptLossBalancer": lambda m, steps: m.SoftAdaptLossBalancer(NAMES, variant="normalized", beta=1.0, total_weight="K"),
+    "GeometricLossBalancer": lambda m, steps: m.GeometricLossBalancer(NAMES, total_weight="K"),
+    "STCHLossBalancer": lambda m, steps: m.STCHLossBalancer(NAMES, total_weight="K"),
+    "RandomLossBalancer": lambda m, steps: m.RandomLossBalancer(NAMES, total_weight="K"),
+    "ReLoBRaLoLossBalancer": lambda m, steps: m.ReLoBRaLoLossBalancer(NAMES),
 }
 
 

@@ -18,7 +18,7 @@ BALANCERS: dict[str, Callable[[], Any]] = {
     **{name: partial(registry.make, settings, loss_balancers.torch) for name, settings in registry.examples().items()},
     "ema-auto-step": lambda: loss_balancers.torch.EMANormalizedLossBalancer(NAMES, beta=0.5, auto_step=2),
 }
-STATEFUL = [name for name in BALANCERS if not name.startswith("static")]
+STATEFUL = [name for name, make in BALANCERS.items() if make()._settings.state]
 HAS_CUDA = torch.cuda.is_available()
 #: Ways to record a step, with the device of each.
 WAYS = [

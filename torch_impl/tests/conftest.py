@@ -22,6 +22,14 @@ from loss_balancers.spec.versions import release
 BALANCERS = {name: partial(registry.make, settings, loss_balancers.torch) for name, settings in EXAMPLES.items()}
 
 
+@pytest.fixture(autouse=True)
+def forget_what_was_compiled():
+    """Dynamo counts compilations by the code of a function, which all balancers share, and gives up after eight."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 @pytest.fixture(params=BALANCERS)
 def make(request):
     """Makes a balancer: of every kind in turn."""
