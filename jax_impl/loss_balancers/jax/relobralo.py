@@ -40,6 +40,28 @@ def relative(references: Array, losses: Array, present: Array | None, divisor: f
     return shares(exponents, jnp.full_like(ratios, len(losses)))
 
 
+@partial(jax.jit, static_argnums=3, inline=True)
+def balanced(state: State, losses: Array, present: Array | None, settings: ReLoBRaLoLossBalancerSettings) -> Array:
+    """The balance after these losses (spec R2)."""
+    alpha, rest = settings.parts
+    references = jnp.stack([state["initial"], state["previous"]])
+    from_first, from_last = relative(references, losses, present, settings.divisor, settings.bound)
+    stays = happens(settings.seed, state["steps"], LOOK_BACK, settings.chance)
+    before = jnp.where(stays, balance_of(state), from_first)
+    return keep(before * FLOAT.type(alpha)) + keep(from_last * FLOAT.type(rest))
+
+
+@partial(jax.jit, static_argnums=3, inline=True)
+def committed(state: State, mean: Array, present: Array, settings: ReLoBRaLoLossBalancerSettings) -> State:
+    """The state after the commit of a mean of each loss that is present (spec R3)."""
+    initial, previous = state["initial"], state["previous"]
+    return {
+        "initial": jnp.where(present & (initial == 0), mean, initial),
+        "previous": jnp.where(present, mean, previous),
+        "balance": jnp.where(present, balanced(state, mean, present, settings), state["balance"]),
+    }
+
+
 class ReLoBRaLoLossBalancer(StatefulLossBalancer):
     """Weighs each loss by its ratio to the last one and, now and then, to the first (relative loss balancing with random lookback).
 
@@ -128,21 +150,10 @@ class ReLoBRaLoLossBalancer(StatefulLossBalancer):
         super().__init__(settings, auto_step, axis_name)
 
     def _balanced(self, state: State, losses: Array, present: Array | None) -> Array:
-        """The balance after these losses (spec R2)."""
-        settings, (alpha, rest) = self._settings, self._settings.parts
-        references = jnp.stack([state["initial"], state["previous"]])
-        from_first, from_last = relative(references, losses, present, settings.divisor, settings.bound)
-        stays = happens(settings.seed, state["steps"], LOOK_BACK, settings.chance)
-        before = jnp.where(stays, balance_of(state), from_first)
-        return keep(before * FLOAT.type(alpha)) + keep(from_last * FLOAT.type(rest))
+        return balanced(state, losses, present, self._settings)
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
-        initial, previous = state["initial"], state["previous"]
-        return {
-            "initial": jnp.where(present & (initial == 0), mean, initial),
-            "previous": jnp.where(present, mean, previous),
-            "balance": jnp.where(present, self._balanced(state, mean, present), state["balance"]),
-        }
+        return committed(state, mean, present, self._settings)
 
     def _factors(self, state: State, inputs: Inputs) -> Array:
         lagged = self._settings.lagged

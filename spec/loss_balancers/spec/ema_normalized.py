@@ -139,7 +139,7 @@ class EMANormalizedLossBalancerSettings(ByFactors):
         """With weights by the losses of the call, and with weights by those before it, in the units of one loss."""
         return {
             "ema": cls(EXAMPLE_NAMES, {"MSE_1": linear(0.0, 1.0, 10)}, beta=0.5),
-            "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True, max_ratio=64.0),
+            "ema-lagged": cls(EXAMPLE_NAMES, target=STUDENT_LOSS_KEY, lagged=True),
         }
 
     @classmethod

@@ -27,7 +27,10 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         **_ema("K=3", "XLA keeps truths as bytes, and chooses among addresses by the thread"),
         **_ema("K=12", "XLA chooses among addresses by the thread"),
     },
-    "cuda-torch": _ema("K=12", "Inductor stacks so many losses by a kernel of its own kind, and reduces over threads"),
+    "cuda-torch": {
+        **_ema("K=12", "Inductor stacks so many losses by a kernel of its own kind, and reduces over threads"),
+        "ReLoBRaLoLossBalancer step()": "the disassembler shows no instructions of so long a kernel",
+    },
     "tpu": {
         **_ema("ema-lagged", "libtpu divides and moves elements across lanes in one fusion", "forward"),
         **_ema("K=1", "libtpu divides and moves elements across lanes in one fusion, for the v5e"),
