@@ -1,7 +1,8 @@
 """`make new NAME=dwa`: the files of a new balancer, as one that works; what it computes is then yours to write.
 
 It writes the settings with the reference step, both twins, and the draws of the golden vectors; it adds the balancer to the
-registry, to both twins' exports and to the table of docs/balancers.md. `make golden` and `make check BALANCER=dwa` come next.
+registry, to the exports of `spec` and of both twins, and to the table of docs/balancers.md. `make golden` and
+`make check BALANCER=dwa` come next.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FILES = {
     "jax.py.txt": "jax_impl/loss_balancers/jax/{}.py",
 }
 REGISTRY = "spec/loss_balancers/spec/registry.py"
+SETTINGS = "spec/loss_balancers/spec/__init__.py"
 EXPORTS = {"torch": "torch_impl/loss_balancers/torch/__init__.py", "jax": "jax_impl/loss_balancers/jax/__init__.py"}
 DOCS = "docs/balancers.md"
 
@@ -54,6 +56,7 @@ def written(name: str, root: Path) -> dict[Path, str]:
             raise ValueError(f"{path} is there already. Choose another NAME, or remove the balancer first.")
         found[path] = Template((SKELETON / source).read_text("utf-8")).substitute(words)
     found[root / REGISTRY] = _registered((root / REGISTRY).read_text("utf-8"), balancer, module)
+    found[root / SETTINGS] = _exported((root / SETTINGS).read_text("utf-8"), "spec", f"{balancer}Settings", module)
     for framework, path in EXPORTS.items():
         found[root / path] = _exported((root / path).read_text("utf-8"), framework, balancer, module)
     found[root / DOCS] = _with_row((root / DOCS).read_text("utf-8"), balancer)
@@ -65,11 +68,11 @@ def _registered(text: str, balancer: str, module: str) -> str:
     return _before(text, "    )\n}\n", f"        {balancer}Settings,\n")
 
 
-def _exported(text: str, framework: str, balancer: str, module: str) -> str:
-    text = _with_import(text, f"from loss_balancers.{framework}.{module} import {balancer}", f"from loss_balancers.{framework}.")
+def _exported(text: str, part: str, name: str, module: str) -> str:
+    text = _with_import(text, f"from loss_balancers.{part}.{module} import {name}", f"from loss_balancers.{part}.")
     start = text.index("__all__ = [\n") + len("__all__ = [\n")
     end = text.index("]\n", start)
-    names = sorted([*text[start:end].splitlines(), f'    "{balancer}",'], key=_as_ruff_sorts)
+    names = sorted([*text[start:end].splitlines(), f'    "{name}",'], key=_as_ruff_sorts)
     return text[:start] + "".join(f"{name}\n" for name in names) + text[end:]
 
 

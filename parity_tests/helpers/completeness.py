@@ -13,6 +13,7 @@ import drawn
 
 import loss_balancers.jax
 import loss_balancers.torch
+from loss_balancers import spec
 from loss_balancers.audit.prescribed.cases import KINDS, all_cases
 from loss_balancers.audit.prescribed.state_cases import state_cases
 from loss_balancers.audit.prescribed.torch_cases import torch_cases
@@ -38,6 +39,8 @@ def _lacking(balancer: str, settings: Any) -> Iterator[str]:
     for twin in (loss_balancers.torch, loss_balancers.jax):
         if balancer not in twin.__all__:
             yield f"a class in {twin.__name__}"
+    if f"{balancer}Settings" not in spec.__all__:
+        yield "its settings in loss_balancers.spec"
     if find_spec(f"{golden.__name__}.{stem(balancer)}") is None:
         yield f"spec/golden/{stem(balancer)}.py, which draws its vectors"
     if stem(balancer) not in golden.stems():

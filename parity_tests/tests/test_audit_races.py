@@ -13,7 +13,8 @@ from loss_balancers.audit.__main__ import every_case
 from loss_balancers.audit.compilers.targets import TARGETS
 from loss_balancers.audit.dumps.races import races, read_races
 from loss_balancers.audit.expressions.comparison import FUSED_MULTIPLY_ADD, OVERWRITTEN, RACE
-from loss_balancers.audit.prescribed.state_cases import state_cases
+from loss_balancers.audit.prescribed.left_out import left_out
+from loss_balancers.audit.prescribed.state_cases import STEP_ALONE, state_cases
 from loss_balancers.audit.prescribed.torch_cases import torch_cases
 from loss_balancers.torch import known
 
@@ -305,5 +306,9 @@ def test_every_balancer_with_state_has_its_cases_on_one_target_of_pytorch_alone(
     assert set(names) <= {each.case.name for each in torch_cases()}
     cases = every_case()
     assert len({case.slug for case in cases}) == len(cases)
+    for balancer in STEP_ALONE:
+        assert {name for name in names if name.startswith(f"{balancer} ")} == {f"{balancer} step()"}
+    read = set(names) - set(left_out("cuda-torch"))
+    assert len(read) >= len(names) - 1
     for name, target in TARGETS.items():
-        assert set(names) & {case.name for case in target.cases(cases)} == (set(names) if name == "cuda-torch:sm_90" else set())
+        assert set(names) & {case.name for case in target.cases(cases)} == (read if name == "cuda-torch:sm_90" else set())

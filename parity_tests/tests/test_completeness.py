@@ -21,6 +21,7 @@ def test_all_that_is_missing_is_said_at_once() -> None:
     assert lacks("ProductLossBalancer", NewSettings) == [
         "a class in loss_balancers.torch",
         "a class in loss_balancers.jax",
+        "its settings in loss_balancers.spec",
         "spec/golden/product.py, which draws its vectors",
         "spec/golden/product.json, which `make golden` writes",
         "examples of its settings",

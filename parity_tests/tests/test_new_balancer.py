@@ -108,7 +108,7 @@ def test_it_takes_five_files_and_a_line_wherever_balancers_are_listed(trial: Pat
         f"{spec}/trial.py",
         "torch_impl/loss_balancers/torch/trial.py",
     ]
-    exports = [f"{part}_impl/loss_balancers/{part}/__init__.py" for part in ("jax", "torch")]
+    exports = [f"{spec}/__init__.py", *(f"{part}_impl/loss_balancers/{part}/__init__.py" for part in ("jax", "torch"))]
     assert changed == sorted(["docs/balancers.md", f"{spec}/registry.py", *exports])
     for path in changed:
         before, after = ((root / path).read_text().splitlines() for root in (ROOT, trial))
