@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from loss_balancers.parity.golden.comparison import differences
 from loss_balancers.parity.golden.vectors import case_name, cases, values_of
 from loss_balancers.spec import Amounts, Group, Settings, Vector, reference, registry, result_format
-from loss_balancers.spec.golden.draws import draw
+from loss_balancers.spec.golden.draws import draw, later
 from loss_balancers.spec.keys import EXAMPLE_NAMES
 
 SEED = 20261201
@@ -73,18 +73,26 @@ def _sequence(rng: random.Random, settings: Settings, keyword: str) -> tuple[Vec
     rows = [_row(rng, scales) for _ in range(STEPS)]
     backs = [draw(rng, "f32", -8, 8) for _ in range(STEPS)]
     given = [_amounts(rng, keyword) for _ in range(STEPS)]
+    afters = [_after(rng, row) if settings.updates else {} for row in rows]
     steps = [
         reference.Step(
             {name: ("f32", x) for name, x in row.items()},
             back,
             Amounts(tuple(amounts[name] for name in EXAMPLE_NAMES), keyword == "share") if keyword else None,
+            {name: ("f32", x) for name, x in after.items()} or None,
         )
-        for row, back, amounts in zip(rows, backs, given, strict=True)
+        for row, back, amounts, after in zip(rows, backs, given, afters, strict=True)
     ]
     return tuple(
-        Vector(row, back, a.aggregate, a.gradients, a.weights, a.state, amounts)
-        for row, back, amounts, a in zip(rows, backs, given, reference.run(settings, steps), strict=True)
+        Vector(row, back, a.aggregate, a.gradients, a.weights, a.state, amounts, after)
+        for row, back, amounts, after, a in zip(rows, backs, given, afters, reference.run(settings, steps), strict=True)
     )
+
+
+def _after(rng: random.Random, row: dict[str, float]) -> dict[str, float]:
+    """The losses after the optimizer's step; one in eight steps has a hard one among them."""
+    after = later(rng, row, dict.fromkeys(row, "f32"))
+    return {**after, rng.choice(NAMES): rng.choice(HARD)} if rng.random() < 1 / 8 else after
 
 
 def _row(rng: random.Random, scales: dict[str, int]) -> dict[str, float]:

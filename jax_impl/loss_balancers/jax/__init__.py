@@ -18,6 +18,7 @@ from loss_balancers.jax import functional
 from loss_balancers.jax.base import DistillationLossBalancer
 from loss_balancers.jax.dwa import DWALossBalancer
 from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
+from loss_balancers.jax.famo import FAMOLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.geometric import GeometricLossBalancer
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
@@ -34,6 +35,7 @@ __all__ = [
     "DWALossBalancer",
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
+    "FAMOLossBalancer",
     "GeometricLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "RandomLossBalancer",

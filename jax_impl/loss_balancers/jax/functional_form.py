@@ -96,6 +96,17 @@ class FunctionalForm:
         self._check(state)
         return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share))} if state else state
 
+    def update(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> State:
+        """The state with the losses after the optimizer's step observed, of a balancer that has `update()`.
+
+        Raises:
+            TypeError: The balancer has none.
+        """
+        self._check(state)
+        if not (self._entries and self._balancer._settings.updates):
+            raise spec.errors.without_update(type(self._balancer).__name__)
+        return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share), after=True)}
+
     def commit(self, state: State) -> State:
         """The state after an optimizer step: what was observed since the last commit moves the weights."""
         self._check(state)

@@ -65,12 +65,18 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     return Inputs(names, terms, dtypes, losses, sums, vector, present, validity(amounts, vector), amounts.shares)
 
 
-@partial(jax.jit, inline=True)
-def observed(pending: Array, sums: Array, amounts: Array | None, valid: Array | None) -> Array:
-    """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3)."""
+@partial(jax.jit, static_argnums=4, inline=True)
+def observed(pending: Array, sums: Array, amounts: Array | None, valid: Array | None, after: bool = False) -> Array:
+    """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3).
+
+    ``after`` says that it is an `update()`, whose sums are the second half, and which is no call more (spec Q4).
+    """
     one, zero = jnp.ones(1, FLOAT), jnp.zeros(1, FLOAT)
     counted = jnp.ones_like(sums) if amounts is None else amounts[: len(sums)]
-    taken = keep(pending + jnp.concatenate([sums, counted, one, zero]))
+    if others := len(pending) // 2 - 1 - len(sums):
+        around = (others, 0) if after else (0, others)
+        sums, counted = (jnp.pad(half, around) for half in (sums, counted))
+    taken = keep(pending + jnp.concatenate([sums, counted, zero if after else one, zero]))
     left_out = pending + jnp.concatenate([jnp.zeros(len(pending) - 1, FLOAT), one])
     informative = jnp.isfinite(taken).all()
     if valid is not None:

@@ -177,23 +177,23 @@ class StatefulLossBalancer(WeighedLossBalancer):
     def _observes(self) -> bool:
         return any(entry.name == "pending" and entry.named for entry in self._settings.state)
 
-    def _observe(self, inputs: Inputs, stacklevel: int) -> None:
-        if self._auto_step is None:
+    def _observe(self, inputs: Inputs, stacklevel: int, after: bool = False) -> None:
+        if self._auto_step is None and not after:
             self._warn_if_never_stepped(stacklevel + 1)
-        self._write(self._taken(self._values(), inputs))
+        self._write(self._taken(self._values(), inputs, after))
 
-    def _taken(self, state: State, inputs: Inputs) -> State:
-        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes."""
+    def _taken(self, state: State, inputs: Inputs, after: bool = False) -> State:
+        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes; or what `update()` does."""
         due = {}
-        if self._auto_step is not None:
+        if self._auto_step is not None and not after:
             due = self._stepped(state, self._over_ranks(enough(state["pending"], self._auto_step), lax.pmax))
             state = state | due
-        return due | {"pending": observed(state["pending"], inputs.sums, inputs.amounts, inputs.valid)}
+        return due | {"pending": observed(state["pending"], inputs.sums, inputs.amounts, inputs.valid, after)}
 
     def _stepped(self, state: State, due: Array | None = None) -> State:
         """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""
         pending = self._over_ranks(state["pending"])
-        own = self._committed(state, *pending_mean(pending)) if len(pending) > 2 else {}
+        own = self._committed(state | {"pending": pending}, *pending_mean(pending)) if len(pending) > 2 else {}
         new = own | advanced(state, pending)
         return new if due is None else {name: jnp.where(due, value, state[name]) for name, value in new.items()}
 

@@ -20,6 +20,7 @@ from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.errors import LossInfo as LossInfo
 from loss_balancers.spec.errors import bad_losses as bad_losses
 from loss_balancers.spec.errors import missing_framework as missing_framework
+from loss_balancers.spec.famo import FAMOLossBalancerSettings
 from loss_balancers.spec.formats import FORMAT_OF_DTYPE as FORMAT_OF_DTYPE
 from loss_balancers.spec.formats import FORMATS as FORMATS
 from loss_balancers.spec.formats import MOST_CALLS as MOST_CALLS
@@ -56,6 +57,7 @@ __all__ = [
     "STUDENT_LOSS_KEY",
     "DWALossBalancerSettings",
     "EMANormalizedLossBalancerSettings",
+    "FAMOLossBalancerSettings",
     "GeometricLossBalancerSettings",
     "Group",
     "LogitsAndIntermediatesLossBalancerSettings",

@@ -17,12 +17,14 @@ from loss_balancers.spec.state import ReferenceState, advance, initial_state, ob
 class Step(NamedTuple):
     """One step of a run: the losses of its forward, the cotangent in the aggregate's format, and `count=` or `share=`.
 
-    ``amounts`` are in the canonical order of the losses.
+    ``amounts`` are in the canonical order of the losses. ``after`` are the losses of `update()`, with the same amounts; None if it
+    is not called.
     """
 
     losses: Losses
     cotangent: float
     amounts: Amounts | None = None
+    after: Losses | None = None
 
 
 class Answer(NamedTuple):
@@ -35,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator[Answer]:
-    """A run from the beginning: at each step one forward in training mode, its gradient, and `step()`.
+    """A run from the beginning: at each step one forward in training mode, its gradient, `update()` if it is given, and `step()`.
 
     Args:
         settings: The settings of any balancer.
@@ -43,12 +45,15 @@ def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator
     """
     state = initial_state(settings.state)
     for step in steps:
-        losses, cotangent, amounts = Step._make(step if len(step) == 3 else (*step, None))
+        losses, cotangent, amounts, after = Step(*step)
         call = Call.of(losses, amounts)
         weights = settings.exact_weights(call, state)
         aggregate, gradients = settings.exact_aggregate(call, cotangent, state)
         if state:
-            state = committed(settings, observe(state, call))
+            state = observe(state, call)
+            if after is not None:
+                state = observe(state, Call.of(after, amounts), after=True)
+            state = committed(settings, state)
         yield Answer(aggregate, dict(zip(call.names, gradients, strict=True)), dict(zip(call.names, weights, strict=True)), state)
 
 

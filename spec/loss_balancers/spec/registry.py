@@ -11,6 +11,7 @@ from typing import Any
 
 from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
+from loss_balancers.spec.famo import FAMOLossBalancerSettings
 from loss_balancers.spec.geometric import GeometricLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.random import RandomLossBalancerSettings
@@ -37,6 +38,7 @@ SETTINGS: dict[str, Any] = {
         STCHLossBalancerSettings,
         RandomLossBalancerSettings,
         ReLoBRaLoLossBalancerSettings,
+        FAMOLossBalancerSettings,
     )
 }
 

@@ -34,6 +34,8 @@ class Settings(ABC):
     later: ClassVar[Mapping[str, Any]] = {}
     #: Whether a loss may be float64. Not where an exponential or a logarithm is taken of it, which there is in float32 alone.
     takes_float64: ClassVar[bool] = True
+    #: Whether the balancer has `update()`, which observes the losses after the optimizer's step as well.
+    updates: ClassVar[bool] = False
 
     @property
     def sees_losses(self) -> bool:

@@ -7,6 +7,8 @@ State is observed in the forward and committed by ``step()``, once per optimizer
   have been finite.
 - ``steps`` and ``skipped``, int32 ``()``: commits so far, and calls left out so far.
 
+A balancer with `update()` observes each loss twice: n is then two times the number of losses, those before the optimizer's step first.
+
 and what a method adds. Every entry starts at zero. The reference holds numbers as Python floats and ints. How state moves is in
 `moving.py` and `state_files.py`.
 """
@@ -73,16 +75,21 @@ def initial_state(entries: Sequence[StateEntry]) -> ReferenceState:
     return {e.name: (zero[e.dtype],) * e.shape[0] if e.shape else zero[e.dtype] for e in entries}
 
 
-def observe(state: ReferenceState, call: Call) -> ReferenceState:
-    """Adds a call to the pending sums, in float32; leaves it out if a sum would not be finite (spec T3)."""
+def observe(state: ReferenceState, call: Call, after: bool = False) -> ReferenceState:
+    """Adds a call to the pending sums, in float32; leaves it out if a sum would not be finite (spec T3).
+
+    ``after`` says that it is an `update()`, whose sums are the second half, and which is no call more (spec Q4).
+    """
     pending = Pending.of(state["pending"])
     losses = call.in_format("f32")[: len(pending.sums)]  # empty if the balancer keeps counters alone
     amounts = ((1.0,) * len(call.names) if call.amounts is None else call.amounts)[: len(losses)]
     if not call.shares:
         losses = [arithmetic.rmul(x, amount, "f32") for x, amount in zip(losses, amounts, strict=True)]
+    if others := (0.0,) * (len(pending.sums) - len(losses)):
+        losses, amounts = ((*others, *half) if after else (*half, *others) for half in (losses, amounts))
     taken = Pending(_added(pending.sums, losses), _added(pending.amounts, amounts), pending.calls, pending.left_out)
     if all(map(math.isfinite, taken.vector())):
-        (calls,) = _added([pending.calls], [1.0])
+        (calls,) = _added([pending.calls], [0.0 if after else 1.0])
         return {**state, "pending": taken._replace(calls=calls).vector()}
     (left_out,) = _added([pending.left_out], [1.0])
     return {**state, "pending": pending._replace(left_out=left_out).vector()}

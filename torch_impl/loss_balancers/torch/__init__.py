@@ -16,6 +16,7 @@ from loss_balancers.torch import functional
 from loss_balancers.torch.base import DistillationLossBalancer
 from loss_balancers.torch.dwa import DWALossBalancer
 from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
+from loss_balancers.torch.famo import FAMOLossBalancer
 from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.geometric import GeometricLossBalancer
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
@@ -31,6 +32,7 @@ __all__ = [
     "DWALossBalancer",
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
+    "FAMOLossBalancer",
     "GeometricLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "RandomLossBalancer",

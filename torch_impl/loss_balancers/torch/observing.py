@@ -69,14 +69,19 @@ def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:
     return Inputs(names, terms, dtypes, losses, sums, vector, present, validity(amounts, vector), amounts.shares)
 
 
-def observed(pending: Tensor, inputs: Inputs, out: Tensor | None = None) -> Tensor:
+def observed(pending: Tensor, inputs: Inputs, out: Tensor | None = None, after: bool = False) -> Tensor:
     """``pending`` with a call added; if a sum would not be finite, the call is counted as left out instead (spec T3).
 
-    With ``out``, the last operation writes there, and no other writes anything.
+    With ``out``, the last operation writes there, and no other writes anything. ``after`` says that it is an `update()`, whose sums
+    are the second half, and which is no call more (spec Q4).
     """
     sums, amounts = inputs.sums, inputs.amounts
+    if others := len(pending) // 2 - 1 - len(sums):
+        around = (others, 0) if after else (0, others)
+        sums, amounts = (pad(half, around) for half in (sums, torch.ones_like(sums) if amounts is None else amounts))
     counted = sums if amounts is None or not len(sums) else torch.cat([sums, amounts])
-    taken = pending + then_ones_and_zero(counted, len(pending) - 1 - len(counted))
+    more = pad(counted, (0, 2)) if after else then_ones_and_zero(counted, len(pending) - 1 - len(counted))
+    taken = pending + more
     if not len(sums) and inputs.valid is None:  # the counters alone are always finite
         return torch.hardshrink(taken, TINY[FLOAT]) if out is None else torch.hardshrink(taken, TINY[FLOAT], out=out)
     taken = keep(taken)

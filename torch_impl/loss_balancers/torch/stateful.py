@@ -182,21 +182,21 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         committed = [x for name, x in state.items() if name != "pending"]
         return self._last_factors.get(committed, self._table, lambda: self._factors(state, without_losses(self.names)))
 
-    def _observe(self, inputs: Inputs, stacklevel: int) -> None:
+    def _observe(self, inputs: Inputs, stacklevel: int, after: bool = False) -> None:
         if recomputing():
             return
         if under_torch_func():
             raise spec.errors.under_a_transform()
-        if self._auto_step is None and not is_dynamo_compiling():
+        if self._auto_step is None and not (after or is_dynamo_compiling()):
             self._warn_if_never_stepped(stacklevel + 1)
         pending = self.pending
-        if self._auto_step is not None:
+        if self._auto_step is not None and not after:
             due = pending[-2:].sum() >= self._auto_step
             self._commit(unless_recomputing(due, torch.zeros_like(due)))
         if is_dynamo_compiling():
-            pending.copy_(unless_recomputing(observed(pending, inputs), pending))
+            pending.copy_(unless_recomputing(observed(pending, inputs, after=after), pending))
         else:
-            observed(pending, inputs, out=pending)
+            observed(pending, inputs, out=pending, after=after)
 
     def _commit(self, due: Tensor | None = None) -> State:
         """Commits; if ``due`` is given, only where it is true. Returns the state."""
@@ -208,17 +208,17 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
     def _stepped(self, state: State, due: Tensor | None = None) -> State:
         """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""
         pending = self._over_ranks(state["pending"])
-        own = self._committed(state, *pending_mean(pending)) if len(pending) > 2 else {}
+        own = self._committed(state | {"pending": pending}, *pending_mean(pending)) if len(pending) > 2 else {}
         new = own | advanced(state, pending)
         return new if due is None else {name: torch.where(due, value, state[name]) for name, value in new.items()}
 
-    def _taken(self, state: State, inputs: Inputs) -> State:
-        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes."""
+    def _taken(self, state: State, inputs: Inputs, after: bool = False) -> State:
+        """What a training call changes of ``state``: it commits if ``auto_step`` says so, and observes; or what `update()` does."""
         due: State = {}
-        if self._auto_step is not None:
+        if self._auto_step is not None and not after:
             due = self._stepped(state, state["pending"][-2:].sum() >= self._auto_step)
             state = state | due
-        return due | {"pending": observed(state["pending"], inputs)}
+        return due | {"pending": observed(state["pending"], inputs, after=after)}
 
     def _over_ranks(self, pending: Tensor) -> Tensor:
         """The sum of ``pending`` over the ranks of the process group, if there is one and this rank is in it."""

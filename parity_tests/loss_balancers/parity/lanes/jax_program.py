@@ -22,6 +22,8 @@ from loss_balancers.spec.registry import SETTINGS
 Losses = dict[str, Array]
 #: ``count`` or ``share``, by name of the loss, or neither.
 Keywords = dict[str, Losses]
+#: The losses and keywords of an `update()`, of balancers that have it.
+Update = tuple[Losses, Keywords] | None
 
 
 class Balanced(NamedTuple):
@@ -33,8 +35,8 @@ class Balanced(NamedTuple):
     states: list[dict[str, Array]]
 
 
-#: From the states of all balancers, losses, cotangents and keywords to the next states and what is given, packed or not.
-Step = Callable[[Any, list[Losses], list[Array], list[Keywords]], tuple[Any, Any]]
+#: From the states of all balancers, losses, cotangents, keywords and updates to the next states and what is given, packed or not.
+Step = Callable[[Any, list[Losses], list[Array], list[Keywords], list[Update]], tuple[Any, Any]]
 
 
 class Program:
@@ -46,13 +48,19 @@ class Program:
         self._settings = [SETTINGS[group.balancer].from_json(group.settings) for group in groups]
 
     def step(
-        self, state: Any, batch: list[Losses], cotangents: list[Array], keywords: list[Keywords], forward: Any = None
+        self,
+        state: Any,
+        batch: list[Losses],
+        cotangents: list[Array],
+        keywords: list[Keywords],
+        updates: list[Update],
+        forward: Any = None,
     ) -> tuple[Any, Balanced]:
         """A forward, its gradient and a commit."""
         outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b, keywords), batch, has_aux=True)
         (gradients,) = pullback(cotangents)
         balancers = merged_copy(self.graph, observed)
-        balanced = self.balanced(balancers, batch, keywords, outputs, gradients)
+        balanced = self.balanced(balancers, batch, keywords, updates, outputs, gradients)
         return nnx.state(balancers), balanced
 
     def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Array], Any]:
@@ -65,12 +73,22 @@ class Program:
         return [balancer(losses, **more) for balancer, losses, more in zip(balancers, batch, keywords, strict=True)]
 
     def balanced(
-        self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords], outputs: list[Array], gradients: list[Losses]
+        self,
+        balancers: list[Any],
+        batch: list[Losses],
+        keywords: list[Keywords],
+        updates: list[Update],
+        outputs: list[Array],
+        gradients: list[Losses],
     ) -> Balanced:
         """All that is given. Commits what was observed."""
         weights, states = [], []
-        for balancer, losses, more, settings in zip(balancers, batch, keywords, self._settings, strict=True):
+        of_groups = zip(balancers, batch, keywords, updates, self._settings, strict=True)
+        for balancer, losses, more, update, settings in of_groups:
             weights.append({} if settings.weights_are == "constants" else balancer.weights(losses, **more))
+            if update is not None:
+                after, of_update = update
+                balancer.update(after, **of_update)
             if settings.state:
                 balancer.step()
             states.append({entry.name: getattr(balancer, entry.name)[...] for entry in settings.state})
@@ -129,16 +147,19 @@ def packed(step: Step) -> Step:
     return packed_step
 
 
-def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords]]:
-    """Losses, cotangents and keywords of one step of each group.
+def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords], list[Update]]:
+    """Losses, cotangents, keywords and updates of one step of each group.
 
     As arrays of NumPy: each of JAX's would go through its dispatch.
     """
     vectors = [group.sequences[sequence][t] for group in groups]
-    losses = [
-        {name: array(value, FORMATS[group.formats[name]].dtype) for name, value in vector.losses.items()}  # type: ignore[index]
-        for group, vector in zip(groups, vectors, strict=True)
-    ]
+    losses, afters = (
+        [
+            {name: array(value, FORMATS[group.formats[name]].dtype) for name, value in row.items()}  # type: ignore[index]
+            for group, row in zip(groups, rows, strict=True)
+        ]
+        for rows in ([vector.losses for vector in vectors], [vector.after for vector in vectors])
+    )
     cotangents = [
         array(vector.cotangent, FORMATS[group.result].dtype)  # type: ignore[index]
         for group, vector in zip(groups, vectors, strict=True)
@@ -147,7 +168,7 @@ def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losse
         {group.keyword: {name: array(value, "float32") for name, value in vector.amounts.items()}} if group.keyword else {}
         for group, vector in zip(groups, vectors, strict=True)
     ]
-    return losses, cotangents, keywords
+    return losses, cotangents, keywords, [(x, more) if x else None for x, more in zip(afters, keywords, strict=True)]
 
 
 def array(value: float, dtype: str = "bool") -> Any:

@@ -20,6 +20,8 @@ DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 Losses = dict[str, Tensor]
 #: ``count`` or ``share``, by name of the loss, or neither.
 Keywords = dict[str, Losses]
+#: The losses and keywords of an `update()`, of balancers that have it.
+Update = tuple[Losses, Keywords] | None
 Results = Iterator[list[Result]]
 
 
@@ -60,8 +62,12 @@ class Program:
             if balancer._settings.state:
                 balancer.observe(losses, **more)
 
-    def commit(self) -> None:
+    def commit(self, updates: Sequence[Update]) -> None:
         """The end of an optimizer step."""
+        for balancer, update in zip(self.balancers, updates, strict=True):
+            if update is not None:
+                losses, more = update
+                balancer.update(losses, **more)
         for balancer in self.changing:
             balancer.step()
 
@@ -72,7 +78,7 @@ class Program:
             for balancer, output, of_each, by_name in zip(self.balancers, outputs, gradients, weights, strict=True)
         ]
 
-    def steps(self, run: Callable[[list[Losses], list[Tensor], list[Keywords]], list[Result]]) -> Results:
+    def steps(self, run: Callable[[list[Losses], list[Tensor], list[Keywords], list[Update]], list[Result]]) -> Results:
         """Each step of each sequence, which begins with balancers as new."""
         sequences, steps = shape(self.groups[0])
         for sequence in range(sequences):
@@ -80,18 +86,22 @@ class Program:
             for t in range(steps):
                 yield run(*self.batch(sequence, t))
 
-    def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor], list[Keywords]]:
-        """Losses, cotangents and keywords of one step of each group."""
+    def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor], list[Keywords], list[Update]]:
+        """Losses, cotangents, keywords and updates of one step of each group."""
         vectors = [group.sequences[sequence][t] for group in self.groups]
-        losses = [
-            {name: self._tensor(value, group.formats[name]) for name, value in vector.losses.items()}
-            for group, vector in zip(self.groups, vectors, strict=True)
-        ]
+        losses, afters = (
+            [
+                {name: self._tensor(value, group.formats[name]) for name, value in row.items()}
+                for group, row in zip(self.groups, rows, strict=True)
+            ]
+            for rows in ([vector.losses for vector in vectors], [vector.after for vector in vectors])
+        )
         keywords = [
             {group.keyword: {name: self._tensor(x, "f32") for name, x in vector.amounts.items()}} if group.keyword else {}
             for group, vector in zip(self.groups, vectors, strict=True)
         ]
-        return losses, [self._tensor(v.cotangent, g.result) for g, v in zip(self.groups, vectors, strict=True)], keywords
+        cotangents = [self._tensor(v.cotangent, g.result) for g, v in zip(self.groups, vectors, strict=True)]
+        return losses, cotangents, keywords, [(x, more) if x else None for x, more in zip(afters, keywords, strict=True)]
 
     def _tensor(self, value: float, fmt: str) -> Tensor:
         return torch.tensor(value, dtype=DTYPES[fmt], device=self.device)
@@ -121,16 +131,16 @@ def _compiled(device: str, groups: Sequence[Group]) -> Results:
     return _called(program, compiled(program.of_vectors), program.commit)
 
 
-def _called(program: Program, forward: Callable[..., Any], commit: Callable[[], None]) -> Results:
+def _called(program: Program, forward: Callable[..., Any], commit: Callable[[Sequence[Update]], None]) -> Results:
     """As a training loop does: a forward, its backward by autograd, a commit."""
 
-    def step(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
+    def step(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords], updates: list[Update]) -> list[Result]:
         vectors = [{name: x.reshape(1).requires_grad_() for name, x in losses.items()} for losses in batch]
         leaves = [x for losses in vectors for x in losses.values()]
         outputs, weights = forward(vectors, keywords)
         # A student loss that is left out of the aggregate is not in the graph: its gradient is zero.
         gradients = iter(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
-        commit()
+        commit(updates)
         return program.results(outputs, [{name: next(gradients).squeeze(0) for name in losses} for losses in batch], weights)
 
     return program.steps(step)
@@ -157,13 +167,14 @@ def _vmap(device: str, groups: Sequence[Group]) -> Results:
     wrapped = [[_WithWeights(balancer).eval() for balancer in program.balancers] for program in programs]
     found: dict[tuple[int, int], list[Result]] = {}
     for t in range(steps):
-        batches, cotangents, keywords = zip(*(program.batch(sequence, t) for sequence, program in enumerate(programs)), strict=True)
+        drawn = (program.batch(sequence, t) for sequence, program in enumerate(programs))
+        batches, cotangents, keywords, updates = zip(*drawn, strict=True)
         given = []
         for modules, *of_group in zip(*(zip(*x, strict=True) for x in (wrapped, batches, keywords, cotangents)), strict=True):
             given.append(_of_all(modules, *tree_map(lambda *xs: torch.stack(xs), *zip(*of_group, strict=True))))
         for sequence, program in enumerate(programs):
             program.observe(batches[sequence], keywords[sequence])
-            program.commit()
+            program.commit(updates[sequence])
             outputs, gradients, weights = zip(
                 *((o[sequence], _at(g, sequence), _at(w, sequence)) for o, g, w in given), strict=True
             )
@@ -216,13 +227,15 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
         terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
         return torch.stack(terms).sum(), [o.detach() for o in outputs], weights
 
-    def update(parameters: list[Tensor], rates: list[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-        program.commit()
+    def update(
+        parameters: list[Tensor], rates: list[Tensor], gradients: Sequence[Tensor], updates: list[Update]
+    ) -> list[Tensor]:
+        program.commit(updates)
         return [p.detach() - rate * g for p, rate, g in zip(parameters, rates, gradients, strict=True)]
 
     objective, update = compiled(objective), compiled(update)
 
-    def run(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords]) -> list[Result]:
+    def run(batch: list[Losses], cotangents: list[Tensor], keywords: list[Keywords], updates: list[Update]) -> list[Result]:
         # A vector of all losses of a group: a scalar each would make the compiler work three times as long.
         parameters = [
             torch.stack([losses[name].to(_wide(narrow.values())) for name in narrow]).requires_grad_()
@@ -231,7 +244,7 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
         # Cotangents are vectors for the reason that `of_vectors` gives.
         total, outputs, weights = objective(parameters, [x.reshape(1) for x in cotangents], keywords, ones)
         gradients = torch.autograd.grad(total, parameters)
-        update(parameters, rates, gradients)
+        update(parameters, rates, gradients, updates)
         return program.results(
             [_narrowed(o, ct.dtype) for o, ct in zip(outputs, cotangents, strict=True)],
             [

@@ -243,6 +243,12 @@ def no_state(balancer: str) -> TypeError:
     return TypeError(f"A `{balancer}` has no state to export or load. Save its settings instead.")
 
 
+def without_update(balancer: str) -> TypeError:
+    return TypeError(
+        f"A `{balancer}` does not observe losses after the optimizer's step. Received `update()`. Leave it out. (docs/spec Q4)"
+    )
+
+
 def across_a_transform() -> RuntimeError:
     return RuntimeError(
         "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "

@@ -16,7 +16,8 @@ class Vector(NamedTuple):
 
     Unless the weights are constants, also the weights; and the state after the step, if there is state: a number or a tuple of
     them by entry.
-    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given.
+    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given. ``after`` are the losses that
+    `update()` is given before the commit, with the same amounts; empty where the balancer has none.
     """
 
     losses: dict[str, float]
@@ -26,6 +27,7 @@ class Vector(NamedTuple):
     weights: dict[str, float]
     state: dict[str, Any]
     amounts: dict[str, float] = {}  # noqa: RUF012  # of a NamedTuple, and never changed
+    after: dict[str, float] = {}  # noqa: RUF012
 
 
 class Group(NamedTuple):
@@ -112,6 +114,7 @@ def _vector(vector: dict[str, Any]) -> Vector:
             for name, value in vector.get("state", {}).items()
         },
         amounts=_floats(vector.get("amounts", {})),
+        after=_floats(vector.get("after", {})),
     )
 
 

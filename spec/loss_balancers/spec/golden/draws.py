@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -41,6 +42,14 @@ def cotangent(rng: random.Random, index: int, result: str) -> float:
 def draw(rng: random.Random, fmt: str, low: int, high: int) -> float:
     """A positive number of the format with a random significand and an exponent from ``low`` to ``high``."""
     return round_to((1 + Fraction(rng.getrandbits(53), 2**53)) * Fraction(2) ** rng.randint(low, high), fmt)
+
+
+def later(rng: random.Random, row: dict[str, float], formats: Mapping[str, str]) -> dict[str, float]:
+    """The losses of a row after an optimizer's step: each between a half and twice what it was; NaN, infinity and zero stay."""
+    return {
+        name: round_to(Fraction(x) * Fraction(draw(rng, "f32", -1, 0)), formats[name]) if math.isfinite(x) and x else x
+        for name, x in row.items()
+    }
 
 
 def largest(fmt: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from loss_balancers.spec.amounts import Amounts
 from loss_balancers.spec.formats import FORMATS, Format, result_format, round_to
-from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, label_of
+from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, label_of, later
 from loss_balancers.spec.golden.layout import laid_out
 from loss_balancers.spec.keys import canonical_order
 from loss_balancers.spec.reference import Answer, Step, run
@@ -49,9 +49,11 @@ def _group(rng: random.Random, form: Form, format_set: str) -> dict[str, Any]:
     for rows in _sequences(_Inputs(rng, formats)):
         cotangents = [cotangent(rng, (index + len(sequences)) % STEPS, result) for index in range(STEPS)]
         amounts = [_amounts(rng, form.keyword, (index + len(sequences)) % STEPS, row) for index, row in enumerate(rows)]
-        steps = [_step(formats, row, back, given, form.keyword) for row, back, given in zip(rows, cotangents, amounts, strict=True)]
+        afters = [_after(rng, formats, rows, index) if form.settings.updates else {} for index in range(STEPS)]
+        columns = zip(rows, cotangents, amounts, afters, strict=True)
+        steps = [_step(formats, row, back, given, after, form.keyword) for row, back, given, after in columns]
         answers = run(form.settings, steps)
-        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, amounts, strict=True)])
+        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, amounts, afters, strict=True)])
     return {
         "id": f"{form.id}-{format_set}",
         "settings": form.settings.as_json(),
@@ -81,13 +83,22 @@ def _amounts(rng: random.Random, keyword: str, index: int, row: dict[str, float]
     return dict.fromkeys(row, 0.0) if index == 2 else drawn
 
 
-def _step(formats: dict[str, str], row: dict[str, float], back: float, amounts: dict[str, float], keyword: str) -> Step:
-    losses = {name: (formats[name], x) for name, x in row.items()}
+def _after(rng: random.Random, formats: dict[str, str], rows: Sequence[dict[str, float]], index: int) -> dict[str, float]:
+    """The losses after the optimizer's step: near those before it, or those of the next step, whatever they are."""
+    return rows[(index + 1) % STEPS] if index % 4 == 3 else later(rng, rows[index], formats)
+
+
+def _step(
+    formats: dict[str, str], row: dict[str, float], back: float, amounts: dict[str, float], after: dict[str, float], keyword: str
+) -> Step:
+    losses, later = ({name: (formats[name], x) for name, x in given.items()} for given in (row, after))
     values = tuple(amounts[name] for name in canonical_order(tuple(row))) if keyword else ()
-    return Step(losses, back, Amounts(values, keyword == "share") if keyword else None)
+    return Step(losses, back, Amounts(values, keyword == "share") if keyword else None, later or None)
 
 
-def _vector(row: dict[str, float], back: float, answer: Answer, amounts: dict[str, float]) -> dict[str, Any]:
+def _vector(
+    row: dict[str, float], back: float, answer: Answer, amounts: dict[str, float], after: dict[str, float]
+) -> dict[str, Any]:
     return {
         "losses": _hex(row),
         "cotangent": back.hex(),
@@ -96,6 +107,7 @@ def _vector(row: dict[str, float], back: float, answer: Answer, amounts: dict[st
         "weights": _hex(answer.weights),
         "state": {name: [x.hex() for x in value] if isinstance(value, tuple) else value for name, value in answer.state.items()},
         **({"amounts": _hex(amounts)} if amounts else {}),
+        **({"after": _hex(after)} if after else {}),
     }
 
 
