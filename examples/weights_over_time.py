@@ -51,6 +51,7 @@ BALANCERS: dict[str, Callable[[Any, int], Any]] = {
     "STCHLossBalancer": lambda m, steps: m.STCHLossBalancer(NAMES, total_weight="K"),
     "RandomLossBalancer": lambda m, steps: m.RandomLossBalancer(NAMES, total_weight="K"),
     "ReLoBRaLoLossBalancer": lambda m, steps: m.ReLoBRaLoLossBalancer(NAMES),
+    "FAMOLossBalancer": lambda m, steps: m.FAMOLossBalancer(NAMES, total_weight="K"),
 }
 
 

@@ -4,6 +4,7 @@ The reference is exact float32. Here its steps compute with doubles instead (`Do
 not the rounding. Settings are such that float32 holds them.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from unittest.mock import patch
@@ -14,7 +15,8 @@ import torch
 from torchjd import scalarization
 
 from loss_balancers import spec
-from loss_balancers.spec import random_bits
+from loss_balancers.spec import famo, random_bits
+from loss_balancers.spec.arithmetic import EXACT
 from loss_balancers.spec.call import Call
 from loss_balancers.spec.ops import Ops
 from loss_balancers.spec.state import initial_state
@@ -83,6 +85,11 @@ def call_of(losses):
     return Call(names_of(len(losses)), ("f32",) * len(losses), tuple(losses), ops=Doubles())
 
 
+def exact_call(losses):
+    """The same in the exact arithmetic of the spec, which knows what the logarithm of a negative number is."""
+    return call_of(losses)._replace(ops=EXACT)
+
+
 def theirs(scalarizer, losses):
     """The value and the gradient."""
     x = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
@@ -144,6 +151,42 @@ def test_random_weights_of_the_same_draw(traces):
                 wanted, weights = theirs(scalarization.Random(), losses)
             value, gradient = settings.exact_aggregate(call_of(losses), 1.0, {"steps": step})
             assert_close((value, *gradient), (wanted, *weights))
+
+
+@pytest.mark.parametrize(("lr", "weight_decay", "least"), [(0.025, 1e-3, 0.0), (0.5, 0.1, -1.0)])
+def test_famo(traces, lr, weight_decay, least):
+    """Value, gradient and logits over eight updates, each with the losses of the next step. Constants as the settings have them."""
+    with patch.object(famo, "round_weight", lambda weight, name: weight):
+        for trace in traces:
+            names = names_of(len(trace[0]))
+            settings = spec.FAMOLossBalancerSettings(names, lr, weight_decay, dict.fromkeys(names, least))
+            least_of_each = torch.full((len(names),), least, dtype=torch.float64)
+            state = initial_state(settings.state)
+            peer = scalarization.FAMO(len(names), least_of_each, lr, weight_decay).double()
+            for before, after in itertools.pairwise(trace):
+                value, gradient = settings.exact_aggregate(call_of(before), 1.0, state)
+                wanted, of_losses = theirs(peer, before)
+                # The logarithms that it adds up may cancel.
+                assert_close(value, wanted, max(abs(math.log(x - least)) for x in before) * max(before))
+                assert_close(gradient, of_losses)
+                state |= settings.exact_committed(state, [*before, *after], (True,) * (2 * len(names)), Doubles())
+                peer.update(torch.tensor(after, dtype=torch.float64))
+                assert_close(state["logits"], peer._w.tolist(), lr)  # steps of about lr may cancel
+
+
+def test_a_loss_at_its_least_value_moves_no_logit_here():
+    """Departures on purpose (docs/spec Q2, Q4): of a loss that is not above its least value nothing follows, and it is not minimized."""
+    settings = spec.FAMOLossBalancerSettings(names_of(2))
+    state, peer = initial_state(settings.state), scalarization.FAMO(2)
+    peer(torch.tensor([1.0, 2.0]))
+    peer.update(torch.tensor([0.0, 2.0]))
+    assert peer._w.tolist()[0] == pytest.approx(-0.025)
+    assert settings.exact_committed(state, [1.0, 2.0, 0.0, 2.0], (True,) * 4)["logits"] == (0.0, 0.0)
+    value, gradient = theirs(peer, [-1.0, 2.0])
+    assert math.isnan(value)
+    assert np.isfinite(gradient).all()  # of the first loss, which it would push up
+    value, gradient = settings.exact_aggregate(exact_call([-1.0, 2.0]), 1.0, state)
+    assert np.isnan([value, *gradient]).all()
 
 
 def test_a_loss_of_zero_before_gives_nan_there_and_the_ratio_1_here():

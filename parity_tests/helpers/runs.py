@@ -43,11 +43,12 @@ def make(framework: str, settings: Any) -> Any:
 
 
 def forward(balancer: Any, losses: Losses) -> Outcome:
-    """A training forward and its gradients, as bytes."""
+    """A training forward and its gradients, as bytes; and an `update()` with half the losses, of a balancer that has it."""
     if isinstance(balancer, torch.nn.Module):
         x = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in losses.items()}
         aggregate = balancer(x)
         gradients = dict(zip(x, torch.autograd.grad(aggregate, list(x.values())), strict=True))
+        _update(balancer, {name: value.detach() for name, value in x.items()})
     else:
         aggregate, gradients = _jitted_forward(balancer, {name: jnp.asarray(value) for name, value in losses.items()})
     return {"aggregate": as_bytes(aggregate)} | {name: as_bytes(gradients[name]) for name in losses}
@@ -64,7 +65,14 @@ def step(balancer: Any) -> None:
 # Compiled once for balancers of equal settings.
 @nnx.jit
 def _jitted_forward(balancer: Any, losses: Any) -> Any:
-    return nnx.value_and_grad(lambda losses, balancer: balancer(losses))(losses, balancer)
+    found = nnx.value_and_grad(lambda losses, balancer: balancer(losses))(losses, balancer)
+    _update(balancer, losses)
+    return found
+
+
+def _update(balancer: Any, losses: Any) -> None:
+    if balancer._settings.updates:
+        balancer.update({name: x * 0.5 for name, x in losses.items()})
 
 
 @nnx.jit

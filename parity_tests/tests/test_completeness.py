@@ -66,4 +66,5 @@ def test_examples_are_for_the_losses_that_they_name() -> None:
         *("dwa", "dwa-bounded"),
         *("soft-adapt", "soft-adapt-lagged"),
         *("relobralo", "relobralo-lagged"),
+        *("famo", "famo-all"),
     }

@@ -189,6 +189,25 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "relobralo-max-ratio": (lambda m, a: m.ReLoBRaLoLossBalancer(N, max_ratio=0.5), ValueError, "`max_ratio` must be in [1.0, "),
     "relobralo-total": (lambda m, a: m.ReLoBRaLoLossBalancer(N, total_weight=None), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received None"),
     "relobralo-no-scalar": (lambda m, a: m.ReLoBRaLoLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    "famo-lr": (lambda m, a: m.FAMOLossBalancer(N, lr=1.5), ValueError, "`lr` must be in [0.0, 1.0]. Received 1.5"),
+    "famo-lr-nan": (lambda m, a: m.FAMOLossBalancer(N, lr=math.nan), ValueError, "`lr` must be in [0.0, 1.0]. Received nan"),
+    "famo-lr-text": (lambda m, a: m.FAMOLossBalancer(N, lr="1e-3"), TypeError, "`lr` must be a real number"),
+    "famo-weight-decay": (lambda m, a: m.FAMOLossBalancer(N, weight_decay=-1e-3), ValueError, "`weight_decay` must be in [0.0, 1.0]. Received -0.001"),
+    "famo-min-losses": (lambda m, a: m.FAMOLossBalancer(N, min_losses={"A": 0.0}), ValueError, "`min_losses` must name losses of `names`. Received ['A']"),
+    "famo-min-losses-number": (lambda m, a: m.FAMOLossBalancer(N, min_losses=0.0), TypeError, "`min_losses` must be a mapping from the name of a loss to its value. Received 0.0 of type float"),
+    "famo-min-losses-inf": (lambda m, a: m.FAMOLossBalancer(N, min_losses={"MSELoss_0": -math.inf}), ValueError, "`min_losses['MSELoss_0']` must be in [-3.4028234663852886e+38, "),
+    "famo-eps": (lambda m, a: m.FAMOLossBalancer(N, eps=-1e-8), ValueError, "`eps` must be in [0.0, "),
+    "famo-total": (lambda m, a: m.FAMOLossBalancer(N, total_weight=1), ValueError, "`total_weight` must be one of ['paper', 'K', 'one']. Received 1"),
+    "famo-no-scalar": (lambda m, a: m.FAMOLossBalancer(N)(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    "famo-update-names": (lambda m, a: m.FAMOLossBalancer(N).update({"A": a(1.0)}), ValueError, "The losses must be those that the balancer was built for"),
+    "famo-update-no-scalar": (lambda m, a: m.FAMOLossBalancer(N).update(dict.fromkeys(N, a([1.0]))), ValueError, "must be scalars"),
+    "famo-update-number": (lambda m, a: m.FAMOLossBalancer(N).update({**dict.fromkeys(N, a(1.0)), "MSELoss_0": 1.0}), TypeError, "The loss 'MSELoss_0' must be a floating-point array"),
+    "famo-update-both": (lambda m, a: m.FAMOLossBalancer(N).update(dict.fromkeys(N, a(1.0)), count=1, share=1), TypeError, "`count`"),
+    "famo-update-negative": (lambda m, a: m.FAMOLossBalancer(N).update(dict.fromkeys(N, a(1.0)), count=-1), ValueError, "`count`"),
+    "update-of-another": (
+        lambda m, a: m.functional_form(ema(m)).update(m.functional_form(ema(m)).init(), dict.fromkeys(N, a(1.0))), TypeError,
+        "A `EMANormalizedLossBalancer` does not observe losses after the optimizer's step. Received `update()`. Leave it out.",
+    ),
     **{
         f"auto-step-{given!r}": (lambda m, a, given=given: m.ScheduledLossBalancer(0.5, N, auto_step=given), kind, f"`auto_step` must be None or an int from 1 to 16777215. Received {given!r}")
         for given, kind in ((0, ValueError), (-3, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError))

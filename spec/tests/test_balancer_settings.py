@@ -23,6 +23,7 @@ EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIn
 DWA, SoftAdapt = spec.DWALossBalancerSettings, spec.SoftAdaptLossBalancerSettings
 Geometric, STCH = spec.GeometricLossBalancerSettings, spec.STCHLossBalancerSettings
 Random, ReLoBRaLo = spec.RandomLossBalancerSettings, spec.ReLoBRaLoLossBalancerSettings
+FAMO = spec.FAMOLossBalancerSettings
 ALL = [*SETTINGS.values()]
 
 NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
@@ -54,6 +55,8 @@ EXAMPLES = {
     "random-all": Random(NAMES, {"MSELoss_0": RAMP}, 2**63 - 1, "K"),
     "relobralo": ReLoBRaLo(NAMES),
     "relobralo-all": ReLoBRaLo(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.25, 2.0, True, 7, 2.0, "one"),
+    "famo": FAMO(NAMES),
+    "famo-all": FAMO(NAMES, 0.5, 0.25, {"MSELoss_0": -1}, 0.0, "K"),
 }  # fmt: skip
 
 
@@ -122,6 +125,7 @@ FIELDS = {
     STCH: ["names", "mu", "weights", "reference", "form", "total_weight"],
     Random: ["names", "weights", "seed", "total_weight"],
     ReLoBRaLo: ["names", "weights", "alpha", "beta", "temperature", "lagged", "seed", "max_ratio", "total_weight"],
+    FAMO: ["names", "lr", "weight_decay", "min_losses", "eps", "total_weight"],
 }
 
 
@@ -289,6 +293,8 @@ def test_state_entries_are_a_table_per_balancer():
     assert [*Logits().state] == [*counters, ("pending", "float32", (2,), 0, 2)]
     sums = [("total", "float32", (3,), 3, 1), ("fix", "float32", (3,), 3, 1)]
     assert [*EMANormalized(NAMES).state] == [*counters, ("pending", "float32", (8,), 3, 2), *sums]
+    twice = [("moments", "float32", (6,), 3, 2), ("corrections", "float32", (6,), 3, 2)]
+    assert [*FAMO(NAMES).state] == [*counters, ("pending", "float32", (14,), 3, 4), ("logits", "float32", (3,), 3, 1), *twice]
     assert spec.StaticLossBalancerSettings().state == ()
 
 

@@ -21,7 +21,7 @@ RAMP = schedules.linear(0.0, 0.4, 1)
 
 #: Balancers whose `step()` alone is compiled. Their training forward writes what every forward writes, by the same code as that of
 #: the others, and takes exponentials or draws, of which Inductor makes code for minutes.
-STEP_ALONE = ("DWALossBalancer", "SoftAdaptLossBalancer", "RandomLossBalancer", "ReLoBRaLoLossBalancer")
+STEP_ALONE = ("DWALossBalancer", "SoftAdaptLossBalancer", "RandomLossBalancer", "ReLoBRaLoLossBalancer", "FAMOLossBalancer")
 
 
 class StateCase(NamedTuple):
@@ -104,6 +104,11 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
 
         return ReLoBRaLoLossBalancer(NAMES, {NAMES[0]: RAMP}, beta=0.5, auto_step=auto_step)
 
+    def famo(auto_step: int | None) -> Any:
+        from loss_balancers.torch import FAMOLossBalancer
+
+        return FAMOLossBalancer(NAMES, min_losses={NAMES[0]: -1.0}, auto_step=auto_step)
+
     return {
         "ScheduledLossBalancer": (scheduled, NAMES),
         "WeightedSumLossBalancer": (weighted_sum, NAMES),
@@ -114,6 +119,7 @@ def _balancers() -> dict[str, tuple[Callable[[int | None], Any], tuple[str, ...]
         "SoftAdaptLossBalancer": (soft_adapt, NAMES),
         "RandomLossBalancer": (drawn, NAMES),
         "ReLoBRaLoLossBalancer": (relobralo, NAMES),
+        "FAMOLossBalancer": (famo, NAMES),
     }
 
 

@@ -22,8 +22,8 @@ from loss_balancers.spec.registry import SETTINGS
 Losses = dict[str, Array]
 #: ``count`` or ``share``, by name of the loss, or neither.
 Keywords = dict[str, Losses]
-#: The losses and keywords of an `update()`, of balancers that have it.
-Update = tuple[Losses, Keywords] | None
+#: What `update()` is given, ``loss`` and keywords, of balancers that have it; else empty.
+Update = dict[str, Losses]
 
 
 class Balanced(NamedTuple):
@@ -86,9 +86,8 @@ class Program:
         of_groups = zip(balancers, batch, keywords, updates, self._settings, strict=True)
         for balancer, losses, more, update, settings in of_groups:
             weights.append({} if settings.weights_are == "constants" else balancer.weights(losses, **more))
-            if update is not None:
-                after, of_update = update
-                balancer.update(after, **of_update)
+            if update:
+                balancer.update(**update)
             if settings.state:
                 balancer.step()
             states.append({entry.name: getattr(balancer, entry.name)[...] for entry in settings.state})
@@ -168,7 +167,7 @@ def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losse
         {group.keyword: {name: array(value, "float32") for name, value in vector.amounts.items()}} if group.keyword else {}
         for group, vector in zip(groups, vectors, strict=True)
     ]
-    return losses, cotangents, keywords, [(x, more) if x else None for x, more in zip(afters, keywords, strict=True)]
+    return losses, cotangents, keywords, [{"loss": x, **more} if x else {} for x, more in zip(afters, keywords, strict=True)]
 
 
 def array(value: float, dtype: str = "bool") -> Any:

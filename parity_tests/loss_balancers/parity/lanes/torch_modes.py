@@ -20,8 +20,8 @@ DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 Losses = dict[str, Tensor]
 #: ``count`` or ``share``, by name of the loss, or neither.
 Keywords = dict[str, Losses]
-#: The losses and keywords of an `update()`, of balancers that have it.
-Update = tuple[Losses, Keywords] | None
+#: What `update()` is given, ``loss`` and keywords, of balancers that have it; else empty.
+Update = dict[str, Losses]
 Results = Iterator[list[Result]]
 
 
@@ -65,9 +65,8 @@ class Program:
     def commit(self, updates: Sequence[Update]) -> None:
         """The end of an optimizer step."""
         for balancer, update in zip(self.balancers, updates, strict=True):
-            if update is not None:
-                losses, more = update
-                balancer.update(losses, **more)
+            if update:
+                balancer.update(**update)
         for balancer in self.changing:
             balancer.step()
 
@@ -101,7 +100,7 @@ class Program:
             for group, vector in zip(self.groups, vectors, strict=True)
         ]
         cotangents = [self._tensor(v.cotangent, g.result) for g, v in zip(self.groups, vectors, strict=True)]
-        return losses, cotangents, keywords, [(x, more) if x else None for x, more in zip(afters, keywords, strict=True)]
+        return losses, cotangents, keywords, [{"loss": x, **more} if x else {} for x, more in zip(afters, keywords, strict=True)]
 
     def _tensor(self, value: float, fmt: str) -> Tensor:
         return torch.tensor(value, dtype=DTYPES[fmt], device=self.device)
