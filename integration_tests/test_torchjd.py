@@ -175,7 +175,7 @@ def test_famo(traces, lr, weight_decay, least):
 
 
 def test_a_loss_at_its_least_value_moves_no_logit_here():
-    """Departures on purpose (docs/spec Q2, Q4): of a loss that is not above its least value nothing follows, and it is not minimized."""
+    """Departures on purpose (docs/spec Q3, Q4): of a loss that is not above its least value nothing follows."""
     settings = spec.FAMOLossBalancerSettings(names_of(2))
     state, peer = initial_state(settings.state), scalarization.FAMO(2)
     peer(torch.tensor([1.0, 2.0]))

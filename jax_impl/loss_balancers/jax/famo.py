@@ -96,9 +96,9 @@ class FAMOLossBalancer(StatefulLossBalancer):
     after the optimizer's step, evaluate the same batch again and give the losses to `update()`; then call `step()`. Without
     `update()` the weights stay as they are.
 
-    With ``z = softmax(w)``, a constant, ``D_k = L_k - min_losses_k + eps`` and ``n = sum(z_k / D_k)``, a constant too: aggregate =
-    ``sum(z_k / n * log(D_k))``. Its derivatives by the losses, ``z_k / (n * D_k)``, sum to 1. `step()` moves ``w`` by Adam, with the
-    gradient ``z_k * (d_k - sum(z_j * d_j)) + weight_decay * w_k``, where ``d_k`` is ``log(D_k)`` before the optimizer's step less
+    With ``D_k = L_k - min_losses_k + eps``, and the constants ``z = softmax(w)`` and ``n = sum(z_k / D_k)``: aggregate =
+    ``sum(z_k / n * log(D_k))``. Its derivatives by the losses, ``z_k / (n * D_k)``, sum to 1. `step()` moves ``w`` by Adam. The
+    gradient is ``z_k * (d_k - sum(z_j * d_j)) + weight_decay * w_k``; ``d_k`` is ``log(D_k)`` before the optimizer's step less
     that after it: a loss that fell faster than the others gets less.
 
     The aggregate is no measure of success: it is below 0 where losses are below 1, and it can rise while all losses fall. Do not
@@ -141,17 +141,17 @@ class FAMOLossBalancer(StatefulLossBalancer):
         ...     balancer.update({"student_loss": jnp.float32(student_loss / 2), "MSELoss_0": jnp.float32(2.0)})
         ...     balancer.step()
         >>> {name: round(x.item(), 3) for name, x in zip(balancer.names, balancer.logits[...])}
-        {'MSELoss_0': 1.454, 'student_loss': -1.454}
+        {'MSELoss_0': 1.455, 'student_loss': -1.455}
 
     Reference:
         Liu, Feng, Stone, Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, arXiv:2306.03792, algorithm 1.
 
     Deviations:
-        ``w`` follows the means that `step()` commits, so it does not depend on how batches are split. A loss that is absent, or whose
-        mean before or after is not finite or not above ``min_losses``, has no part in a commit, and its ``w`` stays; the others
-        share among themselves. If a call was left out, no ``w`` changes. A loss that is not above ``min_losses - eps`` makes the
-        aggregate and all gradients NaN; the authors' code then gives finite gradients that push the loss up. The bias of Adam is
-        corrected by running means of 1, one for each loss. The authors' code also clips the gradients of the student.
+        ``w`` follows the means that `step()` commits, so it does not depend on how batches are split. A loss that is absent, or
+        whose mean before or after is not finite or not above ``min_losses``, has no part in a commit, and its ``w`` stays; the
+        others share among themselves. If a call was left out, no ``w`` changes. A loss that is not above ``min_losses - eps`` makes
+        the aggregate and all gradients NaN; the authors' code then gives finite gradients, some of which push a loss up. The bias
+        of Adam is corrected by running means of 1, one for each loss. The authors' code also clips the gradients of the student.
     """
 
     _scalars = True

@@ -7,7 +7,7 @@ State is observed in the forward and committed by ``step()``, once per optimizer
   have been finite.
 - ``steps`` and ``skipped``, int32 ``()``: commits so far, and calls left out so far.
 
-A balancer with `update()` observes each loss twice: n is then two times the number of losses, those before the optimizer's step first.
+A balancer with `update()` observes each loss before the optimizer's step and after it: n is then two times the number of losses.
 
 and what a method adds. Every entry starts at zero. The reference holds numbers as Python floats and ints. How state moves is in
 `moving.py` and `state_files.py`.

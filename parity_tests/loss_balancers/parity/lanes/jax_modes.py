@@ -96,9 +96,9 @@ def _step(groups: Sequence[Group]) -> Results:
     ) -> Any:
         value_and_grad = nnx.value_and_grad(objective, argnums=1, has_aux=True)
         (_, (batch, outputs)), gradients = value_and_grad(balancers, parameters, cotangents, keywords, one)
-        updates, moments = optimizer.update(gradients, optimizer.init(parameters), parameters)
+        moves, moments = optimizer.update(gradients, optimizer.init(parameters), parameters)
         balanced = program.balanced(balancers, batch, keywords, updates, outputs, gradients)
-        return balanced, (optax.apply_updates(parameters, updates), moments)
+        return balanced, (optax.apply_updates(parameters, moves), moments)
 
     return _one_by_one(_in_wide_formats(program, step), program)
 

@@ -226,9 +226,7 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
         terms = [(o * ct.to(o.dtype)).to(torch.float32) for o, ct in zip(outputs, cotangents, strict=True)]
         return torch.stack(terms).sum(), [o.detach() for o in outputs], weights
 
-    def update(
-        parameters: list[Tensor], rates: list[Tensor], gradients: Sequence[Tensor], updates: list[Update]
-    ) -> list[Tensor]:
+    def update(parameters: list[Tensor], rates: list[Tensor], gradients: Sequence[Tensor], updates: list[Update]) -> list[Tensor]:
         program.commit(updates)
         return [p.detach() - rate * g for p, rate, g in zip(parameters, rates, gradients, strict=True)]
 

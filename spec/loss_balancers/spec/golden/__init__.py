@@ -16,8 +16,8 @@ class Vector(NamedTuple):
 
     Unless the weights are constants, also the weights; and the state after the step, if there is state: a number or a tuple of
     them by entry.
-    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given. ``after`` are the losses that
-    `update()` is given before the commit, with the same amounts; empty where the balancer has none.
+    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given. ``after`` are the losses
+    that `update()` is given before the commit, with the same amounts; empty where the balancer has no `update()`.
     """
 
     losses: dict[str, float]
