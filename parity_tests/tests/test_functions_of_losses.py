@@ -22,7 +22,12 @@ ROWS = [
 
 
 def twins(example):
-    return (registry.make(EXAMPLES[example], part) for part in (loss_balancers.torch, loss_balancers.jax))
+    """Both, in eval mode if they have state: a transform refuses to observe."""
+    made = [registry.make(EXAMPLES[example], part) for part in (loss_balancers.torch, loss_balancers.jax)]
+    if EXAMPLES[example].state:
+        for balancer in made:
+            balancer.eval()
+    return made
 
 
 def torch_second(balancer, row, tangent):
