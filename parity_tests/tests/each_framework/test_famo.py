@@ -228,6 +228,27 @@ def test_a_batch_in_parts_gives_the_same_logits(framework, make_famo, values, ke
     assert np.ptp(states[0]["logits"]) > 0.1
 
 
+def test_a_commit_adds_what_other_ranks_observed_and_heeds_what_they_left_out(monkeypatch, make_famo, losses_of, values):
+    whole, mine, other = (make_famo(lr=0.25) for _ in range(3))
+    for balancer, rows in ((whole, ((4.0, 2.0, 1.0), (6.0, 4.0, 1.0))), (mine, ((4.0, 2.0, 1.0),)), (other, ((6.0, 4.0, 1.0),))):
+        for row in rows:
+            balancer(losses_of(row))
+        for row in rows:
+            balancer.update(losses_of([x / (2 + x) for x in row]))
+    monkeypatch.setattr(type(mine), "_over_ranks", lambda self, x, *_: x + other.pending[:] if self is mine else x)
+    whole.step()
+    mine.step()
+    for name in OWN:
+        assert_same_bits(values(mine)[name], values(whole)[name])
+    for balancer, row in ((mine, (4.0, 2.0, 1.0)), (other, (math.nan, 1.0, 1.0))):
+        balancer(losses_of(row))
+        balancer.update(losses_of((1.0, 2.0, 3.0)))
+    mine.step()
+    assert values(mine)["skipped"] == 1
+    for name in OWN:
+        assert_same_bits(values(mine)[name], values(whole)[name])
+
+
 def test_the_least_value_of_a_share_is_its_part(framework, make_famo, losses_of):
     whole, parts = (make_famo(min_losses={"KL_0": -1.0}, eps=0.0) for _ in range(2))
     whole.eval()
