@@ -127,7 +127,8 @@ def test_counters_stay_at_their_ends(make, mode):
         assert (balancer.steps[...], balancer.skipped[...]) == (min(steps + 1, spec.MOST_STEPS), skipped + more)
         if observed:
             own = [getattr(balancer, name)[...] for name in exported["state"] if name not in ("steps", "skipped", "pending")]
-            assert any(x.any() for x in own) == (calls < spec.MOST_CALLS)
+            heeded = left_out > 0 and balancer._settings.updates  # means that may be of different data are not compared
+            assert any(x.any() for x in own) == (calls < spec.MOST_CALLS and not heeded)
         balancer.load_state({**exported, "state": {name: np.zeros_like(x) for name, x in exported["state"].items()}})
 
 

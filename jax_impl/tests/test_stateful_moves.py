@@ -230,6 +230,10 @@ def test_float64_losses(make, draw):
     with enable_x64(True):
         balancer = make()
         losses = {name: jnp.asarray(np.asarray(x, np.float64) / 3) for name, x in draw().items()}
+        if not balancer._settings.takes_float64:
+            with pytest.raises(TypeError, match="must not be float64"):
+                balancer(losses)
+            return
         eager = balancer(losses)
         assert eager.dtype == jnp.float64
         other = make()

@@ -101,7 +101,7 @@ def test_second_derivatives_of_a_function_of_the_losses(balancer, wrap, draw):
     leaf = x.clone().requires_grad_()
     (first,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
     expected = torch.stack([torch.autograd.grad(derivative, leaf, retain_graph=True)[0] for derivative in first])
-    assert (expected != 0).all()
+    assert (expected.diagonal() != 0).all()  # beside it they are 0 where each loss has a term of its own, by constants
 
     def derivatives(x):
         return jacrev(jacrev(f))(x), hessian(f)(x), jacfwd(jacfwd(f))(x)

@@ -24,7 +24,8 @@ def test_a_call_observes_and_changes_nothing_else(framework, make, draw, values,
     balancer(draw(1))
     assert_same_state(balancer, before, apart_from=["pending"])
     sums = [draw(0)[name] + draw(1)[name] for name in draw()] if registry.observes(balancer._settings) else []
-    assert_same_bits(balancer.pending[...], framework.array([*sums, *[2.0] * len(sums), 2.0, 0.0]))
+    after = [0.0] * len(sums) if balancer._settings.updates else []
+    assert_same_bits(balancer.pending[...], framework.array([*sums, *after, *[2.0] * len(sums), *after, 2.0, 0.0]))
 
 
 def test_step_commits(make, draw, values, assert_same_state):
@@ -277,6 +278,8 @@ def test_who_steps_is_not_warned(make, draw, why):
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-6), ("bfloat16", 0.01), ("float64", 1e-7)], ids=["f32", "bf16", "f64"])
 def test_breakdown(framework, make, draw, dtype, rtol):
     balancer = make()
+    if dtype == "float64" and not balancer._settings.takes_float64:
+        return  # an error in words
     with framework.float64(dtype == "float64"):
         losses = draw(dtype=dtype, kind=framework.loss)
         for _ in range(3):
@@ -294,6 +297,8 @@ def test_breakdown(framework, make, draw, dtype, rtol):
                 assert_same_bits(weighted, framework.cast(raw, weighted.dtype) * framework.cast(weight, weighted.dtype))
             assert all(x.ndim == 0 and x.device == losses["MSE_1"].device for x in parts.values())
             assert not any(map(framework.has_graph, parts.values()))
+            if balancer._settings.weights_are == "derivatives":
+                continue  # the products need not add up to the total
             total = framework.xp.stack([parts[f"{name}/weighted"] for name in names]).sum()
             np.testing.assert_allclose(framework.cast(parts["total"], total.dtype), total, rtol=rtol)
 
@@ -332,4 +337,4 @@ def test_the_order_of_the_dict_does_not_matter(make, draw, assert_same_state):
 def test_repr_shows_the_settings(make):
     shown = repr(make())
     assert shown.startswith(type(make()).__name__ + "(")
-    assert "Schedule(0: " in shown
+    assert "Schedule(0: " in shown or make()._table is None
