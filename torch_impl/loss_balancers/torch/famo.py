@@ -20,9 +20,9 @@ from loss_balancers.torch.stateful import StatefulLossBalancer
 
 def gradient_of(logits: Tensor, levels: Tensor, known: Tensor, weight_decay: float) -> Tensor:
     """The gradient by each logit of a loss that is known, of the levels before and after (spec Q4)."""
-    before, after = log(torch.where(known, levels, 1.0))
+    before, after = log(chosen(known, levels, 1.0))
     fall = before - after
-    shares = softmax(torch.where(known, logits, -torch.inf))
+    shares = softmax(chosen(known, logits, -torch.inf))
     return keep(rmul(shares, fall - summed(fall, shares)) + keep(logits * weight_decay))
 
 
