@@ -23,6 +23,7 @@ EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIn
 DWA, SoftAdapt = spec.DWALossBalancerSettings, spec.SoftAdaptLossBalancerSettings
 Geometric, STCH = spec.GeometricLossBalancerSettings, spec.STCHLossBalancerSettings
 Random, ReLoBRaLo = spec.RandomLossBalancerSettings, spec.ReLoBRaLoLossBalancerSettings
+Uncertainty, IMTL = spec.UncertaintyLossBalancerSettings, spec.IMTLLossBalancerSettings
 ALL = [*SETTINGS.values()]
 
 NAMES = ("student_loss", "MSELoss_0", "KLDivLoss_1")
@@ -54,6 +55,10 @@ EXAMPLES = {
     "random-all": Random(NAMES, {"MSELoss_0": RAMP}, 2**63 - 1, "K"),
     "relobralo": ReLoBRaLo(NAMES),
     "relobralo-all": ReLoBRaLo(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.25, 2.0, True, 7, 2.0, "one"),
+    "uncertainty": Uncertainty(NAMES),
+    "uncertainty-all": Uncertainty(NAMES, "regularized", {"MSELoss_0": 0.1}, "K"),
+    "imtl": IMTL(NAMES),
+    "imtl-all": IMTL(NAMES, -0.5, "one"),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from loss_balancers.jax.dwa import DWALossBalancer
 from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.geometric import GeometricLossBalancer
+from loss_balancers.jax.imtl import IMTLLossBalancer
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.jax.random import RandomLossBalancer
 from loss_balancers.jax.relobralo import ReLoBRaLoLossBalancer
@@ -27,6 +28,7 @@ from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossB
 from loss_balancers.jax.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
 from loss_balancers.jax.stch import STCHLossBalancer
+from loss_balancers.jax.uncertainty import UncertaintyLossBalancer
 from loss_balancers.spec import STUDENT_LOSS_KEY
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "DistillationLossBalancer",
     "EMANormalizedLossBalancer",
     "GeometricLossBalancer",
+    "IMTLLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "RandomLossBalancer",
     "ReLoBRaLoLossBalancer",
@@ -42,6 +45,7 @@ __all__ = [
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",
     "StaticLossBalancer",
+    "UncertaintyLossBalancer",
     "WeightedSumLossBalancer",
     "functional",
     "functional_form",

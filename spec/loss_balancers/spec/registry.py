@@ -12,6 +12,7 @@ from typing import Any
 from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.geometric import GeometricLossBalancerSettings
+from loss_balancers.spec.imtl import IMTLLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.random import RandomLossBalancerSettings
 from loss_balancers.spec.relobralo import ReLoBRaLoLossBalancerSettings
@@ -21,6 +22,7 @@ from loss_balancers.spec.soft_adapt import SoftAdaptLossBalancerSettings
 from loss_balancers.spec.state import base_entries
 from loss_balancers.spec.static import StaticLossBalancerSettings
 from loss_balancers.spec.stch import STCHLossBalancerSettings
+from loss_balancers.spec.uncertainty import UncertaintyLossBalancerSettings
 
 #: From the name of a balancer's class to its settings class.
 SETTINGS: dict[str, Any] = {
@@ -37,6 +39,8 @@ SETTINGS: dict[str, Any] = {
         STCHLossBalancerSettings,
         RandomLossBalancerSettings,
         ReLoBRaLoLossBalancerSettings,
+        UncertaintyLossBalancerSettings,
+        IMTLLossBalancerSettings,
     )
 }
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 import loss_balancers.jax
+from loss_balancers.jax.carried import write
 from loss_balancers.parity.golden.result import Result
 from loss_balancers.parity.golden.vectors import balancer_of, state_bits
 from loss_balancers.parity.jax_versions import merged_copy
@@ -24,17 +25,26 @@ Losses = dict[str, Array]
 Keywords = dict[str, Losses]
 
 
+#: The parameter by its name, or nothing.
+Learned = dict[str, Array]
+
+
 class Balanced(NamedTuple):
-    """What one step gives for each group: of its forward aggregate, gradients and weights, and the state after the commit."""
+    """What one step gives for each group: of its forward aggregate, gradients and weights, and the state after the commit.
+
+    ``learned`` are the gradients to the parameters.
+    """
 
     outputs: list[Array]
     gradients: list[Losses]
     weights: list[Losses]
     states: list[dict[str, Array]]
+    learned: list[Learned]
 
 
-#: From the states of all balancers, losses, cotangents and keywords to the next states and what is given, packed or not.
-Step = Callable[[Any, list[Losses], list[Array], list[Keywords]], tuple[Any, Any]]
+#: From the states of all balancers, losses, cotangents, keywords and parameters to the next states and what is given, packed or
+#: not.
+Step = Callable[[Any, list[Losses], list[Array], list[Keywords], list[Learned]], tuple[Any, Any]]
 
 
 class Program:
@@ -46,26 +56,42 @@ class Program:
         self._settings = [SETTINGS[group.balancer].from_json(group.settings) for group in groups]
 
     def step(
-        self, state: Any, batch: list[Losses], cotangents: list[Array], keywords: list[Keywords], forward: Any = None
+        self,
+        state: Any,
+        batch: list[Losses],
+        cotangents: list[Array],
+        keywords: list[Keywords],
+        learned: list[Learned],
+        forward: Any = None,
     ) -> tuple[Any, Balanced]:
         """A forward, its gradient and a commit."""
-        outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b, keywords), batch, has_aux=True)
-        (gradients,) = pullback(cotangents)
+        forward = forward or self.forward
+        outputs, pullback, observed = jax.vjp(lambda b, p: forward(state, b, keywords, p), batch, learned, has_aux=True)
+        gradients = pullback(cotangents)
         balancers = merged_copy(self.graph, observed)
-        balanced = self.balanced(balancers, batch, keywords, outputs, gradients)
+        balanced = self.balanced(balancers, batch, keywords, outputs, *gradients)
         return nnx.state(balancers), balanced
 
-    def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Array], Any]:
+    def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords], learned: list[Learned]) -> tuple[list[Array], Any]:
         """The aggregates, and the state with the losses observed."""
         balancers = merged_copy(self.graph, state)
-        return self.outputs(balancers, batch, keywords), nnx.state(balancers)
+        return self.outputs(balancers, batch, keywords, learned), nnx.state(balancers)
 
-    def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords]) -> list[Array]:
-        """The aggregates. Observes the losses."""
+    def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords], learned: list[Learned]) -> list[Array]:
+        """The aggregates, with these parameters. Observes the losses."""
+        for balancer, by_name in zip(balancers, learned, strict=True):
+            for name, value in by_name.items():
+                write(getattr(balancer, name), value)
         return [balancer(losses, **more) for balancer, losses, more in zip(balancers, batch, keywords, strict=True)]
 
     def balanced(
-        self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords], outputs: list[Array], gradients: list[Losses]
+        self,
+        balancers: list[Any],
+        batch: list[Losses],
+        keywords: list[Keywords],
+        outputs: list[Array],
+        gradients: list[Losses],
+        learned: list[Learned],
     ) -> Balanced:
         """All that is given. Commits what was observed."""
         weights, states = [], []
@@ -74,7 +100,7 @@ class Program:
             if settings.state:
                 balancer.step()
             states.append({entry.name: getattr(balancer, entry.name)[...] for entry in settings.state})
-        return Balanced(outputs, gradients, weights, states)
+        return Balanced(outputs, gradients, weights, states, learned)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -129,8 +155,8 @@ def packed(step: Step) -> Step:
     return packed_step
 
 
-def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords]]:
-    """Losses, cotangents and keywords of one step of each group.
+def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords], list[Learned]]:
+    """Losses, cotangents, keywords and parameters of one step of each group.
 
     As arrays of NumPy: each of JAX's would go through its dispatch.
     """
@@ -147,11 +173,12 @@ def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losse
         {group.keyword: {name: array(value, "float32") for name, value in vector.amounts.items()}} if group.keyword else {}
         for group, vector in zip(groups, vectors, strict=True)
     ]
-    return losses, cotangents, keywords
+    learned = [{name: array(values, "float32") for name, values in vector.learned.items()} for vector in vectors]
+    return losses, cotangents, keywords, learned
 
 
-def array(value: float, dtype: str = "bool") -> Any:
-    """A scalar of a dtype that JAX has."""
+def array(value: Any, dtype: str = "bool") -> Any:
+    """A scalar, or a vector, of a dtype that JAX has."""
     return np.asarray(value, jnp.dtype(dtype))
 
 
@@ -160,8 +187,8 @@ def results(balanced: Balanced | list[Packed]) -> list[Result]:
     given = jax.device_get(balanced)
     of_groups = zip(*given, strict=True) if isinstance(given, Balanced) else (of_group.unpacked() for of_group in given)
     return [
-        Result(_bits({"": output})[""], _bits(gradients), _bits(weights), _bits(state))
-        for output, gradients, weights, state in of_groups
+        Result(_bits({"": output})[""], *map(_bits, by_name))  # in the order that `Balanced` has
+        for output, *by_name in of_groups
     ]
 
 

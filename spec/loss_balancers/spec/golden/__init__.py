@@ -16,7 +16,8 @@ class Vector(NamedTuple):
 
     Unless the weights are constants, also the weights; and the state after the step, if there is state: a number or a tuple of
     them by entry.
-    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given.
+    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given. ``learned`` has the
+    parameter at this step by its name, if there is one, and ``learned_gradients`` the gradient to it.
     """
 
     losses: dict[str, float]
@@ -26,6 +27,8 @@ class Vector(NamedTuple):
     weights: dict[str, float]
     state: dict[str, Any]
     amounts: dict[str, float] = {}  # noqa: RUF012  # of a NamedTuple, and never changed
+    learned: dict[str, tuple[float, ...]] = {}  # noqa: RUF012
+    learned_gradients: dict[str, tuple[float, ...]] = {}  # noqa: RUF012
 
 
 class Group(NamedTuple):
@@ -112,8 +115,14 @@ def _vector(vector: dict[str, Any]) -> Vector:
             for name, value in vector.get("state", {}).items()
         },
         amounts=_floats(vector.get("amounts", {})),
+        learned=_vectors(vector.get("learned", {})),
+        learned_gradients=_vectors(vector.get("learned_gradients", {})),
     )
 
 
 def _floats(values: dict[str, str]) -> dict[str, float]:
     return {name: float.fromhex(value) for name, value in values.items()}
+
+
+def _vectors(values: dict[str, list[str]]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(map(float.fromhex, value)) for name, value in values.items()}
