@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from loss_balancers.parity.golden.comparison import differences
 from loss_balancers.parity.golden.vectors import case_name, cases, values_of
-from loss_balancers.spec import Amounts, Group, Settings, Vector, reference, registry, result_format
+from loss_balancers.spec import Amounts, Group, Settings, Vector, reference, registry, result_format, round_weight
 from loss_balancers.spec.golden.draws import draw, later
 from loss_balancers.spec.keys import EXAMPLE_NAMES
 
@@ -73,20 +73,34 @@ def _sequence(rng: random.Random, settings: Settings, keyword: str) -> tuple[Vec
     rows = [_row(rng, scales) for _ in range(STEPS)]
     backs = [draw(rng, "f32", -8, 8) for _ in range(STEPS)]
     given = [_amounts(rng, keyword) for _ in range(STEPS)]
+    learned = _learned(rng, settings)
     afters = [_after(rng, row) if settings.updates else {} for row in rows]
+    columns = (given, learned, afters)
     steps = [
         reference.Step(
             {name: ("f32", x) for name, x in row.items()},
             back,
             Amounts(tuple(amounts[name] for name in EXAMPLE_NAMES), keyword == "share") if keyword else None,
+            parameter,
             {name: ("f32", x) for name, x in after.items()} or None,
         )
-        for row, back, amounts, after in zip(rows, backs, given, afters, strict=True)
+        for row, back, amounts, parameter, after in zip(rows, backs, *columns, strict=True)
     ]
     return tuple(
-        Vector(row, back, a.aggregate, a.gradients, a.weights, a.state, amounts, after)
-        for row, back, amounts, after, a in zip(rows, backs, given, afters, reference.run(settings, steps), strict=True)
+        Vector(row, back, a.aggregate, a.gradients, a.weights, a.state, amounts, parameter, dict(a.learned), after)
+        for row, back, amounts, parameter, after, a in zip(rows, backs, *columns, reference.run(settings, steps), strict=True)
     )
+
+
+def _learned(rng: random.Random, settings: Settings) -> list[dict[str, tuple[float, ...]]]:
+    """A parameter at each step: it walks from its start, at times far, and one in sixteen numbers is a hard one."""
+    steps: list[dict[str, tuple[float, ...]]] = [{} for _ in range(STEPS)]
+    for entry in settings.learned:
+        values = list(entry.start)
+        for step in steps:
+            step[entry.name] = tuple(rng.choice(HARD) if rng.random() < 1 / 16 else x for x in values)
+            values = [round_weight(x + draw(rng, "f32", -6, 1) * rng.choice((-1, 1)), "f32") for x in values]
+    return steps
 
 
 def _after(rng: random.Random, row: dict[str, float]) -> dict[str, float]:

@@ -35,7 +35,7 @@ def torch_second(balancer, row, tangent):
     losses = {name: torch.tensor(x, requires_grad=True) for name, x in zip(NAMES, row.tolist(), strict=True)}
     firsts = torch.autograd.grad(balancer(losses), list(losses.values()), create_graph=True)
     products = [first * t for first, t in zip(firsts, tangent.tolist(), strict=True)]
-    return torch.autograd.grad(products[1], list(losses.values()))
+    return torch.autograd.grad(products[1], list(losses.values()), materialize_grads=True)  # zero where it is linear
 
 
 def jax_second(balancer, row, tangent):

@@ -65,7 +65,10 @@ def test_the_table_has_every_balancer_and_its_state() -> None:
     assert list(_rows()) == list(SETTINGS)
     for name, (_, _, state, _) in _rows().items():
         own = [f"`{entry.name}`" for entry in examples[name].state if entry.name not in ("steps", "skipped", "pending")]
-        assert state == (", ".join(["counters", *own]) if examples[name].state else "none")
+        of_all = SETTINGS[name].examples().values()
+        learned = dict.fromkeys(f"`{entry.name}`" for example in of_all for entry in example.learned)
+        wanted = ", ".join(["counters", *own]) if examples[name].state else "none"
+        assert state == (f"{wanted}; the parameter {' or '.join(learned)}" if learned else wanted)
 
 
 def _argument_tables(text: str) -> dict[str, dict[str, str]]:

@@ -23,6 +23,7 @@ EMANormalized, Logits = spec.EMANormalizedLossBalancerSettings, spec.LogitsAndIn
 DWA, SoftAdapt = spec.DWALossBalancerSettings, spec.SoftAdaptLossBalancerSettings
 Geometric, STCH = spec.GeometricLossBalancerSettings, spec.STCHLossBalancerSettings
 Random, ReLoBRaLo = spec.RandomLossBalancerSettings, spec.ReLoBRaLoLossBalancerSettings
+Uncertainty, IMTL = spec.UncertaintyLossBalancerSettings, spec.IMTLLossBalancerSettings
 FAMO = spec.FAMOLossBalancerSettings
 ALL = [*SETTINGS.values()]
 
@@ -55,6 +56,10 @@ EXAMPLES = {
     "random-all": Random(NAMES, {"MSELoss_0": RAMP}, 2**63 - 1, "K"),
     "relobralo": ReLoBRaLo(NAMES),
     "relobralo-all": ReLoBRaLo(NAMES, {"MSELoss_0": RAMP}, 0.5, 0.25, 2.0, True, 7, 2.0, "one"),
+    "uncertainty": Uncertainty(NAMES),
+    "uncertainty-all": Uncertainty(NAMES, "regularized", {"MSELoss_0": 0.1}, "K"),
+    "imtl": IMTL(NAMES),
+    "imtl-all": IMTL(NAMES, -0.5, "one"),
     "famo": FAMO(NAMES),
     "famo-all": FAMO(NAMES, 0.5, 0.25, {"MSELoss_0": -1}, 0.0, "K"),
 }  # fmt: skip
@@ -286,15 +291,21 @@ def test_roles():
     assert Logits(skip_original_loss=True).roles(names[:-1]) == (1, (0, 2), None)
 
 
+def entries_of(settings):
+    """The entries without their start, which is 0 for all of them."""
+    assert not any(entry.start for entry in settings.state)
+    return [entry[:5] for entry in settings.state]
+
+
 def test_state_entries_are_a_table_per_balancer():
     counters = [("steps", "int32", (), 0, 1), ("skipped", "int32", (), 0, 1)]
-    assert [*Scheduled(0.5, NAMES).state] == [*counters, ("pending", "float32", (2,), 0, 2)]
-    assert [*WeightedSum({"A": 1.0}).state] == [*counters, ("pending", "float32", (2,), 0, 2)]
-    assert [*Logits().state] == [*counters, ("pending", "float32", (2,), 0, 2)]
+    assert entries_of(Scheduled(0.5, NAMES)) == [*counters, ("pending", "float32", (2,), 0, 2)]
+    assert entries_of(WeightedSum({"A": 1.0})) == [*counters, ("pending", "float32", (2,), 0, 2)]
+    assert entries_of(Logits()) == [*counters, ("pending", "float32", (2,), 0, 2)]
     sums = [("total", "float32", (3,), 3, 1), ("fix", "float32", (3,), 3, 1)]
-    assert [*EMANormalized(NAMES).state] == [*counters, ("pending", "float32", (8,), 3, 2), *sums]
+    assert entries_of(EMANormalized(NAMES)) == [*counters, ("pending", "float32", (8,), 3, 2), *sums]
     twice = [("moments", "float32", (6,), 3, 2), ("corrections", "float32", (6,), 3, 2)]
-    assert [*FAMO(NAMES).state] == [*counters, ("pending", "float32", (14,), 3, 4), ("logits", "float32", (3,), 3, 1), *twice]
+    assert entries_of(FAMO(NAMES)) == [*counters, ("pending", "float32", (14,), 3, 4), ("logits", "float32", (3,), 3, 1), *twice]
     assert spec.StaticLossBalancerSettings().state == ()
 
 

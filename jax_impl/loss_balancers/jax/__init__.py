@@ -21,6 +21,7 @@ from loss_balancers.jax.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.jax.famo import FAMOLossBalancer
 from loss_balancers.jax.functional_form import functional_form
 from loss_balancers.jax.geometric import GeometricLossBalancer
+from loss_balancers.jax.imtl import IMTLLossBalancer
 from loss_balancers.jax.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.jax.random import RandomLossBalancer
 from loss_balancers.jax.relobralo import ReLoBRaLoLossBalancer
@@ -28,6 +29,7 @@ from loss_balancers.jax.scheduled import ScheduledLossBalancer, WeightedSumLossB
 from loss_balancers.jax.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.jax.static import StaticLossBalancer
 from loss_balancers.jax.stch import STCHLossBalancer
+from loss_balancers.jax.uncertainty import UncertaintyLossBalancer
 from loss_balancers.spec import STUDENT_LOSS_KEY
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "EMANormalizedLossBalancer",
     "FAMOLossBalancer",
     "GeometricLossBalancer",
+    "IMTLLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "RandomLossBalancer",
     "ReLoBRaLoLossBalancer",
@@ -44,6 +47,7 @@ __all__ = [
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",
     "StaticLossBalancer",
+    "UncertaintyLossBalancer",
     "WeightedSumLossBalancer",
     "functional",
     "functional_form",

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from flax.errors import TraceContextError
 from jax import Array
+from jax.core import Tracer
 
 from loss_balancers.spec import errors
 
@@ -95,3 +96,38 @@ class Forwards:
 
     def __hash__(self) -> int:
         return hash(Forwards)
+
+
+class Unchanged:
+    """How many training calls there were since the last `step()`, and the arrays that the first of them had.
+
+    Kept out of what JAX compares, like `Forwards`. Calls that are traced do not count: their arrays are not there yet.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._first = 0, ()
+
+    def begin(self) -> None:
+        """A step has ended."""
+        self._count, self._first = min(self._count, 0), ()
+
+    def end(self) -> None:
+        """Nothing counts from now on."""
+        self._count, self._first = -1, ()
+
+    def counted(self, *arrays: Array) -> int:
+        """Counts a call. Returns how many there were."""
+        if self._count >= 0 and not any(isinstance(x, Tracer) for x in arrays):
+            self._first = self._first or arrays
+            self._count += 1
+        return self._count
+
+    def holds(self, *arrays: Array) -> bool:
+        """Whether there were calls, and these are the arrays that the first of them had."""
+        return self._count > 0 and all(x is first for x, first in zip(arrays, self._first, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unchanged)
+
+    def __hash__(self) -> int:
+        return hash(Unchanged)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.learned import LearnedLossBalancer
 from loss_balancers.jax.observing import State
 from loss_balancers.jax.stateful import StatefulLossBalancer
 
@@ -22,8 +23,8 @@ def functional_form(balancer: DistillationLossBalancer) -> FunctionalForm:
     """A balancer as pure functions, with the same bits: ``init``, ``apply`` and ``commit``.
 
     Args:
-        balancer: A balancer of this library, or one of your own: without variables, or a `StatefulLossBalancer`. What it holds as
-            state is neither read nor changed.
+        balancer: A balancer of this library, or one of your own: without variables, or a `StatefulLossBalancer`, or a
+            `LearnedLossBalancer`. What it holds as state is neither read nor changed.
 
     Raises:
         TypeError: ``balancer`` is something else.
@@ -48,8 +49,9 @@ class FunctionalForm:
     """The pure functions that `functional_form` returns: see there.
 
     A state is a dict from name to array, which Orbax, `jax.tree.map`, `jax.lax.scan`, `shard_map` and every other transform take.
-    It is empty where the same losses have the same aggregate at every step: a `StaticLossBalancer`, or numbers as weights. No
-    function changes a state that it is given. None warns of steps that never come.
+    It is empty where the same losses have the same aggregate at every step: a `StaticLossBalancer`, or numbers as weights. A
+    parameter is part of it, by which you differentiate and which you update yourself. No function changes a state that it is
+    given. None warns of steps that never come.
 
     ``loss``, ``count``, ``share``, and what a function raises, are as for the balancer. Besides, each raises a ValueError if
     ``state`` is not a state of this balancer.
@@ -57,8 +59,8 @@ class FunctionalForm:
 
     def __init__(self, balancer: DistillationLossBalancer) -> None:
         entries: tuple[spec.StateEntry, ...] = ()
-        if isinstance(balancer, StatefulLossBalancer):
-            entries = balancer._settings.state
+        if isinstance(balancer, (StatefulLossBalancer, LearnedLossBalancer)):
+            entries = balancer._settings.entries
         elif not isinstance(balancer, DistillationLossBalancer) or jax.tree.leaves(nnx.state(balancer)):
             raise spec.errors.not_a_balancer(balancer)
         self._balancer: Any = balancer
@@ -68,8 +70,11 @@ class FunctionalForm:
         self._zero = {entry.name: np.zeros(entry.shape, entry.dtype) for entry in entries}
 
     def init(self) -> State:
-        """The state at the beginning: int32 and float32 arrays by name, all zero, as the balancer's docstring lists them."""
-        return {entry.name: jnp.zeros(entry.shape, entry.dtype) for entry in self._entries}
+        """The state at the beginning: int32 and float32 arrays by name, as the balancer's docstring lists them."""
+        return {
+            entry.name: jnp.asarray(entry.start, entry.dtype) if entry.start else jnp.zeros(entry.shape, entry.dtype)
+            for entry in self._entries
+        }
 
     def apply(
         self, state: State, loss: Mapping[str, Float[Array, ...]], *, count: Any = None, share: Any = None
@@ -79,7 +84,8 @@ class FunctionalForm:
             return self.evaluate(state, loss, count=count, share=share), state
         self._check(state)
         inputs = self._balancer._inputs(loss, count, share)
-        state = {**state, **self._balancer._taken(state, inputs)}
+        if "pending" in state:
+            state = {**state, **self._balancer._taken(state, inputs)}
         return self._balancer._aggregate(state, inputs), state
 
     def evaluate(
@@ -94,7 +100,9 @@ class FunctionalForm:
     def observe(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> State:
         """The state with the losses observed, and no aggregate."""
         self._check(state)
-        return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share))} if state else state
+        if "pending" not in state:
+            return state
+        return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share))}
 
     def update(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> State:
         """The state with the losses after the optimizer's step observed, of a balancer that has `update()`.
@@ -110,12 +118,12 @@ class FunctionalForm:
     def commit(self, state: State) -> State:
         """The state after an optimizer step: what was observed since the last commit moves the weights."""
         self._check(state)
-        return {**state, **self._balancer._stepped(state)} if state else state
+        return {**state, **self._balancer._stepped(state)} if "pending" in state else state
 
     def discard(self, state: State) -> State:
         """The state without what was observed since the last commit, for an optimizer step that is not taken."""
         self._check(state)
-        return {**state, "pending": jnp.zeros_like(state["pending"])} if state else state
+        return {**state, "pending": jnp.zeros_like(state["pending"])} if "pending" in state else state
 
     def weights(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Any]:
         """The weight that `apply` would apply to each loss, in canonical order."""
@@ -149,7 +157,7 @@ class FunctionalForm:
             TypeError: The balancer is one without state.
         """
         settings = self._settings_of_state()
-        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
+        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.entries, exported, renamed)
         return {entry.name: jnp.array(arrays[entry.name]) for entry in self._entries}
 
     def _settings_of_state(self) -> Any:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from loss_balancers.jax.base import DistillationLossBalancer
+from loss_balancers.jax.learned import LearnedLossBalancer
 from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import errors
 
@@ -40,7 +41,8 @@ class BalancedTrainer(DistillationTrainer):
         share: The name of a metric that is the balancer's ``share``. Default: none.
 
     Raises:
-        ValueError: ``auto_step`` is not the number of accumulated batches; at the first step, if a metric is missing.
+        ValueError: ``auto_step`` is not the number of accumulated batches; the student has LoRA parameters and the balancer one of
+            its own, which nothing would train; at the first step, if a metric is missing.
 
     Reference:
         Tunix 0.1.7, ``tunix.distillation.distillation_trainer`` and ``tunix.sft.peft_trainer``.
@@ -64,6 +66,8 @@ class BalancedTrainer(DistillationTrainer):
         with _without_table(balancer) if stateful else nullcontext():  # Tunix restores here
             super().__init__(student_model, *args, **kwargs)
         accumulated = self.config.get_with_default("gradient_accumulation_steps", 1)
+        if self._lora_enabled and isinstance(balancer, LearnedLossBalancer):
+            raise errors.tunix_lora_parameter(balancer._settings.parameter)
         if stateful and balancer._auto_step != accumulated:
             raise errors.tunix_auto_step(accumulated, balancer._auto_step)
         if stateful and self._lora_enabled:

@@ -35,6 +35,7 @@ class Balancer(CarriesState):
 
     State:
         As the balancer's, float32 and int32 under every policy; none if the same losses have the same aggregate at every step.
+        A parameter is a trainable weight: keep it out of weight decay by the optimizer's ``exclude_from_weight_decay``.
 
     Raises:
         TypeError: ``settings`` are not settings, or ``auto_step`` is not an int.
@@ -71,7 +72,7 @@ class Balancer(CarriesState):
         Raises:
             ValueError: ``training`` is not known. Else, and TypeError: as the balancer's.
         """
-        if training is None and self._state:
+        if training is None and self._committed:
             raise spec.errors.training_unknown()
         if not training or self._recomputed():
             return self._form.evaluate(self._values(), loss, count=count, share=share)
@@ -110,4 +111,5 @@ class Balancer(CarriesState):
 
     def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
         """Takes over a state that ``export_state`` returned, here or in a balancer of either framework."""
-        self._assign(self._form.load_state(exported, renamed=renamed))
+        for name, value in self._form.load_state(exported, renamed=renamed).items():
+            self._state[name].assign(value)

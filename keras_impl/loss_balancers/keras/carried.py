@@ -36,7 +36,9 @@ def recomputed() -> Callable[[], bool]:
 
 
 class CarriesState(keras.layers.Layer):
-    """State in non-trainable weights, float32 and int32 under every dtype policy; settings in the layer's configuration."""
+    """State in non-trainable weights, float32 and int32 under every dtype policy; a parameter in a trainable one; settings in
+    the layer's configuration.
+    """
 
     def __init__(self, settings: spec.Settings, auto_step: int | None, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)  # losses keep their dtypes
@@ -46,12 +48,9 @@ class CarriesState(keras.layers.Layer):
         self.settings, self.auto_step = settings, auto_step
         self._form = functional_form(settings, auto_step)
         self._recomputed = recomputed()
-        self._state = {
-            entry.name: self.add_weight(
-                shape=entry.shape, dtype=entry.dtype, initializer="zeros", trainable=False, autocast=False, name=entry.name
-            )
-            for entry in (settings.state if settings.can_change else ())
-        }
+        self._state = {entry.name: self._weight_of(entry) for entry in (settings.entries if settings.can_change else ())}
+        #: What calls and commits change: all but the parameter, which the optimizer changes.
+        self._committed = [entry.name for entry in settings.state if entry.name in self._state]
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
@@ -66,10 +65,19 @@ class CarriesState(keras.layers.Layer):
         settings = SETTINGS[given.pop("balancer")].from_json(given.pop("settings"))
         return cls(settings, **given)
 
+    def _weight_of(self, entry: spec.StateEntry) -> Any:
+        def beginning(shape: Any, dtype: Any = None) -> Any:
+            return keras.ops.convert_to_tensor(entry.start, dtype) if entry.start else keras.ops.zeros(shape, dtype)
+
+        trainable = entry in self.settings.learned
+        return self.add_weight(
+            shape=entry.shape, dtype=entry.dtype, initializer=beginning, trainable=trainable, autocast=False, name=entry.name
+        )
+
     def _values(self) -> dict[str, Any]:
         """The state by name: in a `StatelessScope`, the scope's."""
         return {name: variable.value for name, variable in self._state.items()}
 
     def _assign(self, state: Mapping[str, Any]) -> None:
-        for name, variable in self._state.items():
-            variable.assign(state[name])
+        for name in self._committed:
+            self._state[name].assign(state[name])

@@ -34,6 +34,7 @@ from loss_balancers.spec.formats import round_weight as round_weight
 from loss_balancers.spec.geometric import GeometricLossBalancerSettings
 from loss_balancers.spec.golden import Group, Vector, load_golden
 from loss_balancers.spec.golden import golden_hash as golden_hash
+from loss_balancers.spec.imtl import IMTLLossBalancerSettings
 from loss_balancers.spec.keys import STUDENT_LOSS_KEY, canonical_order
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.moving import check_values as check_values
@@ -51,6 +52,7 @@ from loss_balancers.spec.static import Plan as Plan
 from loss_balancers.spec.static import StaticLossBalancerSettings, static_reference
 from loss_balancers.spec.static import static_plan as static_plan
 from loss_balancers.spec.stch import STCHLossBalancerSettings
+from loss_balancers.spec.uncertainty import UncertaintyLossBalancerSettings
 from loss_balancers.spec.versions import check_version as _check_version
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "FAMOLossBalancerSettings",
     "GeometricLossBalancerSettings",
     "Group",
+    "IMTLLossBalancerSettings",
     "LogitsAndIntermediatesLossBalancerSettings",
     "RandomLossBalancerSettings",
     "ReLoBRaLoLossBalancerSettings",
@@ -69,6 +72,7 @@ __all__ = [
     "Settings",
     "SoftAdaptLossBalancerSettings",
     "StaticLossBalancerSettings",
+    "UncertaintyLossBalancerSettings",
     "Vector",
     "WeightedSumLossBalancerSettings",
     "canonical_order",

@@ -95,7 +95,7 @@ def check_loadable(exported: Any, settings: Any = None) -> None:
     if settings is None:
         _checked_arrays(_entries_of(names, state), 0, state)
     else:
-        _checked_arrays(settings.state, len(names) - len(settings.names), state)
+        _checked_arrays(settings.entries, len(names) - len(settings.names), state)
 
 
 def _entries_of(names: Sequence[str], state: Any) -> list[StateEntry]:
@@ -217,5 +217,6 @@ def _reordered(array: Array, entry: StateEntry, sources: Sequence[int | None]) -
     rest = entry.shape[0] - entry.blocks * entry.named
     theirs = (len(array) - rest) // entry.blocks
     by_block = array[: len(array) - rest].reshape(entry.blocks, theirs)
-    mine = [np.zeros(entry.blocks, array.dtype) if source is None else by_block[:, source] for source in sources]
+    fresh = np.reshape(entry.start or np.zeros(entry.blocks * entry.named), (entry.blocks, entry.named)).astype(array.dtype)
+    mine = [fresh[:, i] if source is None else by_block[:, source] for i, source in enumerate(sources)]
     return np.concatenate([np.array(mine, array.dtype).T.ravel(), array[len(array) - rest :]])

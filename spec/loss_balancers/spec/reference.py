@@ -1,12 +1,12 @@
 """The exact reference of a training run: every balancer, step after step, in fractions.
 
 Each settings class has ``exact_weights`` and ``exact_aggregate``. If its balancer's weights are tensors, it also has
-``weight_format``; if it keeps more state than counters, ``exact_committed``.
+``weight_format``; if it keeps more state than counters, ``exact_committed``; if it has a parameter, ``exact_learned``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from loss_balancers.spec.amounts import Amounts
@@ -17,23 +17,29 @@ from loss_balancers.spec.state import ReferenceState, advance, initial_state, ob
 class Step(NamedTuple):
     """One step of a run: the losses of its forward, the cotangent in the aggregate's format, and `count=` or `share=`.
 
-    ``amounts`` are in the canonical order of the losses. ``after`` are the losses of `update()`, with the same amounts; None if it
-    is not called.
+    ``amounts`` are in the canonical order of the losses. ``learned`` has the parameter of the balancer, if it has one: what an
+    optimizer has made of it until then.
+    ``after`` are the losses of `update()`, with the same amounts; None if it is not called.
     """
 
     losses: Losses
     cotangent: float
     amounts: Amounts | None = None
+    learned: Mapping[str, tuple[float, ...]] = {}  # of a NamedTuple, and never changed
     after: Losses | None = None
 
 
 class Answer(NamedTuple):
-    """What one step gives: the aggregate, gradients and weights of its forward, by name, and the state after its commit."""
+    """What one step gives: the aggregate, gradients and weights of its forward, by name, and the state after its commit.
+
+    ``learned`` is the gradient to the parameter, if there is one.
+    """
 
     aggregate: float
     gradients: dict[str, float]
     weights: dict[str, float]
     state: ReferenceState
+    learned: Mapping[str, tuple[float, ...]] = {}
 
 
 def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator[Answer]:
@@ -45,16 +51,18 @@ def run(settings: Any, steps: Iterable[Step | tuple[Losses, float]]) -> Iterator
     """
     state = initial_state(settings.state)
     for step in steps:
-        losses, cotangent, amounts, after = Step(*step)
-        call = Call.of(losses, amounts)
-        weights = settings.exact_weights(call, state)
-        aggregate, gradients = settings.exact_aggregate(call, cotangent, state)
+        losses, cotangent, amounts, learned, after = step if isinstance(step, Step) else Step(step[0], step[1])
+        call, held = Call.of(losses, amounts), {**state, **learned}
+        weights = settings.exact_weights(call, held)
+        aggregate, gradients = settings.exact_aggregate(call, cotangent, held)
+        to_learned = settings.exact_learned(call, cotangent, held) if learned else {}
         if state:
             state = observe(state, call)
             if after is not None:
                 state = observe(state, Call.of(after, amounts), after=True)
             state = committed(settings, state)
-        yield Answer(aggregate, dict(zip(call.names, gradients, strict=True)), dict(zip(call.names, weights, strict=True)), state)
+        to_losses, of_losses = (dict(zip(call.names, given, strict=True)) for given in (gradients, weights))
+        yield Answer(aggregate, to_losses, of_losses, state, to_learned)
 
 
 def committed(settings: Any, state: ReferenceState) -> ReferenceState:

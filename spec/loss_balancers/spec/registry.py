@@ -13,6 +13,7 @@ from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.ema_normalized import EMANormalizedLossBalancerSettings
 from loss_balancers.spec.famo import FAMOLossBalancerSettings
 from loss_balancers.spec.geometric import GeometricLossBalancerSettings
+from loss_balancers.spec.imtl import IMTLLossBalancerSettings
 from loss_balancers.spec.logits_and_intermediates import LogitsAndIntermediatesLossBalancerSettings
 from loss_balancers.spec.random import RandomLossBalancerSettings
 from loss_balancers.spec.relobralo import ReLoBRaLoLossBalancerSettings
@@ -22,6 +23,7 @@ from loss_balancers.spec.soft_adapt import SoftAdaptLossBalancerSettings
 from loss_balancers.spec.state import base_entries
 from loss_balancers.spec.static import StaticLossBalancerSettings
 from loss_balancers.spec.stch import STCHLossBalancerSettings
+from loss_balancers.spec.uncertainty import UncertaintyLossBalancerSettings
 
 #: From the name of a balancer's class to its settings class.
 SETTINGS: dict[str, Any] = {
@@ -38,6 +40,8 @@ SETTINGS: dict[str, Any] = {
         STCHLossBalancerSettings,
         RandomLossBalancerSettings,
         ReLoBRaLoLossBalancerSettings,
+        UncertaintyLossBalancerSettings,
+        IMTLLossBalancerSettings,
         FAMOLossBalancerSettings,
     )
 }

@@ -53,10 +53,20 @@ class Settings(ABC):
         return ()
 
     @property
+    def learned(self) -> tuple[StateEntry, ...]:
+        """The entries that are parameters, which the user's optimizer trains; none for most balancers (spec P1)."""
+        return ()
+
+    @property
+    def entries(self) -> tuple[StateEntry, ...]:
+        """All that an exported state has."""
+        return (*self.state, *self.learned)
+
+    @property
     def can_change(self) -> bool:
         """Whether what the balancer gives for the same losses can change from step to step."""
         counters = len(base_entries(0))
-        observes = len(self.state) > counters or any(entry.named for entry in self.state)
+        observes = len(self.state) > counters or any(entry.named for entry in self.entries)
         return observes or (self.table is not None and len(self.table) > 1)
 
     def as_json(self) -> dict[str, Any]:

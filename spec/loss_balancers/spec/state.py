@@ -28,6 +28,7 @@ class StateEntry(NamedTuple):
     """One entry of a balancer's state.
 
     The first ``blocks * named`` of its elements belong to the losses: a block is one element per loss, in canonical order.
+    ``start`` has what the elements are at the beginning; if it is empty, they are zero.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StateEntry(NamedTuple):
     shape: tuple[int, ...]
     named: int = 0
     blocks: int = 1
+    start: tuple[float, ...] = ()
 
 
 #: From entry to value: a float or an int, or a tuple of them for a vector.
@@ -70,9 +72,9 @@ def base_entries(observed: int) -> tuple[StateEntry, ...]:
 
 
 def initial_state(entries: Sequence[StateEntry]) -> ReferenceState:
-    """All zero."""
+    """The entries as they are at the beginning."""
     zero: dict[str, Any] = {"float32": 0.0, "int32": 0}
-    return {e.name: (zero[e.dtype],) * e.shape[0] if e.shape else zero[e.dtype] for e in entries}
+    return {e.name: e.start or (zero[e.dtype],) * e.shape[0] if e.shape else zero[e.dtype] for e in entries}
 
 
 def observe(state: ReferenceState, call: Call, after: bool = False) -> ReferenceState:

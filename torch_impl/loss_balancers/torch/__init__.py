@@ -19,6 +19,7 @@ from loss_balancers.torch.ema_normalized import EMANormalizedLossBalancer
 from loss_balancers.torch.famo import FAMOLossBalancer
 from loss_balancers.torch.functional_form import functional_form
 from loss_balancers.torch.geometric import GeometricLossBalancer
+from loss_balancers.torch.imtl import IMTLLossBalancer
 from loss_balancers.torch.logits_and_intermediates import LogitsAndIntermediatesLossBalancer
 from loss_balancers.torch.random import RandomLossBalancer
 from loss_balancers.torch.relobralo import ReLoBRaLoLossBalancer
@@ -26,6 +27,7 @@ from loss_balancers.torch.scheduled import ScheduledLossBalancer, WeightedSumLos
 from loss_balancers.torch.soft_adapt import SoftAdaptLossBalancer
 from loss_balancers.torch.static import StaticLossBalancer
 from loss_balancers.torch.stch import STCHLossBalancer
+from loss_balancers.torch.uncertainty import UncertaintyLossBalancer
 
 __all__ = [
     "STUDENT_LOSS_KEY",
@@ -34,6 +36,7 @@ __all__ = [
     "EMANormalizedLossBalancer",
     "FAMOLossBalancer",
     "GeometricLossBalancer",
+    "IMTLLossBalancer",
     "LogitsAndIntermediatesLossBalancer",
     "RandomLossBalancer",
     "ReLoBRaLoLossBalancer",
@@ -41,6 +44,7 @@ __all__ = [
     "ScheduledLossBalancer",
     "SoftAdaptLossBalancer",
     "StaticLossBalancer",
+    "UncertaintyLossBalancer",
     "WeightedSumLossBalancer",
     "functional",
     "functional_form",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 from weakref import WeakValueDictionary
@@ -115,15 +116,9 @@ class CarriesState(nn.Module):
             for module in self.children():
                 module._apply(fn)
 
-        def moved(x: Tensor) -> Tensor:
-            y = fn(x.view(torch.int32))  # as integers, which `half()` and the like leave alone
-            if x.is_meta and not y.is_meta:
-                y.zero_()  # `to_empty` leaves what memory holds; state begins at zero
-            return y.view(x.dtype) if y.dtype == torch.int32 else x.to(y.device)  # `type()` converts integers too
-
         self._bring_table()
         on_meta = self._table is not None and self._table.is_meta
-        super()._apply(moved, recurse=False)
+        super()._apply(as_integers(fn, Tensor.zero_), recurse=False)
         if on_meta and not self.pending.is_meta:
             self._make_table()  # on "meta" it had no values to move
         self._make_lasting()
@@ -167,6 +162,25 @@ class CarriesState(nn.Module):
             setattr(self, name, getattr(self, name).to(dtype))
         self._make_lasting()
         self._checked_pending()  # and an assigned state may be on another device
+
+
+def as_integers(fn: Callable[[Tensor], Tensor], begin: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    """What `half()`, `to()` and the like do to a module's tensors, without what they do to floats: a tensor keeps its dtype.
+
+    Args:
+        fn: What is done to each tensor.
+        begin: Gives a tensor the values that state begins with: `to_empty` leaves what memory holds.
+    """
+
+    def moved(x: Tensor) -> Tensor:
+        y = fn(x.view(torch.int32))
+        if y.dtype != torch.int32:  # `type()` converts integers too
+            return x.to(y.device)
+        if x.is_meta and not y.is_meta:
+            begin(y.view(x.dtype))
+        return y.view(x.dtype)
+
+    return moved
 
 
 def owner_of(x: Tensor) -> tuple[CarriesState, str] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.learned import LearnedLossBalancer
 from loss_balancers.torch.observing import State
 from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import check_not_transformed
@@ -20,8 +21,8 @@ def functional_form(balancer: DistillationLossBalancer) -> FunctionalForm:
     """A balancer as pure functions, with the same bits: ``init``, ``apply`` and ``commit``.
 
     Args:
-        balancer: A balancer of this library, or one of your own: without parameters and buffers, or a `StatefulLossBalancer`. What
-            it holds as state is neither read nor changed.
+        balancer: A balancer of this library, or one of your own: without parameters and buffers, or a `StatefulLossBalancer`, or a
+            `LearnedLossBalancer`. What it holds as state is neither read nor changed.
 
     Raises:
         TypeError: ``balancer`` is something else.
@@ -47,8 +48,9 @@ class FunctionalForm:
     """The pure functions that `functional_form` returns: see there.
 
     A state is a dict from name to tensor, which `torch.save`, `torch.utils._pytree`, `torch.func.vmap` and every other transform
-    take. It is empty where the same losses have the same aggregate at every step: a `StaticLossBalancer`, or numbers as weights. No
-    function changes a state that it is given. None warns of steps that never come.
+    take. It is empty where the same losses have the same aggregate at every step: a `StaticLossBalancer`, or numbers as weights. A
+    parameter is part of it, by which you differentiate and which you update yourself. No function changes a state that it is
+    given. None warns of steps that never come.
 
     ``loss``, ``count``, ``share``, and what a function raises, are as for the balancer. Besides, each raises a ValueError if
     ``state`` is not a state of this balancer.
@@ -56,8 +58,8 @@ class FunctionalForm:
 
     def __init__(self, balancer: DistillationLossBalancer) -> None:
         entries: tuple[spec.StateEntry, ...] = ()
-        if isinstance(balancer, StatefulLossBalancer):
-            entries = balancer._settings.state
+        if isinstance(balancer, (StatefulLossBalancer, LearnedLossBalancer)):
+            entries = balancer._settings.entries
         elif not isinstance(balancer, DistillationLossBalancer) or [*balancer.parameters(), *balancer.buffers()]:
             raise spec.errors.not_a_balancer(balancer)
         self._balancer: Any = balancer
@@ -67,11 +69,15 @@ class FunctionalForm:
         self._zero = tuple(entry.name for entry in entries)
 
     def init(self) -> State:
-        """The state at the beginning: int32 and float32 tensors by name, all zero, as the balancer's docstring lists them.
+        """The state at the beginning: int32 and float32 tensors by name, as the balancer's docstring lists them.
 
         It is on the device of the balancer.
         """
-        return {entry.name: torch.zeros_like(getattr(self._balancer, entry.name)) for entry in self._entries}
+        return {entry.name: self._beginning(entry) for entry in self._entries}
+
+    def _beginning(self, entry: spec.StateEntry) -> Tensor:
+        held = getattr(self._balancer, entry.name).detach()
+        return torch.tensor(entry.start, dtype=held.dtype, device=held.device) if entry.start else torch.zeros_like(held)
 
     def apply(
         self, state: State, loss: Mapping[str, Float[Tensor, ...]], *, count: Any = None, share: Any = None
@@ -81,7 +87,8 @@ class FunctionalForm:
             return self.evaluate(state, loss, count=count, share=share), state
         self._check(state)
         inputs = self._balancer._inputs(loss, count, share)
-        state = {**state, **self._balancer._taken(state, inputs)}
+        if "pending" in state:
+            state = {**state, **self._balancer._taken(state, inputs)}
         return self._balancer._aggregate(state, inputs), state
 
     def evaluate(
@@ -96,7 +103,9 @@ class FunctionalForm:
     def observe(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> State:
         """The state with the losses observed, and no aggregate."""
         self._check(state)
-        return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share))} if state else state
+        if "pending" not in state:
+            return state
+        return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share))}
 
     def update(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> State:
         """The state with the losses after the optimizer's step observed, of a balancer that has `update()`.
@@ -112,12 +121,12 @@ class FunctionalForm:
     def commit(self, state: State) -> State:
         """The state after an optimizer step: what was observed since the last commit moves the weights."""
         self._check(state)
-        return {**state, **self._balancer._stepped(state)} if state else state
+        return {**state, **self._balancer._stepped(state)} if "pending" in state else state
 
     def discard(self, state: State) -> State:
         """The state without what was observed since the last commit, for an optimizer step that is not taken."""
         self._check(state)
-        return {**state, "pending": torch.zeros_like(state["pending"])} if state else state
+        return {**state, "pending": torch.zeros_like(state["pending"])} if "pending" in state else state
 
     def weights(self, state: State, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> dict[str, Any]:
         """The weight that `apply` would apply to each loss, in canonical order."""
@@ -153,7 +162,7 @@ class FunctionalForm:
         """
         check_not_transformed("load_state()")
         settings = self._settings_of_state()
-        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
+        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.entries, exported, renamed)
         return {name: torch.from_numpy(arrays[name]).to(zero.device) for name, zero in self.init().items()}
 
     def _whole(self, state: State) -> State:
@@ -171,8 +180,9 @@ class FunctionalForm:
         if received != self._expected:
             raise spec.errors.functional_state(type(self._balancer).__name__, self._expected, received)
         for name, x in state.items():
-            if x.device != self._balancer.pending.device:
-                raise spec.errors.functional_device(name, self._balancer.pending.device, x.device)
+            device = getattr(self._balancer, name).device
+            if x.device != device:
+                raise spec.errors.functional_device(name, device, x.device)
 
 
 def _described(x: Any) -> tuple[Any, str]:

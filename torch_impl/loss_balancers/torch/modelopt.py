@@ -36,7 +36,8 @@ def as_modelopt(balancer: Balancer) -> Balancer:
         ``balancer``.
 
     Raises:
-        TypeError: ``balancer`` is not an instance of `loss_balancers.torch.DistillationLossBalancer`.
+        TypeError: ``balancer`` is not an instance of `loss_balancers.torch.DistillationLossBalancer`, or has parameters, which
+            ModelOpt refuses.
 
     Example:
         >>> from loss_balancers.torch import StaticLossBalancer
@@ -49,6 +50,8 @@ def as_modelopt(balancer: Balancer) -> Balancer:
     """
     if not isinstance(balancer, DistillationLossBalancer):
         raise errors.not_a_torch_balancer(balancer)
+    if next(balancer.parameters(), None) is not None:
+        raise errors.modelopt_parameters([name for name, _ in balancer.named_parameters()])
     if not isinstance(balancer, ModelOptBalancer):
         balancer.__class__ = _in_both(type(balancer))
     return balancer

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from loss_balancers.spec import errors
 from loss_balancers.torch.base import DistillationLossBalancer
+from loss_balancers.torch.learned import LearnedLossBalancer
 from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import under_torch_func
+
+#: The balancers that have something to save.
+_WITH_STATE = (StatefulLossBalancer, LearnedLossBalancer)
 
 try:
     from transformers import TrainerCallback  # type: ignore[reportMissingImports]
@@ -69,7 +73,7 @@ class BalancerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer puts into ``trainer_state.json``: the exported state as plain numbers, which JSON keeps to the bit."""
-        if not isinstance(self.balancer, StatefulLossBalancer):
+        if not isinstance(self.balancer, _WITH_STATE):
             return {"args": {}, "attributes": {}}
         exported = self.balancer.export_state()
         plain = {name: value.tolist() for name, value in exported["state"].items()}
@@ -88,11 +92,11 @@ class BalancerCallback(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             raise errors.callbacks_of_one_name(type(self).__name__)
         exported = saved.get("attributes", {}).get("exported")
-        if isinstance(self.balancer, StatefulLossBalancer) and exported is not None:
-            dtypes = {entry.name: entry.dtype for entry in self.balancer._settings.state}
+        if isinstance(self.balancer, _WITH_STATE) and exported is not None:
+            dtypes = {entry.name: entry.dtype for entry in self.balancer._settings.entries}
             arrays = {name: np.asarray(value, dtypes.get(name)) for name, value in exported["state"].items()}
             self.balancer.load_state({**exported, "state": arrays})
-        elif isinstance(self.balancer, StatefulLossBalancer):
+        elif isinstance(self.balancer, _WITH_STATE):
             warnings.warn(errors.checkpoint_without_state(state.global_step), UserWarning, stacklevel=2)
         self.balancer.discard()
 

@@ -156,8 +156,8 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
 def derivatives(aggregate: Callable[[Inputs], Tensor], inputs: Inputs) -> list[Tensor]:
     """The derivative of an aggregate by each loss, detached, in the loss's dtype: 0 for a loss that is absent or unused."""
-    names, _, *others = inputs  # not `_replace`, which Dynamo of PyTorch 2.8 does not trace
+    others: Any = inputs[2:]  # not `_replace`, which Dynamo of PyTorch 2.8 does not trace
     terms = tuple(x.detach() for x in inputs.terms)
     # Not `torch.autograd.grad`: it raises within a transform of `torch.func`, and Dynamo does not trace it (PyTorch 2.13).
-    found = grad(lambda terms: aggregate(Inputs(names, list(terms), *others)))(terms)
+    found = grad(lambda terms: aggregate(Inputs(inputs.names, list(terms), *others)))(terms)
     return list(found) if inputs.present is None else without_absent(found, inputs.present)

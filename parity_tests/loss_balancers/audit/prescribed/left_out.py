@@ -17,15 +17,23 @@ def _ema(which: str, reason: str, *kinds: str) -> dict[str, str]:
     return {f"EMANormalizedLossBalancer {which} {kind}": reason for kind in kinds or ("forward", "gradient")}
 
 
+def _learned(reason: str) -> dict[str, str]:
+    """The gradient that has no exponential and no logarithm; that of the other forms is left out for one."""
+    return {"UncertaintyLossBalancer uncertainty-regularized gradient": reason}
+
+
+_PADDED = "XLA puts its gradient together by padding with zeros and adding, which the reader does not take for moving"
 #: By kind of target and name of the case: why.
 LEFT_OUT: dict[str, dict[str, str]] = {
     "cpu": {
         **_ema("ema", "LLVM computes the gradients in a loop or as a vector, by the instruction set", "gradient"),
         **_ema("K=12", "XLA stacks so many losses by a function of another kind"),
+        **_learned("LLVM fills memory at once, by an instruction that the reader does not know"),
     },
     "cuda": {
         **_ema("K=3", "XLA keeps truths as bytes, and chooses among addresses by the thread"),
         **_ema("K=12", "XLA chooses among addresses by the thread"),
+        **_learned(_PADDED),
     },
     "cuda-torch": {
         **_ema("K=12", "Inductor stacks so many losses by a kernel of its own kind, and reduces over threads"),
@@ -35,6 +43,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         **_ema("ema-lagged", "libtpu divides and moves elements across lanes in one fusion", "forward"),
         **_ema("K=1", "libtpu divides and moves elements across lanes in one fusion, for the v5e"),
         **_ema("K=12", "libtpu divides and moves elements across lanes in one fusion"),
+        **_learned(_PADDED),
     },
 }
 

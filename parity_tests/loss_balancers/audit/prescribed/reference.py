@@ -21,8 +21,8 @@ COMMITS = 3
 
 
 def own_entries(settings: Any) -> tuple[StateEntry, ...]:
-    """The entries of a balancer's state that its weights are made of: all but the counters and what is pending."""
-    return settings.state[len(base_entries(0)) :]
+    """The entries that weights are made of: a parameter, and all state but the counters and what is pending."""
+    return (*settings.state[len(base_entries(0)) :], *settings.learned)
 
 
 def balancer(dag: Dag, settings: Any, names: Sequence[str], gradient: bool) -> list[Node]:

@@ -98,6 +98,7 @@ def _cases(group: Group) -> Iterator[Case]:
             _bits(vector.gradients, group.formats),
             _bits(vector.weights, weight_formats),
             {what: bits for name, value in vector.state.items() for what, bits in _entry(name, value, entries[name])},
+            {what: bits for name, value in vector.learned_gradients.items() for what, bits in _entry(name, value, "f32")},
         )
         yield Case(case_name(group, index), vector.losses, vector.cotangent, values_of(result))
 
@@ -127,7 +128,7 @@ def _entry(name: str, value: Any, fmt: str) -> Iterator[tuple[str, Bits]]:
 
 
 def values_of(result: Result) -> tuple[Value, ...]:
-    """What a lane gave for one case: the aggregate, the gradients and the weights in canonical order, the state by name."""
+    """What a lane gave for one case: the aggregate, the gradients and the weights in canonical order, the rest by name."""
     names = canonical_order(tuple(result.gradients))
     weighted = canonical_order(tuple(result.weights)) if result.weights else ()
     return (
@@ -135,6 +136,7 @@ def values_of(result: Result) -> tuple[Value, ...]:
         *(Value(f"the gradient to {name}", *result.gradients[name]) for name in names),
         *(Value(f"the weight of {name}", *result.weights[name]) for name in weighted),
         *(Value(f"the state's {name}", *bits) for name, bits in sorted(result.state.items())),
+        *(Value(f"the gradient to {name}", *bits) for name, bits in sorted(result.learned.items())),
     )
 
 

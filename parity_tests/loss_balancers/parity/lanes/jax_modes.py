@@ -86,18 +86,26 @@ def _step(groups: Sequence[Group]) -> Results:
     """
     program, optimizer = Program(groups), optax.adam(1e-3)
 
-    def objective(balancers: list[Any], parameters: list[Losses], cotangents: list[Array], keywords: Any, one: Array) -> Any:
+    def objective(balancers: list[Any], trained: Any, cotangents: list[Array], keywords: Any, one: Array) -> Any:
+        parameters, learned = trained
         batch = _losses_from(parameters, one, groups)
-        outputs = program.outputs(balancers, batch, keywords)
+        outputs = program.outputs(balancers, batch, keywords, learned)
         return _objective(outputs, cotangents), (batch, outputs)
 
     def step(
-        balancers: list[Any], parameters: list[Losses], cotangents: list[Array], keywords: Any, updates: Any, one: Array
+        balancers: list[Any],
+        parameters: list[Losses],
+        cotangents: list[Array],
+        keywords: Any,
+        learned: Any,
+        updates: Any,
+        one: Array,
     ) -> Any:
         value_and_grad = nnx.value_and_grad(objective, argnums=1, has_aux=True)
-        (_, (batch, outputs)), gradients = value_and_grad(balancers, parameters, cotangents, keywords, one)
+        given = value_and_grad(balancers, (parameters, learned), cotangents, keywords, one)
+        (_, (batch, outputs)), (gradients, to_learned) = given
         moves, moments = optimizer.update(gradients, optimizer.init(parameters), parameters)
-        balanced = program.balanced(balancers, batch, keywords, updates, outputs, gradients)
+        balanced = program.balanced(balancers, batch, keywords, updates, outputs, gradients, to_learned)
         return balanced, (optax.apply_updates(parameters, moves), moments)
 
     return _one_by_one(_in_wide_formats(program, step), program)
@@ -124,9 +132,9 @@ def _in_wide_formats(program: Program, step: Callable[..., Any]) -> Step:
 
     program_of_step = compiled(in_wide_formats, nnx.jit)
 
-    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array], keywords: Any, updates: Any) -> Any:
+    def pure_step(state: Any, batch: list[Losses], cotangents: list[Array], keywords: Any, learned: Any, updates: Any) -> Any:
         balancers = merged_copy(program.graph, state)
-        balanced, _ = program_of_step(balancers, jax.tree.map(wide, batch), cotangents, keywords, updates, jnp.float32(1))
+        balanced, _ = program_of_step(balancers, jax.tree.map(wide, batch), cotangents, keywords, learned, updates, jnp.float32(1))
         outputs, gradients = jax.tree.map(
             lambda x, like: narrowed(x, like.dtype), (balanced.outputs, balanced.gradients), (cotangents, batch)
         )

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 import loss_balancers.jax
+from loss_balancers.jax.carried import write
 from loss_balancers.parity.golden.result import Result
 from loss_balancers.parity.golden.vectors import balancer_of, state_bits
 from loss_balancers.parity.jax_versions import merged_copy
@@ -24,19 +25,28 @@ Losses = dict[str, Array]
 Keywords = dict[str, Losses]
 #: What `update()` is given, ``loss`` and keywords, of balancers that have it; else empty.
 Update = dict[str, Losses]
+#: The parameter by its name, or nothing.
+Learned = dict[str, Array]
+#: What one step is given: losses, cotangents, keywords, parameters and updates of each group.
+Batch = tuple[list[Losses], list[Array], list[Keywords], list[Learned], list[Update]]
 
 
 class Balanced(NamedTuple):
-    """What one step gives for each group: of its forward aggregate, gradients and weights, and the state after the commit."""
+    """What one step gives for each group: of its forward aggregate, gradients and weights, and the state after the commit.
+
+    ``learned`` are the gradients to the parameters.
+    """
 
     outputs: list[Array]
     gradients: list[Losses]
     weights: list[Losses]
     states: list[dict[str, Array]]
+    learned: list[Learned]
 
 
-#: From the states of all balancers, losses, cotangents, keywords and updates to the next states and what is given, packed or not.
-Step = Callable[[Any, list[Losses], list[Array], list[Keywords], list[Update]], tuple[Any, Any]]
+#: From the states of all balancers, losses, cotangents, keywords, parameters and updates to the next states and what is given,
+#: packed or not.
+Step = Callable[[Any, list[Losses], list[Array], list[Keywords], list[Learned], list[Update]], tuple[Any, Any]]
 
 
 class Program:
@@ -53,23 +63,28 @@ class Program:
         batch: list[Losses],
         cotangents: list[Array],
         keywords: list[Keywords],
+        learned: list[Learned],
         updates: list[Update],
         forward: Any = None,
     ) -> tuple[Any, Balanced]:
         """A forward, its gradient and a commit."""
-        outputs, pullback, observed = jax.vjp(lambda b: (forward or self.forward)(state, b, keywords), batch, has_aux=True)
-        (gradients,) = pullback(cotangents)
+        forward = forward or self.forward
+        outputs, pullback, observed = jax.vjp(lambda b, p: forward(state, b, keywords, p), batch, learned, has_aux=True)
+        gradients = pullback(cotangents)
         balancers = merged_copy(self.graph, observed)
-        balanced = self.balanced(balancers, batch, keywords, updates, outputs, gradients)
+        balanced = self.balanced(balancers, batch, keywords, updates, outputs, *gradients)
         return nnx.state(balancers), balanced
 
-    def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords]) -> tuple[list[Array], Any]:
+    def forward(self, state: Any, batch: list[Losses], keywords: list[Keywords], learned: list[Learned]) -> tuple[list[Array], Any]:
         """The aggregates, and the state with the losses observed."""
         balancers = merged_copy(self.graph, state)
-        return self.outputs(balancers, batch, keywords), nnx.state(balancers)
+        return self.outputs(balancers, batch, keywords, learned), nnx.state(balancers)
 
-    def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords]) -> list[Array]:
-        """The aggregates. Observes the losses."""
+    def outputs(self, balancers: list[Any], batch: list[Losses], keywords: list[Keywords], learned: list[Learned]) -> list[Array]:
+        """The aggregates, with these parameters. Observes the losses."""
+        for balancer, by_name in zip(balancers, learned, strict=True):
+            for name, value in by_name.items():
+                write(getattr(balancer, name), value)
         return [balancer(losses, **more) for balancer, losses, more in zip(balancers, batch, keywords, strict=True)]
 
     def balanced(
@@ -80,6 +95,7 @@ class Program:
         updates: list[Update],
         outputs: list[Array],
         gradients: list[Losses],
+        learned: list[Learned],
     ) -> Balanced:
         """All that is given. Commits what was observed."""
         weights, states = [], []
@@ -91,7 +107,7 @@ class Program:
             if settings.state:
                 balancer.step()
             states.append({entry.name: getattr(balancer, entry.name)[...] for entry in settings.state})
-        return Balanced(outputs, gradients, weights, states)
+        return Balanced(outputs, gradients, weights, states, learned)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -146,8 +162,8 @@ def packed(step: Step) -> Step:
     return packed_step
 
 
-def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losses], list[Array], list[Keywords], list[Update]]:
-    """Losses, cotangents, keywords and updates of one step of each group.
+def batch_of(groups: Sequence[Group], sequence: int, t: int) -> Batch:
+    """Losses, cotangents, keywords, parameters and updates of one step of each group.
 
     As arrays of NumPy: each of JAX's would go through its dispatch.
     """
@@ -167,11 +183,13 @@ def batch_of(groups: Sequence[Group], sequence: int, t: int) -> tuple[list[Losse
         {group.keyword: {name: array(value, "float32") for name, value in vector.amounts.items()}} if group.keyword else {}
         for group, vector in zip(groups, vectors, strict=True)
     ]
-    return losses, cotangents, keywords, [{"loss": x, **more} if x else {} for x, more in zip(afters, keywords, strict=True)]
+    learned = [{name: array(values, "float32") for name, values in vector.learned.items()} for vector in vectors]
+    updates = [{"loss": x, **more} if x else {} for x, more in zip(afters, keywords, strict=True)]
+    return losses, cotangents, keywords, learned, updates
 
 
-def array(value: float, dtype: str = "bool") -> Any:
-    """A scalar of a dtype that JAX has."""
+def array(value: Any, dtype: str = "bool") -> Any:
+    """A scalar, or a vector, of a dtype that JAX has."""
     return np.asarray(value, jnp.dtype(dtype))
 
 
@@ -180,8 +198,8 @@ def results(balanced: Balanced | list[Packed]) -> list[Result]:
     given = jax.device_get(balanced)
     of_groups = zip(*given, strict=True) if isinstance(given, Balanced) else (of_group.unpacked() for of_group in given)
     return [
-        Result(_bits({"": output})[""], _bits(gradients), _bits(weights), _bits(state))
-        for output, gradients, weights, state in of_groups
+        Result(_bits({"": output})[""], *map(_bits, by_name))  # in the order that `Balanced` has
+        for output, *by_name in of_groups
     ]
 
 

@@ -40,6 +40,9 @@ class Program:
         self.device, self.groups = device, groups
         self.balancers = [balancer_of(group, loss_balancers.torch).to(device) for group in groups]
         self.changing = [balancer for balancer in self.balancers if balancer._settings.state]
+        #: The parameters of each balancer by name, and all of them.
+        self.learned = [dict(balancer.named_parameters()) for balancer in self.balancers]
+        self.parameters = [x for by_name in self.learned for x in by_name.values()]
         self._begin = [balancer.export_state() for balancer in self.changing]
 
     def begin(self) -> None:
@@ -70,12 +73,21 @@ class Program:
         for balancer in self.changing:
             balancer.step()
 
-    def results(self, outputs: Sequence[Tensor], gradients: Sequence[Losses], weights: Sequence[Losses]) -> list[Result]:
-        """What was given as bits, group by group."""
+    def results(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Losses], weights: Sequence[Losses], learned: Sequence[Losses]
+    ) -> list[Result]:
+        """What was given as bits, group by group. ``learned`` are the gradients to the parameters."""
         return [
-            Result(state_bits({"": output})[""], state_bits(of_each), state_bits(by_name), state_bits(_state(balancer)))
-            for balancer, output, of_each, by_name in zip(self.balancers, outputs, gradients, weights, strict=True)
+            Result(state_bits({"": output})[""], *map(state_bits, (of_each, by_name, _state(balancer), to_learned)))
+            for balancer, output, of_each, by_name, to_learned in zip(
+                self.balancers, outputs, gradients, weights, learned, strict=True
+            )
         ]
+
+    def by_balancer(self, gradients: Sequence[Tensor]) -> list[Losses]:
+        """Gradients to ``parameters``, for each balancer by name."""
+        given = iter(gradients)
+        return [{name: next(given) for name in by_name} for by_name in self.learned]
 
     def steps(self, run: Callable[[list[Losses], list[Tensor], list[Keywords], list[Update]], list[Result]]) -> Results:
         """Each step of each sequence, which begins with balancers as new."""
@@ -83,7 +95,15 @@ class Program:
         for sequence in range(sequences):
             self.begin()
             for t in range(steps):
+                self.learn(sequence, t)
                 yield run(*self.batch(sequence, t))
+
+    @torch.no_grad()
+    def learn(self, sequence: int, t: int) -> None:
+        """Gives the parameters their values at a step, as an optimizer would: in place."""
+        for group, by_name in zip(self.groups, self.learned, strict=True):
+            for name, values in group.sequences[sequence][t].learned.items():
+                by_name[name].copy_(torch.tensor(values))
 
     def batch(self, sequence: int, t: int) -> tuple[list[Losses], list[Tensor], list[Keywords], list[Update]]:
         """Losses, cotangents, keywords and updates of one step of each group."""
@@ -138,9 +158,11 @@ def _called(program: Program, forward: Callable[..., Any], commit: Callable[[Seq
         leaves = [x for losses in vectors for x in losses.values()]
         outputs, weights = forward(vectors, keywords)
         # A student loss that is left out of the aggregate is not in the graph: its gradient is zero.
-        gradients = iter(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
+        gradients = torch.autograd.grad(outputs, leaves + program.parameters, cotangents, materialize_grads=True)
+        to_losses, learned = iter(gradients[: len(leaves)]), program.by_balancer(gradients[len(leaves) :])
         commit(updates)
-        return program.results(outputs, [{name: next(gradients).squeeze(0) for name in losses} for losses in batch], weights)
+        given = [{name: next(to_losses).squeeze(0) for name in losses} for losses in batch]
+        return program.results(outputs, given, weights, learned)
 
     return program.steps(step)
 
@@ -166,6 +188,8 @@ def _vmap(device: str, groups: Sequence[Group]) -> Results:
     wrapped = [[_WithWeights(balancer).eval() for balancer in program.balancers] for program in programs]
     found: dict[tuple[int, int], list[Result]] = {}
     for t in range(steps):
+        for sequence, program in enumerate(programs):
+            program.learn(sequence, t)
         drawn = (program.batch(sequence, t) for sequence, program in enumerate(programs))
         batches, cotangents, keywords, updates = zip(*drawn, strict=True)
         given = []
@@ -174,27 +198,27 @@ def _vmap(device: str, groups: Sequence[Group]) -> Results:
         for sequence, program in enumerate(programs):
             program.observe(batches[sequence], keywords[sequence])
             program.commit(updates[sequence])
-            outputs, gradients, weights = zip(
-                *((o[sequence], _at(g, sequence), _at(w, sequence)) for o, g, w in given), strict=True
-            )
-            found[sequence, t] = program.results(outputs, gradients, weights)
+            outputs, *rest = zip(*((o[sequence], *(_at(x, sequence) for x in by_name)) for o, *by_name in given), strict=True)
+            gradients, weights, learned = rest
+            found[sequence, t] = program.results(outputs, gradients, weights, learned)
     return (found[sequence, t] for sequence in range(sequences) for t in range(steps))
 
 
 def _of_all(
     modules: Sequence[torch.nn.Module], losses: Losses, keywords: Keywords, cotangents: Tensor
-) -> tuple[Tensor, Losses, Losses]:
-    """Aggregate, gradients and weights of one group in all sequences."""
-    buffers = {
-        name: torch.stack([dict(module.named_buffers())[name] for module in modules]) for name, _ in modules[0].named_buffers()
-    }
+) -> tuple[Tensor, Losses, Losses, Losses]:
+    """Aggregate, gradients and weights of one group in all sequences, and the gradients to parameters."""
+    parameters, buffers = torch.func.stack_module_state(list(modules))  # type: ignore[reportArgumentType]
 
-    def step(buffers: Losses, losses: Losses, keywords: Keywords, cotangent: Tensor) -> tuple[Tensor, Losses, Losses]:
-        given: Any = torch.func.vjp(lambda x: torch.func.functional_call(modules[0], buffers, (x, keywords)), losses, has_aux=True)
-        output, pullback, weights = given
-        return output, pullback(cotangent)[0], weights
+    def step(parameters: Losses, buffers: Losses, losses: Losses, keywords: Keywords, cotangent: Tensor) -> Any:
+        def called(x: Losses, parameters: Losses) -> Any:
+            return torch.func.functional_call(modules[0], (parameters, buffers), (x, keywords))
 
-    return torch.func.vmap(step)(buffers, losses, keywords, cotangents)
+        output, pullback, weights = torch.func.vjp(called, losses, parameters, has_aux=True)  # type: ignore[reportAssignmentType]
+        gradients, learned = pullback(cotangent)
+        return output, gradients, weights, {name.removeprefix("balancer."): x for name, x in learned.items()}
+
+    return torch.func.vmap(step)(parameters, buffers, losses, keywords, cotangents)
 
 
 def _at(stacked: Losses, index: int) -> Losses:
@@ -240,7 +264,8 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
         ]
         # Cotangents are vectors for the reason that `of_vectors` gives.
         total, outputs, weights = objective(parameters, [x.reshape(1) for x in cotangents], keywords, ones)
-        gradients = torch.autograd.grad(total, parameters)
+        gradients = torch.autograd.grad(total, parameters + program.parameters)
+        gradients, learned = gradients[: len(parameters)], gradients[len(parameters) :]
         update(parameters, rates, gradients, updates)
         return program.results(
             [_narrowed(o, ct.dtype) for o, ct in zip(outputs, cotangents, strict=True)],
@@ -249,6 +274,7 @@ def _step(device: str, groups: Sequence[Group]) -> Results:
                 for narrow, g in zip(dtypes, gradients, strict=True)
             ],
             weights,
+            program.by_balancer(learned),
         )
 
     return program.steps(run)

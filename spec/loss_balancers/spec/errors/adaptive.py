@@ -65,7 +65,7 @@ def form_unknown(received: Any, known: Sequence[str]) -> ValueError:
 
 def losses_of_float64(names: Sequence[str]) -> TypeError:
     return TypeError(
-        f"The losses of this balancer must not be float64: it takes exponentials or logarithms of them, which are those of float32 "
+        f"The losses of this balancer must not be float64: it computes with exponentials or logarithms, which are those of float32 "
         f"alone. Received float64 for {list(names)}. Cast these losses to float32. (docs/spec G1)"
     )
 
@@ -75,4 +75,32 @@ def seed_value(received: Any, most: int) -> Exception:
     return kind(
         f"`seed` must be an int from 0 to {most}. Received {received!r}. Pass an int that is the same on all ranks "
         "and in both frameworks. (docs/spec N2)"
+    )
+
+
+def uncertainty_form_unknown(received: Any, known: Sequence[str]) -> ValueError:
+    return ValueError(
+        f'`form` must be one of {list(known)}. Received {received!r}. Take "kendall" for the logarithm of a variance, or '
+        '"regularized" for a deviation whose penalty is never negative. (docs/spec U1)'
+    )
+
+
+def never_learned(parameter: str) -> str:
+    return (
+        f"`{parameter}` of this balancer did not change in a training step: no optimizer trains it. Give it to your optimizer, "
+        "without weight decay; `is_optimized_by(optimizer)` tells. Call `discard()` for a step that is not taken. (docs/spec P5)"
+    )
+
+
+def optimizer_unknown(received: Any, expected: str) -> TypeError:
+    return TypeError(
+        f"`optimizer` must be {expected}. Received {shown(received)} of type {type(received).__name__}. Pass the optimizer that "
+        "trains the student. (docs/spec P5)"
+    )
+
+
+def optimizer_keeps_nothing(parameter: str) -> ValueError:
+    return ValueError(
+        f"`optimizer` must keep something for each parameter, such as moments. Received one that keeps nothing, so that nobody can "
+        f"tell whether it trains `{parameter}`. Compare the parameter before and after a step. (docs/spec P5)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from loss_balancers.spec.errors.words import shown
@@ -11,6 +12,20 @@ def not_a_torch_balancer(received: Any) -> TypeError:
     return TypeError(
         f"`balancer` must be a balancer of `loss_balancers.torch`. Received {shown(received)} of type {type(received).__name__}. "
         "Pass an instance, such as `StaticLossBalancer(0.5)`."
+    )
+
+
+def modelopt_parameters(names: Sequence[str]) -> TypeError:
+    return TypeError(
+        f"`balancer` must have no parameters: ModelOpt refuses a balancer that is learned. Received one with {list(names)}. Take "
+        "one that follows the losses, such as `EMANormalizedLossBalancer`."
+    )
+
+
+def tunix_lora_parameter(name: str) -> ValueError:
+    return ValueError(
+        f"A student with LoRA trains its LoRA parameters alone. Received a balancer with the parameter {name!r}, which nothing "
+        "would train. Take a balancer that follows the losses, such as `EMANormalizedLossBalancer`."
     )
 
 

@@ -16,8 +16,9 @@ class Vector(NamedTuple):
 
     Unless the weights are constants, also the weights; and the state after the step, if there is state: a number or a tuple of
     them by entry.
-    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given. ``after`` are the losses
-    that `update()` is given before the commit, with the same amounts; empty where the balancer has no `update()`.
+    ``amounts`` are the float32 numbers by name that a group's keyword, ``count`` or ``share``, is given. ``learned`` has the
+    parameter at this step by its name, if there is one, and ``learned_gradients`` the gradient to it.
+    ``after`` are the losses that `update()` is given before the commit, with the same amounts; empty where there is no `update()`.
     """
 
     losses: dict[str, float]
@@ -27,6 +28,8 @@ class Vector(NamedTuple):
     weights: dict[str, float]
     state: dict[str, Any]
     amounts: dict[str, float] = {}  # noqa: RUF012  # of a NamedTuple, and never changed
+    learned: dict[str, tuple[float, ...]] = {}  # noqa: RUF012
+    learned_gradients: dict[str, tuple[float, ...]] = {}  # noqa: RUF012
     after: dict[str, float] = {}  # noqa: RUF012
 
 
@@ -114,9 +117,15 @@ def _vector(vector: dict[str, Any]) -> Vector:
             for name, value in vector.get("state", {}).items()
         },
         amounts=_floats(vector.get("amounts", {})),
+        learned=_vectors(vector.get("learned", {})),
+        learned_gradients=_vectors(vector.get("learned_gradients", {})),
         after=_floats(vector.get("after", {})),
     )
 
 
 def _floats(values: dict[str, str]) -> dict[str, float]:
     return {name: float.fromhex(value) for name, value in values.items()}
+
+
+def _vectors(values: dict[str, list[str]]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(map(float.fromhex, value)) for name, value in values.items()}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from loss_balancers.spec.amounts import Amounts
-from loss_balancers.spec.formats import FORMATS, Format, result_format, round_to
+from loss_balancers.spec.formats import FORMATS, Format, result_format, round_to, round_weight
 from loss_balancers.spec.golden.draws import FORMAT_SETS, cotangent, draw, label_of, later
 from loss_balancers.spec.golden.layout import laid_out
 from loss_balancers.spec.keys import canonical_order
 from loss_balancers.spec.reference import Answer, Step, run
 from loss_balancers.spec.settings import Settings
+from loss_balancers.spec.state import StateEntry
 
 #: Steps of a sequence: the same number in every group, so that lanes can run all sequences of a column side by side.
 STEPS = 8
@@ -49,11 +50,12 @@ def _group(rng: random.Random, form: Form, format_set: str) -> dict[str, Any]:
     for rows in _sequences(_Inputs(rng, formats)):
         cotangents = [cotangent(rng, (index + len(sequences)) % STEPS, result) for index in range(STEPS)]
         amounts = [_amounts(rng, form.keyword, (index + len(sequences)) % STEPS, row) for index, row in enumerate(rows)]
+        learned = [_learned(rng, form.settings, (index + len(sequences)) % STEPS) for index in range(STEPS)]
         afters = [_after(rng, formats, rows, index) if form.settings.updates else {} for index in range(STEPS)]
-        columns = zip(rows, cotangents, amounts, afters, strict=True)
-        steps = [_step(formats, row, back, given, after, form.keyword) for row, back, given, after in columns]
+        columns = (amounts, learned, afters)
+        steps = [_step(formats, *given, form.keyword) for given in zip(rows, cotangents, *columns, strict=True)]
         answers = run(form.settings, steps)
-        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, amounts, afters, strict=True)])
+        sequences.append([_vector(*given) for given in zip(rows, cotangents, answers, *columns, strict=True)])
     return {
         "id": f"{form.id}-{format_set}",
         "settings": form.settings.as_json(),
@@ -88,16 +90,43 @@ def _after(rng: random.Random, formats: dict[str, str], rows: Sequence[dict[str,
     return rows[(index + 1) % STEPS] if index % 4 == 3 else later(rng, rows[index], formats)
 
 
+def _learned(rng: random.Random, settings: Settings, index: int) -> dict[str, tuple[float, ...]]:
+    """What an optimizer may have made of a parameter: its start, numbers near it, far from it, the ends of the range, and zero."""
+
+    def values(entry: StateEntry) -> tuple[float, ...]:
+        if index == 0:
+            return entry.start
+        near = [x + draw(rng, "f32", -6, 1) * rng.choice((-1, 1)) for x in entry.start]
+        if index in (2, 6):
+            near = [x * 2.0 ** (5 if index == 2 else 7) for x in near]
+        if index in (3, 7):
+            near[rng.randrange(len(near))] = rng.choice((0.0, -0.0, 2.0**-126, 2.0**-130, 2.0**100, -(2.0**127)))
+        return tuple(round_weight(x, "f32") for x in near)
+
+    return {entry.name: values(entry) for entry in settings.learned}
+
+
 def _step(
-    formats: dict[str, str], row: dict[str, float], back: float, amounts: dict[str, float], after: dict[str, float], keyword: str
+    formats: dict[str, str],
+    row: dict[str, float],
+    back: float,
+    amounts: dict[str, float],
+    learned: dict[str, tuple[float, ...]],
+    after: dict[str, float],
+    keyword: str,
 ) -> Step:
-    losses, later = ({name: (formats[name], x) for name, x in given.items()} for given in (row, after))
+    losses, again = ({name: (formats[name], x) for name, x in given.items()} for given in (row, after))
     values = tuple(amounts[name] for name in canonical_order(tuple(row))) if keyword else ()
-    return Step(losses, back, Amounts(values, keyword == "share") if keyword else None, later or None)
+    return Step(losses, back, Amounts(values, keyword == "share") if keyword else None, learned, again or None)
 
 
 def _vector(
-    row: dict[str, float], back: float, answer: Answer, amounts: dict[str, float], after: dict[str, float]
+    row: dict[str, float],
+    back: float,
+    answer: Answer,
+    amounts: dict[str, float],
+    learned: dict[str, tuple[float, ...]],
+    after: dict[str, float],
 ) -> dict[str, Any]:
     return {
         "losses": _hex(row),
@@ -107,12 +136,17 @@ def _vector(
         "weights": _hex(answer.weights),
         "state": {name: [x.hex() for x in value] if isinstance(value, tuple) else value for name, value in answer.state.items()},
         **({"amounts": _hex(amounts)} if amounts else {}),
+        **({"learned": _hex_vectors(learned), "learned_gradients": _hex_vectors(answer.learned)} if learned else {}),
         **({"after": _hex(after)} if after else {}),
     }
 
 
 def _hex(values: dict[str, float]) -> dict[str, str]:
     return {name: value.hex() for name, value in values.items()}
+
+
+def _hex_vectors(values: Mapping[str, tuple[float, ...]]) -> dict[str, list[str]]:
+    return {name: [x.hex() for x in value] for name, value in values.items()}
 
 
 class _Inputs:

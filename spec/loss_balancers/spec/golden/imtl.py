@@ -1,0 +1,33 @@
+"""The sequences of `IMTLLossBalancer`: each setting, and parameters near their start and far from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loss_balancers.spec.golden.draws import indexed
+from loss_balancers.spec.golden.sequences import Form, sequence_vectors
+from loss_balancers.spec.imtl import IMTLLossBalancerSettings
+from loss_balancers.spec.keys import STUDENT_LOSS_KEY
+
+SEED = 17_406_233
+
+
+def imtl_vectors() -> str:
+    """The whole file as text."""
+
+    def form(group: str, count: int, formats: list[str], keyword: str = "", **settings: Any) -> Form:
+        names = [*indexed(count), STUDENT_LOSS_KEY]
+        return Form(group, IMTLLossBalancerSettings(names, **settings), names, formats, keyword)
+
+    return sequence_vectors(
+        [
+            form("one", 1, ["f32"], total_weight="one"),
+            form("two", 2, ["bf16"], initial=-0.5),
+            form("three", 3, ["f32", "mixed"]),
+            form("initial", 3, ["f16"], initial={"MSELoss_0": 2.5, "KLDivLoss_1": -1.0}, total_weight="K"),
+            form("twelve", 12, ["mixed-narrow"], total_weight="one"),
+            form("count", 2, ["f32"], "count"),
+            form("share", 2, ["bf16"], "share", initial=0.25),
+        ],
+        SEED,
+    )

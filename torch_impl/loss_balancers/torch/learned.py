@@ -1,0 +1,202 @@
+"""Balancers with a parameter, which the user's optimizer trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+
+from loss_balancers import spec
+from loss_balancers.torch.carried import as_integers, on_meta
+from loss_balancers.torch.functions import entered, finished, summed
+from loss_balancers.torch.host import as_text, number, numbers
+from loss_balancers.torch.observing import Inputs, State
+from loss_balancers.torch.portable import rmul
+from loss_balancers.torch.rounding import FLOAT
+from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
+from loss_balancers.torch.weighed import WeighedLossBalancer
+
+#: After how many training forwards without a `step()` a balancer looks whether its parameter has changed.
+_PATIENCE = 100
+
+
+class LearnedLossBalancer(WeighedLossBalancer):
+    """What the balancers with a parameter share: it is in the aggregate, and the user's optimizer trains it with the student.
+
+    The aggregate is ``sum(a * w_k * L_k + b * z_k)``, where the weight ``w_k`` and the penalty ``z_k`` follow from the parameter of
+    the loss. Both have derivatives by the losses and by the parameter.
+
+    Give the parameter to the optimizer, without weight decay. In a distributed run its gradient must be averaged over the ranks
+    as all others are: make the balancer a part of the model that DistributedDataParallel wraps.
+
+    If a training step leaves the parameter as it is, a warning comes once: at the `step()` of the balancer, or at the 100th
+    training forward. Compiled code does not look.
+
+    State:
+        None that `step()` commits. The parameter, float32 ``(K,)``, in canonical order, stays float32 whatever `half()` does to the
+        model.
+    """
+
+    _scalars = True
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        (entry,) = settings.learned
+        self._parts, self._factor, self._start = as_text(settings.parts), settings.factor.hex(), as_text(entry.start)
+        self.register_parameter(entry.name, Parameter(torch.tensor(entry.start, dtype=FLOAT)))
+        #: Training forwards since the last `step()`, and the parameter's version at the first of them; -1 once it has warned.
+        self._forwards, self._version = 0, 0
+
+    @property
+    def parameter(self) -> Parameter:
+        """The parameter, whatever its name is."""
+        return getattr(self, self._settings.parameter)
+
+    def forward(self, loss: Mapping[str, Float[Tensor, ""]], *, count: Any = None, share: Any = None) -> Float[Tensor, ""]:
+        """The aggregate of ``loss``: a mapping from name to loss, the student's named ``student_loss``.
+
+        Args:
+            loss: The losses.
+            count: The number of items that each loss is the mean of, as balancers with state take it: a number, or a mapping from
+                name to number. Here only 0 matters: a loss with the count 0 is absent, and neither it nor its parameter has a part
+                in the aggregate.
+            share: The part of the step's mean that each loss is, in the same forms; 0 says the same.
+
+        Raises:
+            TypeError: Both ``count`` and ``share`` are given, or one is not made of numbers. Else: see `canonical`.
+            ValueError: A number is negative or not finite, or the names are not those of the losses. Else: see `canonical`.
+        """
+        inputs = self._inputs(loss, count, share)
+        if self.training and torch.is_grad_enabled() and not is_dynamo_compiling() and not under_torch_func():
+            self._watch()
+        return self._aggregate(self._values(), inputs)
+
+    def step(self) -> None:
+        """Looks whether the parameter has changed since the last call, and warns once if it has not. Else it does nothing."""
+        if not is_dynamo_compiling():
+            self._warn_if_unchanged(stacklevel=3)
+            self._forwards = min(self._forwards, 0)
+
+    def discard(self) -> None:
+        """For an optimizer step that is not taken: the parameter need not have changed."""
+        if not is_dynamo_compiling():
+            self._forwards = min(self._forwards, 0)
+
+    def is_optimized_by(self, optimizer: Any) -> bool:
+        """Whether an optimizer has the parameter in one of its groups.
+
+        Args:
+            optimizer: A `torch.optim.Optimizer`, or what has ``param_groups`` as it does.
+
+        Raises:
+            TypeError: ``optimizer`` has no ``param_groups``.
+        """
+        groups = getattr(optimizer, "param_groups", None)
+        if groups is None:
+            raise spec.errors.optimizer_unknown(optimizer, "a `torch.optim.Optimizer`")
+        return any(x is self.parameter for group in groups for x in group["params"])
+
+    def export_state(self) -> dict[str, Any]:
+        """The parameter as a NumPy array with settings and names, to be loaded in either framework.
+
+        Returns:
+            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``, as balancers with state have it. These are copies, and
+            copying waits for the device. What the optimizer keeps is not in it.
+
+        Raises:
+            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
+        """
+        check_not_transformed("export_state()")
+        settings = self._settings
+        if self.parameter.is_meta:
+            what = "Call `to_empty(device=...)` on the model first."
+            raise spec.errors.no_values_to_export('on the device "meta"', what)
+        state = {name: value.detach().cpu().numpy().copy() for name, value in self._values().items()}
+        return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
+
+    def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
+        """Takes over a parameter that `export_state` returned, in either framework.
+
+        Args:
+            exported: The state.
+            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
+                afresh. Losses of the state that no name refers to are dropped.
+
+        Raises:
+            TypeError: ``exported`` is not a mapping.
+            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
+            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
+        """
+        check_not_transformed("load_state()")
+        settings = self._settings
+        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.entries, exported, renamed)
+        if self.parameter.is_meta:
+            raise on_meta()
+        with torch.no_grad():
+            self.parameter.copy_(torch.from_numpy(arrays[settings.parameter]))
+
+    @staticmethod
+    def _weight_and_penalty(settings: Any, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight of each loss, and the penalty of its parameter. Every balancer has its own."""
+        raise NotImplementedError
+
+    def _aggregate(self, state: State, inputs: Inputs) -> Tensor:
+        s = state[self._settings.parameter]
+        losses, present = entered(inputs), inputs.present
+        (a, b), count = numbers(self._parts), len(inputs.names)
+        s = rmul(s, torch.ones_like(s))  # flushes, and in a backward the sum of the gradients of both ways
+        s = s if present is None else torch.where(present, s, self._settings.neutral)
+        settings = self._settings
+        weight, penalty = self._weight_and_penalty(settings, s)
+        terms = torch.cat([rmul(losses, weight), penalty])
+        parts: Any = (a,) * count + (b,) * count
+        if present is not None:
+            parts = torch.cat([torch.where(present, torch.full_like(s, part), 0.0) for part in (a, b)])
+        return finished(summed(terms, parts), number(self._factor), inputs)
+
+    def _weights(self, state: State, inputs: Inputs) -> dict[str, Tensor]:
+        return super()._weights({name: value.detach() for name, value in state.items()}, inputs)
+
+    def _values(self) -> State:
+        """The parameter by its name.
+
+        Raises:
+            RuntimeError: Something has converted it, and its bits are lost.
+        """
+        name, parameter = self._settings.parameter, self.parameter
+        if parameter.dtype is not FLOAT:
+            raise spec.errors.state_converted(name, FLOAT, parameter.dtype)
+        return {name: parameter}
+
+    def _watch(self) -> None:
+        """Counts a training forward."""
+        if self._forwards < 0 or not self.parameter.requires_grad:
+            return
+        if self._forwards == 0:
+            self._version = self.parameter._version
+        self._forwards += 1
+        if self._forwards > _PATIENCE:
+            self._warn_if_unchanged(stacklevel=6)  # past two frames of nn.Module
+            self._forwards = min(self._forwards, 0)
+
+    def _warn_if_unchanged(self, stacklevel: int) -> None:
+        parameter = self.parameter
+        if self._forwards > 0 and parameter.requires_grad and parameter._version == self._version:
+            self._forwards = -1
+            warnings.warn(spec.errors.never_learned(self._settings.parameter), UserWarning, stacklevel=stacklevel)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        start = numbers(self._start)
+        return super()._apply(as_integers(fn, lambda y: y.copy_(torch.tensor(start, device=y.device))), recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        parameter = self.parameter
+        if parameter.dtype is not FLOAT:  # ``assign=True`` accepts any dtype
+            setattr(self, self._settings.parameter, Parameter(parameter.detach().to(FLOAT), parameter.requires_grad))
