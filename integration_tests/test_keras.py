@@ -13,7 +13,7 @@ from loss_balancers.spec import errors
 
 BACKENDS = ("torch", "jax")
 PARTS = ["calls", "accumulated", "validated", "resumed", "policies", "built", "scoped", "refused", "moved", "distilled", "page"]
-PARTS += ["examples_of_docstrings"]
+PARTS += ["learned", "examples_of_docstrings"]
 #: Keras adds the arguments to an error in a call; these have the backend's types in them.
 OF_BACKEND = ("refused",)
 #: What parameters get depends on the backend's own arithmetic: sums of products, and the optimizer.
@@ -89,6 +89,16 @@ def test_a_run_resumes_from_a_checkpoint_with_the_same_bits(made, backend, key):
     if key != "static":
         read = under(made[backend], f"resumed/{key}/read")
         assert 0 < read["steps"] < whole["state/steps"] or read["pending"][-2] == 2  # it came with state, and went on
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("key", ["log_variance", "log_scale"])
+def test_a_parameter_is_trained_and_saved(made, backend, key):
+    fitted = under(made[backend], f"learned/{key}/fitted")
+    assert list(fitted) == [key]
+    assert (fitted[key] != (0.0 if key == "log_variance" else -2.0)).all()
+    for where in ("saved", "loaded"):
+        assert_same(under(made[backend], f"learned/{key}/{where}"), fitted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

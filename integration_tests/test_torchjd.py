@@ -138,6 +138,38 @@ def test_stch(traces, mu):
             assert_close((value, *gradient), [(got := theirs(scalarization.STCH(mu), losses))[0], *got[1]])
 
 
+def learned(settings, losses, parameter):
+    """The value, the gradient to each loss, and that to the parameter, which is not at its start."""
+    value, to_losses, to_parameter = settings.exact_call(call_of(losses), 1.0, {settings.parameter: parameter})
+    return (value, *to_losses, *to_parameter)
+
+
+def theirs_learned(scalarizer, losses, parameter):
+    """The same of a scalarizer with one parameter."""
+    (own,) = scalarizer.double().parameters()
+    with torch.no_grad():
+        own.copy_(torch.tensor(parameter, dtype=torch.float64))
+    x = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
+    value = scalarizer(x)
+    return [value.item(), *(g for gradient in torch.autograd.grad(value, (x, own)) for g in gradient.tolist())]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scalarizer"),
+    [(spec.UncertaintyLossBalancerSettings, scalarization.UW), (spec.IMTLLossBalancerSettings, scalarization.IMTLL)],
+)
+def test_learned(traces, settings, scalarizer):
+    for trace in traces:
+        count = len(trace[0])
+        for losses, shift in zip(trace[:4], trace[4:8], strict=True):
+            parameter = [math.log(x) for x in shift]
+            ours, wanted = (
+                learned(settings(names_of(count)), losses, parameter),
+                theirs_learned(scalarizer(count), losses, parameter),
+            )
+            assert_close(ours, wanted, sum(map(abs, wanted)))
+
+
 def test_random_weights_of_the_same_draw(traces):
     for seed, trace in enumerate(traces):
         count = len(trace[0])

@@ -17,7 +17,13 @@ import numpy as np
 
 import loss_balancers.keras.balancer
 from loss_balancers.keras import Balancer
-from loss_balancers.spec import EMANormalizedLossBalancerSettings, ScheduledLossBalancerSettings, StaticLossBalancerSettings
+from loss_balancers.spec import (
+    EMANormalizedLossBalancerSettings,
+    IMTLLossBalancerSettings,
+    ScheduledLossBalancerSettings,
+    StaticLossBalancerSettings,
+    UncertaintyLossBalancerSettings,
+)
 from loss_balancers.spec.keys import EXAMPLE_NAMES
 from loss_balancers.spec.registry import examples
 from loss_balancers.spec.schedules import linear
@@ -264,6 +270,23 @@ def moved() -> dict[str, np.ndarray]:
     here = Balancer(SETTINGS["ema"])
     here.load_state(there.export_state())
     return {**state("there", there), **state("here", here)}
+
+
+def learned() -> dict[str, np.ndarray]:
+    """Parameters after a fit by plain descent, by a power of two, and what a file of the model has of them."""
+    found = {}
+    for settings in (UncertaintyLossBalancerSettings(NAMES), IMTLLossBalancerSettings(NAMES, -2.0, "one")):
+        model, key = Model(settings), settings.parameter
+        model.dense.trainable = False
+        assert [variable.name for variable in model.trainable_variables] == [key]
+        model.compile(keras.optimizers.SGD(2.0**-6))
+        model.fit(*data(96), batch_size=8, shuffle=False, verbose=0, validation_data=data(40))
+        model.save(file := f"{Path(sys.argv[2]).parent}/{key}.keras")
+        back = keras.saving.load_model(file, custom_objects={"Model": Model})
+        found |= {**state(f"{key}/fitted", model.balancer), **state(f"{key}/saved", back.balancer)}
+        back.balancer.load_state(model.balancer.export_state())
+        found |= state(f"{key}/loaded", back.balancer)
+    return found
 
 
 def recomputed() -> dict[str, np.ndarray]:

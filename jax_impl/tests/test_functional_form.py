@@ -17,7 +17,7 @@ from loss_balancers.parity.jax_versions import merged_copy, varying
 from loss_balancers.spec import registry
 
 EXAMPLES = registry.examples()
-CHANGING = [name for name, settings in EXAMPLES.items() if settings.can_change]
+CHANGING = [name for name, settings in EXAMPLES.items() if settings.state and settings.can_change]
 EMA = partial(loss_balancers.jax.EMANormalizedLossBalancer, NAMES)
 
 

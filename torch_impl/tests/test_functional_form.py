@@ -19,7 +19,7 @@ from loss_balancers.torch import EMANormalizedLossBalancer, StaticLossBalancer, 
 
 EXAMPLES = registry.examples()
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
-CHANGING = [name for name, settings in EXAMPLES.items() if settings.can_change]
+CHANGING = [name for name, settings in EXAMPLES.items() if settings.state and settings.can_change]
 
 
 @pytest.fixture(autouse=True)
