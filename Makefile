@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help host test-integrations demo test lint unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
+.PHONY: help host test-integrations demo test lint ruff unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -27,13 +27,18 @@ demo: $(STAMP) ## distil a real model in PyTorch and in JAX with the same balanc
 	@echo "==> Running this balancer's golden vectors, eager and compiled (every balancer on every lane: make parity)"
 	@$(BIN)/loss-balancers parity --balancer StaticLossBalancer $(foreach mode,eager compiled jit vmap scan,--mode $(mode))
 
-test: lint unit ## lint, types and every test
+# pyright has one thread and takes a minute: it runs beside the tests, and says at once what it finds.
+test: ruff ## lint, types and every test
+	@$(BIN)/pyright & types=$$!; $(MAKE) --no-print-directory unit; tests=$$?; \
+		wait $$types || { echo "==> pyright found errors: see above, or run make lint"; exit 1; }; exit $$tests
 
-lint: $(STAMP) ## ruff and pyright
+lint: ruff ## ruff and pyright
+	@$(BIN)/pyright
+
+ruff: $(STAMP)
 	@echo "==> ruff and pyright"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
 
 unit: $(STAMP) ## every test
 	@echo "==> Running every test"

@@ -30,9 +30,9 @@ def test_jit_has_the_bits_of_eager(name, auto_step, keyword, draw):
         return aggregate, gradients, state, form.commit(state), form.weights(state, losses), form.breakdown(state, losses)
 
     compiled, state, keywords = jax.jit(step), form.init(), KEYWORDS[keyword]
-    for i in range(6):
+    for i in range(4):
         losses = draw(i)
-        if i == 3:
+        if i == 1:
             losses[NAMES[0]] = losses[NAMES[0]] * jnp.inf
         found, expected = compiled(state, losses, keywords), step(state, losses, keywords)
         jax.tree.map(assert_same_bits, found, expected)

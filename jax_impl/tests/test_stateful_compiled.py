@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from with_state import EXAMPLES
 
 from loss_balancers.jax import ScheduledLossBalancer
 from loss_balancers.jax.carried import BalancerState
@@ -112,8 +113,12 @@ def test_state_is_replaced_not_scattered_into(make, draw, auto_step):
     assert "scatter" in jax.jit(lambda x: x.at[0].set(1.0)).lower(jnp.zeros(3)).as_text()  # the search can see
 
 
-@pytest.mark.parametrize("auto_step", [None, 2], ids=["step", "auto-step"])
-@pytest.mark.parametrize("way", ["eager", "jit"])
+@pytest.mark.parametrize(
+    ("make", "way", "auto_step"),
+    # Each example eager with one value of `auto_step` and compiled with the other; the next one the other way round.
+    [(name, way, (None, 2)[(i + j) % 2]) for i, name in enumerate(EXAMPLES) for j, way in enumerate(("eager", "jit"))],
+    indirect=["make"],
+)
 def test_no_transfer(make, draw, way, auto_step):
     balancer = make(auto_step=auto_step)
     grad = nnx.value_and_grad(lambda losses, balancer: balancer(losses))

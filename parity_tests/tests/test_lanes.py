@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from certificates import few_vectors
 from planted import devices_seen, with_fault, without_guards
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ import loss_balancers.parity.lanes.known as module
 from loss_balancers.parity import run
 from loss_balancers.parity.bits import from_bits
 from loss_balancers.parity.cli import app
-from loss_balancers.parity.golden.vectors import LABELS, case_name, columns, installed_vectors
+from loss_balancers.parity.golden.vectors import LABELS, case_name, columns
 from loss_balancers.parity.lanes.absent import KNOWN_DEVICES, why_no_format
 from loss_balancers.parity.lanes.in_jax import jax_lanes
 from loss_balancers.parity.lanes.in_torch import torch_lanes
@@ -39,6 +40,7 @@ from loss_balancers.spec import FORMATS, load_golden
 GROUPS = load_golden()
 EMA = load_golden("ema_normalized")
 HERE = find_lanes()
+HELPERS = str(Path(__file__).parents[1] / "helpers")
 
 
 def _lane(name: str) -> Lane:
@@ -137,7 +139,14 @@ def test_another_package_adds_lanes_by_an_entry_point(tmp_path: Path) -> None:
     (info / "entry_points.txt").write_text("[loss_balancers.lanes]\nabacus = abacus_lanes:lanes\n", "ascii")
     (tmp_path / "abacus_lanes.py").write_text(ADDED, "ascii")
     (tmp_path / "ran").mkdir()
-    start = "import os; print(f'pid {os.getpid()}', flush=True); from loss_balancers.parity.cli import main; main()"
+    start = (
+        f"import os, sys; print(f'pid {{os.getpid()}}', flush=True); sys.path.insert(0, {HELPERS!r})\n"
+        "from certificates import few_vectors\n"
+        "import loss_balancers.parity.golden.vectors as vectors\n"
+        "from loss_balancers.parity.cli import main\n"
+        "vectors.installed_vectors = few_vectors\n"
+        "main()"
+    )
     result = subprocess.run(
         [sys.executable, "-c", start, "parity", "--lane", "torch-cpu-mine", "--lane", "torch-abacus-mine"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -146,7 +155,7 @@ def test_another_package_adds_lanes_by_an_entry_point(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    total = 2 * sum(len(group.vectors) for vectors in installed_vectors().values() for group in vectors.groups)
+    total = 2 * sum(len(group.vectors) for vectors in few_vectors().values() for group in vectors.groups)
     assert f"2 lanes, {total}/{total} bit-identical" in result.stdout
     pid = int(result.stdout.split()[1])
     ran = [file.name.split("-") for file in (tmp_path / "ran").iterdir()]

@@ -1,7 +1,7 @@
 """Drawn runs of every balancer whose weights follow from the losses: a sample of those of `make drawn-runs`.
 
 Of each example 3 sequences of 50 steps without a keyword, with ``count=`` and with ``share=``; of those fewer where a step or a
-compilation is slow. Aggregates, gradients, weights and state after each step, as bits.
+compilation is slow: one of the keywords there, in turn. Aggregates, gradients, weights and state after each step, as bits.
 """
 
 import math
@@ -30,18 +30,17 @@ def groups(request: pytest.FixtureRequest) -> list[Group]:
 
 
 def sample(way: str, groups: list[Group]) -> list[Group]:
-    """What is run in a way: JAX's eager mode calls XLA for each operation, and Inductor takes seconds for each group."""
-    if way == "jax-eager":
-        return drawn.beginning(groups, 1, 20)
-    if way == "torch-compiled":
-        return in_turn(groups)
-    return groups
+    """What is run in a way: JAX's eager mode calls XLA for each operation, Inductor and a scan take seconds for each group."""
+    if way in ("torch-eager", "jax-jit"):
+        return groups
+    chosen = in_turn(groups, drawn.WAYS.index(way))
+    return drawn.beginning(chosen, 1, 20) if way == "jax-eager" else chosen
 
 
-def in_turn(groups: list[Group]) -> list[Group]:
+def in_turn(groups: list[Group], turn: int) -> list[Group]:
     """One group of each example: without a keyword, with ``count`` and with ``share`` in turn, the next balancer one further."""
     examples = len(groups) // len(drawn.KEYWORDS)
-    place = list(drawn.BALANCERS).index(groups[0].balancer)
+    place = list(drawn.BALANCERS).index(groups[0].balancer) + turn
     return [groups[(i + place) % len(drawn.KEYWORDS) * examples + i] for i in range(examples)]
 
 

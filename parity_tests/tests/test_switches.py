@@ -164,8 +164,22 @@ def test_twins_that_are_switched_off_after_the_lane_was_looked_at(framework: str
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def _parity(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from loss_balancers.parity.cli import main; main()"
+HELPERS = str(Path(__file__).parents[1] / "helpers")
+#: The command line with a few of the vectors.
+WITH_FEW = f"""
+import sys
+sys.path.insert(0, {HELPERS!r})
+from certificates import few_vectors
+import loss_balancers.parity.golden.vectors as vectors
+from loss_balancers.parity.cli import main
+vectors.installed_vectors = few_vectors
+main()
+"""
+
+
+def _parity(
+    *arguments: str, code: str = "from loss_balancers.parity.cli import main; main()", **environment: str
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "300", "TERM": "dumb", **environment}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -227,14 +241,15 @@ def test_a_worker_that_was_switched_off_in_python_says_so(tmp_path: Path) -> Non
 def test_a_certificate_has_the_switches_of_the_process_that_ran_the_lane(tmp_path: Path) -> None:
     _plugin(tmp_path, 'set_float32_matmul_precision("medium")')
     file = tmp_path / "a.json"
-    result = _parity("parity", "--lane", "torch-cpu-eager", "--certificate", str(file), PYTHONPATH=str(tmp_path))
+    words = ["parity", "--lane", "torch-cpu-eager", "--certificate", str(file)]
+    result = _parity(*words, code=WITH_FEW, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     written = json.loads(file.read_text())
     assert written["flags"]["torch.float32_matmul_precision"] == "highest"
     assert written["lanes"][0]["flags"] == {"torch.float32_matmul_precision": "medium"}
     line = "switch that may change bits: torch.float32_matmul_precision = medium: torch-cpu-eager"
     assert line in result.stdout
-    merged = _parity("merge", str(file), "--markdown", str(tmp_path / "a.md"))
+    merged = _parity("merge", str(file), "--markdown", str(tmp_path / "a.md"), code=WITH_FEW)
     assert line in merged.stdout
     assert line in (tmp_path / "a.md").read_text()
 

@@ -15,7 +15,7 @@ from loss_balancers.parity import assert_twins
 from loss_balancers.parity.twins.lanes import MODES
 
 LANES = [f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes]
-QUICK = [lane for lane in LANES if lane not in ("torch-cpu-compiled", "torch-cpu-step")]
+QUICK = [lane for lane in LANES if lane not in ("torch-cpu-eager", "torch-cpu-compiled", "torch-cpu-step", "jax-cpu-jit")]
 EMA = "EMANormalizedLossBalancer"
 NAMES = ("student_loss", "MSELoss_0")
 
@@ -86,7 +86,7 @@ def test_cases_of_the_library_s_twins_with_state(name: str) -> None:
     """More of them than forwards after which a balancer warns that nobody commits."""
     twins = make("torch", BALANCERS[name]), make("jax", BALANCERS[name])
     assert_twins(*twins, cases=drawn(70), lanes=["torch-cpu-eager", "jax-cpu-jit"])
-    assert_twins(*twins, cases=drawn(30), lanes=["torch-cpu-eager", "jax-cpu-eager"])
+    assert_twins(*twins, cases=drawn(5), lanes=["torch-cpu-eager", "jax-cpu-eager"])
 
 
 # --- sequences ------------------------------------------------------------------------------------------------------
@@ -99,14 +99,15 @@ def test_sequences_of_somebody_s_twins(lane: str) -> None:
     assert float(ours.total) == float(theirs.total[...]) == 1
 
 
-#: Each example on every second lane; the next one on the others.
-EVERY_SECOND = [(name, lane) for i, name in enumerate(BALANCERS) for j, lane in enumerate(QUICK) if (i + j) % 2 == 0]
+#: Each example on every third lane beside the two that all run on; the next one on others.
+EVERY_THIRD = {name: [lane for j, lane in enumerate(QUICK) if j % 3 == i % 3] for i, name in enumerate(BALANCERS)}
 
 
-@pytest.mark.parametrize(("name", "lane"), EVERY_SECOND)
-def test_sequences_of_the_library_s_twins(name: str, lane: str) -> None:
+@pytest.mark.parametrize("name", BALANCERS)
+def test_sequences_of_the_library_s_twins(name: str) -> None:
     twins = make("torch", BALANCERS[name]), make("jax", BALANCERS[name])
-    assert_twins(*twins, steps=[drawn(8, seed=1), drawn(8, seed=2), drawn(8, seed=3)], lanes=_both(lane))
+    lanes = ["torch-cpu-eager", "jax-cpu-jit", *EVERY_THIRD[name]]
+    assert_twins(*twins, steps=[drawn(8, seed=1), drawn(8, seed=2), drawn(8, seed=3)], lanes=lanes)
 
 
 @pytest.mark.parametrize("lane", ["torch-cpu-compiled", "torch-cpu-step"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,21 +56,19 @@ def draw():
 
 
 @pytest.fixture(scope="session")
-def run_ranks():
-    """Runs a program that forks ranks. None of them is left behind, whatever happens."""
-
-    def run(*words):
-        command = [sys.executable, "-W", "ignore", *map(str, words)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        try:
-            _, errors = process.communicate(timeout=600)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        assert process.returncode == 0, errors
-
-    return run
+def seen_by_ranks(tmp_path_factory):
+    """The folder of what the ranks of `ranks_program.py` saw. None of them is left behind, whatever happens."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ranks_program.py")), str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=600)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, errors
+    return folder
 
 
 @pytest.fixture

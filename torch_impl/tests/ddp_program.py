@@ -1,15 +1,14 @@
-"""What DistributedDataParallel does to balancers, on each of two ranks: `python ddp_program.py FOLDER` writes what each saw."""
+"""What DistributedDataParallel does to balancers, on each of two ranks. `ranks_program.py` runs it and says how."""
 
 import copy
 import datetime
 import json
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from ranks_program import NAMES, STEPS, Model, OutsideOfForward, in_bits, on_ranks, per_sample  # type: ignore[reportMissingImports]
+from ranks_program import NAMES, STEPS, Model, OutsideOfForward, in_bits, per_sample  # type: ignore[reportMissingImports]
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -265,9 +264,4 @@ def main(folder, rank):
     }
     dist.barrier()
     dist.destroy_process_group()
-    Path(folder, f"{rank}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    folder = sys.argv[1]
-    on_ranks(lambda rank: main(folder, rank), WORLD)
+    Path(folder, f"ddp-{rank}.json").write_text(json.dumps(seen))

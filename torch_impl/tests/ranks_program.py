@@ -1,6 +1,7 @@
-"""What each of several ranks does, in a process of its own: `python ranks_program.py FOLDER WORLD` writes what each saw.
+"""What each of several ranks does, in a process of its own: `python ranks_program.py FOLDER` writes what each saw.
 
-PyTorch and its compiler are imported once; each rank is a fork of this process, made before anything is computed.
+Two ranks, then four, then two that do what `ddp_program.py` says. PyTorch and its compiler are imported once; each rank is a fork
+of this process, made before anything is computed.
 """
 
 import copy
@@ -265,12 +266,13 @@ def main(folder, rank, world):
     seen["reductions"] = counted_reductions(rank)
     seen["uneven"] = uneven(rank)
     seen |= groups(rank, world)
-    seen["compiled"] = compiled(rank)
+    if world == 2:  # to compile takes a second on each rank, and four ranks would compile the same
+        seen["compiled"] = compiled(rank)
+        seen["DDP, compiled"] = in_bits(compiled_in_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
     balancer = EMANormalizedLossBalancer(NAMES)
     seen["DDP"] = in_bits(wrapped(DistributedDataParallel, balancer, rank, world).module.balancer.state_dict())
     seen["DDP, beside"] = in_bits(beside_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
     seen["DDP, twice"] = in_bits(wrapped_twice(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
-    seen["DDP, compiled"] = in_bits(compiled_in_ddp(EMANormalizedLossBalancer(NAMES), rank, world).state_dict())
     seen["without items"], seen["joined"] = without_items(rank), joined(rank)
     seen["FSDP"] = {str(dtype): converted_by_fsdp(dtype) for dtype in (torch.bfloat16, torch.float32)}
     balancer = ScheduledLossBalancer([0.25, 0.5], names=NAMES)
@@ -304,13 +306,17 @@ def fork(run: Callable[[int], None], rank: int) -> int:
 
 
 def on_ranks(run: Callable[[int], None], world: int) -> None:
-    """Runs all ranks, each in a process of its own. Exits with the number of those that failed."""
+    """Runs all ranks, each in a process of its own. Exits with the number of those that failed, if any."""
     for name in COMPILER:
         import_module(name)
     children = [fork(run, rank) for rank in range(world)]
-    sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
+    if failed := sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children):
+        sys.exit(failed)
 
 
 if __name__ == "__main__":
-    folder, world = sys.argv[1], int(sys.argv[2])
-    on_ranks(lambda rank: main(folder, rank, world), world)
+    folder = sys.argv[1]
+    for world in (2, 4):
+        on_ranks(lambda rank, world=world: main(folder, rank, world), world)
+    ddp_program: Any = import_module("ddp_program")
+    on_ranks(lambda rank: ddp_program.main(folder, rank), ddp_program.WORLD)

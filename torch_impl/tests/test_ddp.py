@@ -23,11 +23,9 @@ EXPECTED = program.split(1, 1)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, run_ranks):
+def ranks(seen_by_ranks):
     """What each of two ranks saw."""
-    folder = tmp_path_factory.mktemp("ddp")
-    run_ranks(TESTS / "ddp_program.py", folder)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((seen_by_ranks / f"ddp-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("mode", ["folds", "folds, compiled step"])

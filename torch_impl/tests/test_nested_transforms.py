@@ -48,8 +48,15 @@ ALL = [(mode, name) for mode in MODES for name in (registry.examples() if mode =
 #: Those whose aggregate is not linear in the losses.
 CURVED = {name for name, settings in registry.examples().items() if settings.weights_are == "derivatives"}
 each_example = pytest.mark.parametrize(("mode", "example"), ALL)
-each_linear = pytest.mark.parametrize(("mode", "example"), [pair for pair in ALL if pair[1] not in CURVED])
 each_curved = pytest.mark.parametrize(("mode", "example"), [pair for pair in ALL if pair[1] in CURVED])
+
+
+def in_turn(place):
+    """Every linear example eager; compiled every second of the first ones, from this place on: two tests share them."""
+    linear = [name for name in registry.examples() if name not in CURVED]
+    compiled = [name for name in linear if name in FIRST][place::2]
+    rows = [*(("eager", name) for name in linear), *(("compiled", name) for name in compiled)]
+    return pytest.mark.parametrize(("mode", "example"), rows)
 
 
 def of_a_vector(balancer, names):
@@ -64,7 +71,7 @@ def derivatives_of_a_square(f, x):
     return torch.stack([torch.autograd.grad(f(leaf), leaf, 2 * w)[0] for w in weights])
 
 
-@each_linear
+@in_turn(0)
 def test_second_derivatives(balancer, wrap, draw):
     losses = draw(7)
     x = torch.stack(list(losses.values()))
@@ -81,7 +88,7 @@ def test_second_derivatives(balancer, wrap, draw):
     assert_same_bits(forward_of_forward, torch.zeros(len(x), len(x)))
 
 
-@each_linear
+@in_turn(1)
 def test_forward_mode_twice(balancer, wrap, draw):
     """Of losses that are squares: the second tangent of each is 2, and of all others 0."""
     x = torch.stack(list(draw(7).values()))

@@ -13,7 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.utils.checkpoint import checkpoint
-from with_state import EXAMPLES
+from with_state import EXAMPLES, FIRST
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import schedules
@@ -75,7 +75,7 @@ def graphs_of(function, *args):
     return graphs
 
 
-@pytest.mark.parametrize("auto_step", [None, 2], ids=["step", "auto-step"])
+@pytest.mark.parametrize(("make", "auto_step"), list(zip(EXAMPLES, cycle([None, 2]), strict=False)), indirect=["make"])
 def test_no_compiled_graph_has_a_fused_write(make, draw, auto_step):
     """Inductor makes a fused write one kernel, whose blocks read what another overwrites: steps were lost on an H100."""
     balancer = make(auto_step=auto_step)
@@ -180,7 +180,9 @@ def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert
     assert bool(counters["stats"]["unique_graphs"]) == (stance != "force_eager")
 
 
+# Of the other examples Inductor compiles the forward in golden vectors and drawn runs.
 @needs_compiler
+@pytest.mark.parametrize("make", [name for name in EXAMPLES if name in FIRST], indirect=True)
 def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
     compiled, eager = make(), make()
     forward = torch.compile(compiled, fullgraph=True)
