@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help host test-integrations demo test lint ruff unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
+.PHONY: help host test-integrations demo gallery test lint ruff unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -26,6 +26,9 @@ demo: $(STAMP) ## distil a real model in PyTorch and in JAX with the same balanc
 	@$(BIN)/python examples/distill_digits.py --out $(DEMO)
 	@echo "==> Running this balancer's golden vectors, eager and compiled (every balancer on every lane: make parity)"
 	@$(BIN)/loss-balancers parity --balancer StaticLossBalancer $(foreach mode,eager compiled jit vmap scan,--mode $(mode))
+
+gallery: $(STAMP) ## the digits distilled with every balancer in both frameworks, five seeds, into docs/gallery.md (minutes; BALANCER=: one alone)
+	@PYTHONPATH=examples $(BIN)/python tools/gallery.py $(if $(BALANCER),--balancer $(BALANCER))
 
 # pyright has one thread and takes a minute: it runs beside the tests, and says at once what it finds.
 test: ruff ## lint, types and every test

@@ -6,83 +6,18 @@ not the rounding. Settings are such that float32 holds them.
 
 import itertools
 import math
-from collections.abc import Sequence
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
+from doubles import COUNTS, Doubles, assert_close, call_of, drawn_traces, names_of
 from torchjd import scalarization
 
 from loss_balancers import spec
 from loss_balancers.spec import famo, random_bits
 from loss_balancers.spec.arithmetic import EXACT
 from loss_balancers.spec.call import Call
-from loss_balancers.spec.ops import Ops
 from loss_balancers.spec.state import initial_state
-
-TRACES = 300
-COUNTS = (2, 4, 8)  # of which float32 holds the reciprocals
-
-
-class Doubles(Ops):
-    """The operations of the spec in float64: nothing is rounded to float32, and nothing flushed."""
-
-    def multiply(self, a: float, b: float, fmt: str) -> float:
-        return a * b
-
-    def add(self, a: float, b: float, fmt: str) -> float:
-        return a + b
-
-    def div(self, a: float, b: float, fmt: str) -> float:
-        return a / b
-
-    def round(self, a: float, fmt: str) -> float:
-        return a
-
-    def flush(self, a: float, fmt: str) -> float:
-        return a
-
-    def negate(self, a: float, fmt: str) -> float:
-        return -a
-
-    def exp(self, a: float) -> float:
-        return math.exp(a)
-
-    def log(self, a: float) -> float:
-        return math.log(a)
-
-    def sqrt(self, a: float) -> float:
-        return math.sqrt(a)
-
-    def total(self, powers: Sequence[float]) -> float:
-        return math.fsum(powers)
-
-    def magnitude(self, a: float) -> float:
-        return abs(a)
-
-    def above(self, a: float, b: float) -> bool:
-        return a > b
-
-    def equal(self, a: float, b: float) -> bool:
-        return a == b
-
-    def finite(self, a: float) -> bool:
-        return math.isfinite(a)
-
-    def every(self, truths: Sequence[bool]) -> bool:
-        return all(truths)
-
-    def choose(self, truth: bool, yes: float, no: float) -> float:
-        return yes if truth else no
-
-
-def names_of(count):
-    return tuple(f"Loss_{k}" for k in range(count))
-
-
-def call_of(losses):
-    return Call(names_of(len(losses)), ("f32",) * len(losses), tuple(losses), ops=Doubles())
 
 
 def exact_call(losses):
@@ -97,15 +32,10 @@ def theirs(scalarizer, losses):
     return value.item(), torch.autograd.grad(value, x)[0].tolist()
 
 
-def assert_close(ours, given, scale=1.0):
-    np.testing.assert_allclose(ours, given, rtol=1e-12, atol=1e-12 * scale)
-
-
 @pytest.fixture(params=COUNTS)
 def traces(request):
     """Traces of positive losses of scales that are apart."""
-    rng = np.random.default_rng(request.param)
-    return [np.exp(rng.normal(0, 1.5, (9, request.param))).tolist() for _ in range(TRACES // len(COUNTS))]
+    return drawn_traces(request.param)
 
 
 def test_dwa(traces):

@@ -48,18 +48,25 @@ def _lacking(balancer: str, settings: Any) -> Iterator[str]:
     examples = settings.examples()
     if not examples:
         yield "examples of its settings"
-    if f"| `{balancer}` |" not in _text("docs/balancers.md"):
-        yield "a row in docs/balancers.md"
-    if f"`{balancer}" not in _text("docs/spec"):
-        yield "clauses in docs/spec"
-    if f"{balancer}" not in _text("README.md"):
-        yield "a mention in README.md"
+    yield from _undocumented(balancer)
     for what, paths in TESTS.items():
         if not any(re.search(rf"\b{balancer}(Settings)?\b", _text(path)) for path in paths):
             yield f"tests of its {what} in {' or '.join(paths)}"
     if not drawn.BALANCERS.get(balancer) and not any(re.search(rf"\b{balancer}(Settings)?\b", _text(path)) for path in DRAWN):
         yield f"tests of its drawn runs in {' or '.join(DRAWN)}: its weights do not follow from losses"
     yield from _unaudited(balancer, examples)
+
+
+def _undocumented(balancer: str) -> Iterator[str]:
+    if f"| `{balancer}` |" not in _text("docs/balancers.md"):
+        yield "a row in docs/balancers.md"
+    plot = ROOT / "docs" / "gallery" / f"{stem(balancer)}.png"
+    if not plot.exists() or f"(gallery.md#{balancer.lower()})" not in _text("docs/balancers.md"):
+        yield f"a plot of its weights, by `make gallery BALANCER={balancer}`, and a link to it in docs/balancers.md"
+    if f"`{balancer}" not in _text("docs/spec"):
+        yield "clauses in docs/spec"
+    if f"{balancer}" not in _text("README.md"):
+        yield "a mention in README.md"
 
 
 def _unaudited(balancer: str, examples: Mapping[str, Any]) -> Iterator[str]:

@@ -26,6 +26,7 @@ def test_all_that_is_missing_is_said_at_once() -> None:
         "spec/golden/product.json, which `make golden` writes",
         "examples of its settings",
         "a row in docs/balancers.md",
+        "a plot of its weights, by `make gallery BALANCER=ProductLossBalancer`, and a link to it in docs/balancers.md",
         "clauses in docs/spec",
         "a mention in README.md",
         "tests of its errors in parity_tests/tests/test_errors.py",

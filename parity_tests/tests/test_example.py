@@ -1,6 +1,7 @@
 """The demo runs and its balancers agree; and its comparison reports balancers that do not."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -9,16 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import typer
+from flax import nnx
+from rich.console import Console
 
 import loss_balancers.jax
 from loss_balancers.spec import schedules
 from loss_balancers.spec.registry import SETTINGS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distill_digits.py"
+DOCS = EXAMPLE.parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +122,7 @@ def test_every_balancer_runs_in_the_example_and_agrees(tmp_path):
         [sys.executable, "-W", "error", EXAMPLE.with_name("weights_over_time.py"), "--out", tmp_path / "out", "--epochs", "1"],
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "170"},
+        env={**os.environ, "COLUMNS": "80"},
         cwd=tmp_path,
         timeout=600,
         check=False,
@@ -126,8 +132,11 @@ def test_every_balancer_runs_in_the_example_and_agrees(tmp_path):
     assert (tmp_path / "out" / "weights.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "out" / "weights.json").read_text())
     assert list(results) == list(SETTINGS)
+    lines = run.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if not line.startswith("Wrote "))
     for name, result in results.items():
-        assert name in run.stdout
+        at = next(i for i, line in enumerate(lines) if line.split()[:1] == [name.removesuffix("LossBalancer")])
+        assert [line.split()[0] for line in lines[at + 1 : at + 4]] == list(result["weights"])
         assert (result["numbers_compared"], result["numbers_that_differ"], result["same_state"]) == (40, 0, True)
         assert all(len(curve) == 5 for curve in result["weights"].values())
         still = all(len(set(curve)) == 1 for curve in result["weights"].values())
@@ -136,17 +145,112 @@ def test_every_balancer_runs_in_the_example_and_agrees(tmp_path):
 
 @pytest.mark.usefixtures("_torch_threads")
 def test_the_example_of_all_balancers_fails_where_one_weight_is_one_ulp_off(over_time, tmp_path, monkeypatch, capsys):
-    def make(module, steps):
+    def make(settings, module):
         off = float(np.nextafter(np.float32(0.4), np.float32(1))) if module is loss_balancers.jax else 0.4
         return module.ScheduledLossBalancer([schedules.tabulate([0.4, off].__getitem__, 2), 0.2], over_time.NAMES)
 
-    monkeypatch.setitem(over_time.BALANCERS, "ScheduledLossBalancer", make)
+    monkeypatch.setattr(over_time, "make", make)
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(typer.Exit) as exit_info:
         over_time.main(balancer="ScheduledLossBalancer", out=tmp_path, epochs=1, seed=0)
     assert exit_info.value.exit_code == 1
     assert json.loads((tmp_path / "weights.json").read_text())["ScheduledLossBalancer"]["numbers_that_differ"] > 0
     assert "ScheduledLossBalancer differs at step 1, " in capsys.readouterr().out
+
+
+class TrainedInTorch(torch.nn.Module):
+    """A balancer with a parameter, which the optimizer trains, and with an `update`."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def breakdown(self, losses):
+        return {f"{name}/weight": self.scale.detach() for name in self.names}
+
+    def forward(self, losses):
+        return self.scale * losses[self.names[0]]
+
+    def update(self, losses):
+        self.seen = losses[self.names[0]] + self.scale.detach()
+
+    def step(self):
+        pass
+
+    def export_state(self):
+        return {"state": {"scale": self.scale.detach().numpy(), "seen": self.seen.numpy()}}
+
+
+class TrainedInJax(nnx.Module):
+    """The same."""
+
+    def __init__(self, names):
+        self.names = nnx.static(names) if hasattr(nnx, "static") else names
+        self.scale = nnx.Param(jnp.ones(()))
+        self.seen = nnx.Variable(jnp.zeros(()))
+
+    def breakdown(self, losses):
+        return {f"{name}/weight": jax.lax.stop_gradient(self.scale[...]) for name in self.names}
+
+    def __call__(self, losses):
+        return self.scale[...] * losses[self.names[0]]
+
+    def update(self, losses):
+        self.seen[...] = losses[self.names[0]] + self.scale[...]
+
+    def step(self):
+        pass
+
+    def export_state(self):
+        return {"state": {"scale": np.asarray(self.scale[...]), "seen": np.asarray(self.seen[...])}}
+
+
+@pytest.mark.usefixtures("_torch_threads")
+def test_parameters_are_trained_and_moved_and_an_update_gets_the_losses_after_the_step(over_time, monkeypatch):
+    made = []
+
+    def make(names, module):
+        made.append((TrainedInJax if module is loss_balancers.jax else TrainedInTorch)(names))
+        return made[-1]
+
+    monkeypatch.setattr(over_time, "make", make)
+    task = over_time.task(0, 1)
+    outcome = over_time.distill(over_time.NAMES, task.data, task.order, 0, task.test)
+    assert (len(outcome.comparisons), outcome.differing, outcome.same_state) == (40, [], True)
+    assert len(set(outcome.weights[:, 0].tolist())) == len(task.order)  # trained at each step
+    assert all(float(balancer.seen) > 0 for balancer in made[:2])
+
+
+def test_the_gallery_is_what_its_numbers_say(example, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    gallery = importlib.import_module("gallery")
+    record = json.loads((DOCS / "gallery" / "gallery.json").read_text("utf-8"))
+    assert gallery.page(record) == (DOCS / "gallery.md").read_text("utf-8")
+    assert not any(gallery.Found(**told).differs for told in record["balancers"].values())
+    sizes = [plot.stat().st_size for plot in (DOCS / "gallery").glob("*.png")]
+    assert len(sizes) == len(record["balancers"])
+    assert max(sizes) < 60_000
+    assert sum(sizes) < 600_000
+    with (console := Console(width=80, file=io.StringIO())).capture() as capture:
+        console.print(gallery.table(record))
+    assert all(name.removesuffix("LossBalancer") in capture.get() for name in record["balancers"])
+    monkeypatch.delitem(sys.modules, "weights_over_time")
+
+
+def test_what_the_spread_allows_to_say(example, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    gallery = importlib.import_module("gallery")
+    near, far = [0.9, 0.92], [0.5, 0.52]
+    found = {name: gallery.Found({}, {"torch": of, "jax": of}) for name, of in (("A", near), ("B", far), ("C", [0.89, 0.92]))}
+    assert gallery.told(found).startswith(
+        "In both frameworks `A` has the highest mean. Its range, mean ± deviation, overlaps with the ranges"
+    )
+    assert "of all other balancers but `B`." in gallery.told(found)
+    assert "of all other balancers." in gallery.told({name: found[name] for name in "AC"})
+    found["B"].accuracy["jax"] = near
+    assert "In PyTorch `A`" in gallery.told(found)
 
 
 def test_a_balancer_that_does_not_exist_is_refused(over_time):

@@ -20,8 +20,9 @@ from loss_balancers.spec.registry import SETTINGS, stem
 ROOT = Path(new_balancer.__file__).parents[1]
 COPIED = ("spec", "torch_impl", "jax_impl", "parity_tests", "tools", "docs", "README.md")
 BALANCER = "TrialLossBalancer"
-#: What the skeleton cannot write: words about the method, and tests of what is wrong with its arguments.
+#: What the skeleton cannot write: a plot, words about the method, and tests of what is wrong with its arguments.
 WORDS = [
+    f"a plot of its weights, by `make gallery BALANCER={BALANCER}`, and a link to it in docs/balancers.md",
     "clauses in docs/spec",
     "a mention in README.md",
     "tests of its errors in parity_tests/tests/test_errors.py",
