@@ -8,6 +8,7 @@ import itertools
 import math
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from doubles import COUNTS, Doubles, assert_close, call_of, drawn_traces, names_of

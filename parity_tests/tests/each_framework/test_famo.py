@@ -51,7 +51,7 @@ def drawn(steps, seed=0):
 def papers(rows, lr, weight_decay, least):
     """The logits in float64, by Adam as PyTorch has it."""
     w, m, v = np.zeros((3, len(NAMES)))
-    for t, (before, after) in enumerate(np.float64(rows), 1):
+    for t, (before, after) in enumerate(rows.astype(np.float64), 1):
         z = np.exp(w) / np.exp(w).sum()
         fall = np.log(before - least + 1e-8) - np.log(after - least + 1e-8)
         gradient = z * (fall - (z * fall).sum()) + weight_decay * w
@@ -78,7 +78,7 @@ def test_value_and_derivatives_are_the_paper_s(framework, make_famo, train, loss
     z = np.exp(np.float64(logits(balancer)))
     z /= z.sum()
     for before, _ in drawn(20, seed=1):
-        levels = np.float64(before) - (-1.0, 0.0, 0.0)
+        levels = before.astype(np.float64) - np.array([-1.0, 0.0, 0.0])
         norm = (z / levels).sum()
         value, gradients = framework.differentiate(balancer, losses_of(before, framework.loss))
         np.testing.assert_allclose(value.item(), total * (z / norm * np.log(levels)).sum(), rtol=1e-5, atol=1e-5)
