@@ -214,7 +214,7 @@ def test_float64_is_refused_in_words(framework, balancer, dtypes):
     made = registry.make(next(iter(SETTINGS[balancer].examples().values())), framework.balancers)
     wrong = [name for name, dtype in zip(made.names, dtypes, strict=True) if dtype == "float64"]
     words = (
-        "The losses of this balancer must not be float64: it takes exponentials or logarithms of them, which are those of float32 "
+        "The losses of this balancer must not be float64: it computes with exponentials or logarithms, which are those of float32 "
         f"alone. Received float64 for {wrong}. Cast these losses to float32. (docs/spec G1)"
     )
     with framework.float64():

@@ -20,9 +20,9 @@ from loss_balancers.torch.stateful import StatefulLossBalancer
 
 def gradient_of(logits: Tensor, levels: Tensor, known: Tensor, weight_decay: float) -> Tensor:
     """The gradient by each logit of a loss that is known, of the levels before and after (spec Q4)."""
-    before, after = log(chosen(known, levels, 1.0))
+    before, after = log(torch.where(known, levels, 1.0))
     fall = before - after
-    shares = softmax(chosen(known, logits, -torch.inf))
+    shares = softmax(torch.where(known, logits, -torch.inf))
     return keep(rmul(shares, fall - summed(fall, shares)) + keep(logits * weight_decay))
 
 
@@ -163,6 +163,6 @@ class FAMOLossBalancer(StatefulLossBalancer):
         levels = levels + number(self._offset)
         levels = levels if present is None else torch.where(present, levels, 1.0)
         valid = levels.detach()
-        norm = summed(div_of_kept(shares, chosen(valid > 0, valid, torch.nan)))
+        norm = summed(div_of_kept(shares, torch.where(valid > 0, valid, torch.nan)))
         factors = div_of_kept(shares, norm.expand_as(shares))
         return finished(summed(log(levels), factors), number(self._factor), inputs)
