@@ -52,6 +52,21 @@ def test_known_terms_of_a_long_sum():
     assert_same_bits(jax.jit(of)(moving), of(moving))
 
 
+@pytest.mark.parametrize("order", [2, 4])
+def test_known_losses_of_a_slope(order):
+    from loss_balancers.jax.soft_adapt import summed
+
+    rng = np.random.default_rng(order)
+    factors = rng.normal(0, 2, order + 1).astype(np.float32).tolist()
+    for _ in range(8):
+        rows = [jnp.asarray(x) for x in rng.lognormal(0, 1, (order + 1, 3)).astype(np.float32)]
+
+        def of(first, rows=rows):
+            return summed(jnp.stack([first, *rows[1:]]), factors)
+
+        assert_same_bits(jax.jit(of)(rows[0]), of(rows[0]))
+
+
 @pytest.mark.parametrize(("example", "place"), [(example, i % 3) for i, example in enumerate(EXAMPLES)])
 def test_a_balancer_with_one_loss_that_is_not_known(example, place):
     """Its state is known too: the compiled function closes over it."""

@@ -237,3 +237,11 @@ def test_the_search_for_a_device_s_own_function_finds_it():
     for function, name in ((jnp.exp, "exponential"), (jnp.log, "log")):
         text = jax.jit(function).trace(operand).lower(lowering_platforms=("tpu",)).as_text()
         assert re.search(rf"stablehlo\.{name}\b", text)
+
+
+def test_functions_work_where_jit_is_switched_off():
+    x = jnp.asarray([0.5, 2.0, 3.0])
+    with jax.disable_jit():
+        given = [function(x) for function in (exp, log, sqrt, softmax, logsumexp)]
+    for function, found in zip((exp, log, sqrt, softmax, logsumexp), given, strict=True):
+        assert_same_bits(found, function(x))

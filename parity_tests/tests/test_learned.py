@@ -243,7 +243,7 @@ def test_whether_an_optimizer_of_jax_has_it() -> None:
     assert not balancer.is_optimized_by(adam.init({"student": jnp.ones(3)}))
     with pytest.raises(ValueError, match="keeps nothing"):
         balancer.is_optimized_by(nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param))
-    for wrong in (model, adam, "adam"):
+    for wrong in (model, adam, "adam", None, {}):
         with pytest.raises(TypeError, match="`optimizer` must be an `nnx"):
             balancer.is_optimized_by(wrong)
 
@@ -261,7 +261,7 @@ def test_a_parameter_that_nobody_trains_draws_one_warning(framework: str) -> Non
         untrained.step()
     assert caught[0].filename == __file__
     patient = balancer()
-    for _ in range(100):
+    for _ in range(1000):
         patient(losses)
     with pytest.warns(UserWarning, match="`log_scale` of this balancer did not change") as caught:
         patient(losses)
@@ -281,6 +281,65 @@ def test_a_parameter_that_nobody_trains_draws_one_warning(framework: str) -> Non
             skipped.discard()
         for one in (untrained, patient, evaluated, skipped):
             one.step()
+
+
+@pytest.mark.parametrize("optimizer", ["fused", "data", "replaced", "functional"])
+def test_a_parameter_that_is_trained_without_a_version_draws_no_warning(optimizer: str) -> None:
+    balancer = loss_balancers.torch.IMTLLossBalancer(NAMES)
+    descent = torch.optim.SGD(balancer.parameters(), lr=0.1, fused=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            if optimizer == "functional":
+                torch.func.functional_call(balancer, {"log_scale": torch.ones(3)}, (losses_of("torch"),))
+            else:
+                balancer(losses_of("torch")).backward()
+            if optimizer == "fused":
+                descent.step()
+            elif optimizer == "data":
+                balancer.log_scale.data.add_(0.5)
+            elif optimizer == "replaced":
+                balancer.log_scale = torch.nn.Parameter(balancer.log_scale.detach() + 0.5)
+            balancer.step()
+
+
+def test_eager_gradients_by_a_whole_model_are_watched_in_jax() -> None:
+    balancer = loss_balancers.jax.IMTLLossBalancer(NAMES)
+
+    def train_step(moved: bool) -> None:
+        nnx.grad(lambda balancer: balancer(losses_of("jax")))(balancer)
+        if moved:
+            set_parameter(balancer, [0.5] * 3)
+        balancer.step()
+
+    train_step(moved=False)
+    with pytest.warns(UserWarning, match="did not change"):
+        train_step(moved=False)
+    trained = balancer = loss_balancers.jax.IMTLLossBalancer(NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            train_step(moved=True)
+    assert parameter_of(trained).tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("how", ["made", "copied", "loaded", "moved"])
+def test_a_parameter_that_was_made_in_inference_mode_can_be_trained(how: str) -> None:
+    from copy import deepcopy
+
+    balancer = loss_balancers.torch.UncertaintyLossBalancer(NAMES)
+    with torch.inference_mode():
+        if how == "made":
+            balancer = loss_balancers.torch.UncertaintyLossBalancer(NAMES)
+        elif how == "copied":
+            balancer = deepcopy(balancer)
+        elif how == "loaded":
+            balancer.load_state_dict({"log_variance": torch.ones(3)}, assign=True)
+        else:
+            balancer.half()
+    balancer(losses_of("torch")).backward()
+    torch.optim.SGD(balancer.parameters(), lr=0.5).step()
+    assert (parameter_of(balancer) != (1.0 if how == "loaded" else 0.0)).all()
 
 
 def test_a_parameter_that_is_frozen_draws_no_warning() -> None:

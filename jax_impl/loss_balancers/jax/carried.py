@@ -99,32 +99,34 @@ class Forwards:
 
 
 class Unchanged:
-    """How many training calls there were since the last `step()`, and the arrays that the first of them had.
+    """How many training calls there were since the last `step()`, and the array that the parameter was at the first of them.
 
-    Kept out of what JAX compares, like `Forwards`. Calls that are traced do not count: their arrays are not there yet.
+    -1 once it is known whether something trains the parameter. Kept out of what JAX compares, like `Forwards`. While a call is
+    traced the array is not there; then the one of the `step()` before stands for it.
     """
 
     def __init__(self) -> None:
-        self._count, self._first = 0, ()
+        self._count, self._first = 0, None
 
-    def begin(self) -> None:
-        """A step has ended."""
-        self._count, self._first = min(self._count, 0), ()
+    def begin(self, array: Array | None = None) -> None:
+        """A step has ended, at which the parameter was this array."""
+        self._count, self._first = min(self._count, 0), None if isinstance(array, Tracer) else array
 
-    def end(self) -> None:
-        """Nothing counts from now on."""
-        self._count, self._first = -1, ()
-
-    def counted(self, *arrays: Array) -> int:
+    def counted(self, array: Array) -> int:
         """Counts a call. Returns how many there were."""
-        if self._count >= 0 and not any(isinstance(x, Tracer) for x in arrays):
-            self._first = self._first or arrays
+        if self._count >= 0:
             self._count += 1
+            if self._first is None and not isinstance(array, Tracer):
+                self._first = array
         return self._count
 
-    def holds(self, *arrays: Array) -> bool:
-        """Whether there were calls, and these are the arrays that the first of them had."""
-        return self._count > 0 and all(x is first for x, first in zip(arrays, self._first, strict=True))
+    def holds(self, array: Array) -> bool:
+        """Whether there were calls, and the parameter still is what it was at the first of them. A step has ended."""
+        if self._count <= 0 or self._first is None or isinstance(array, Tracer):
+            self.begin(array)
+            return False
+        first, self._count, self._first = self._first, -1, None
+        return array is first
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Unchanged)

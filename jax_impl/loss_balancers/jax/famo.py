@@ -178,8 +178,9 @@ class FAMOLossBalancer(StatefulLossBalancer):
     def update(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses after the optimizer's step: call it before `step()`, with the student's new losses on the same batch.
 
-        With several micro-batches, once for each. It works in eval mode too, so that the second forward need not change batch
-        statistics or drop units at random. ``count``, ``share`` and what it raises: as `__call__`.
+        With several micro-batches, once for each: the losses before and after must be of the same items, which nothing checks. It
+        works in eval mode too, so that the second forward need not change batch statistics or drop units at random. ``count``,
+        ``share`` and what it raises: as `__call__`.
         """
         self._observe(self._inputs(loss, count, share), stacklevel=3, after=True)
 

@@ -23,8 +23,8 @@ from loss_balancers.jax.portable import rmul
 from loss_balancers.jax.rounding import FLOAT
 from loss_balancers.jax.weighed import WeighedLossBalancer
 
-#: After how many training calls without a `step()` a balancer looks whether its parameter has changed.
-_PATIENCE = 100
+#: After how many training calls without a `step()` a balancer looks whether its parameter has changed: more than make a step.
+_PATIENCE = 1000
 
 
 class LearnedLossBalancer(WeighedLossBalancer):
@@ -36,8 +36,9 @@ class LearnedLossBalancer(WeighedLossBalancer):
     The parameter is an `nnx.Param`: a model that has the balancer as an attribute hands it to the optimizer, and
     `optax.masked` keeps it out of weight decay. Where gradients are averaged over devices by hand, average this one too.
 
-    If a training step leaves the parameter as it is, a warning comes once: at the `step()` of the balancer, or at the 100th
-    training call. Compiled code does not look.
+    If the first training step leaves the parameter as it is, a warning comes once: at the `step()` of the balancer, or after
+    1,000 training calls. Where all of its calls are traced, as in `nnx.grad` by the whole model, it is the second `step()`. A
+    compiled step is not looked at.
 
     State:
         None that `step()` commits. The parameter, float32 ``(K,)``, in canonical order.
@@ -89,7 +90,6 @@ class LearnedLossBalancer(WeighedLossBalancer):
     def step(self) -> None:
         """Looks whether the parameter has changed since the last call, and warns once if it has not. Else it does nothing."""
         self._warn_if_unchanged(self._values(), stacklevel=3)
-        self._unchanged.begin()
 
     def discard(self) -> None:
         """For an optimizer step that is not taken: the parameter need not have changed."""
@@ -103,18 +103,19 @@ class LearnedLossBalancer(WeighedLossBalancer):
 
         Raises:
             TypeError: ``optimizer`` is neither.
-            ValueError: It keeps nothing for any parameter (`optax.sgd` without momentum), so that nobody can tell.
+            ValueError: It keeps no array for any parameter (`optax.sgd` without momentum), so that nobody can tell.
         """
         of_nnx = isinstance(optimizer, nnx.Optimizer)
         leaves = jax.tree_util.tree_leaves_with_path(nnx.state(optimizer).get("opt_state", {}) if of_nnx else optimizer)
         arrays = all(isinstance(x, (Array, np.ndarray, jax.ShapeDtypeStruct)) for _, x in leaves)
-        if not arrays or (isinstance(optimizer, nnx.Module) and not of_nnx):
+        if not (of_nnx or (arrays and isinstance(optimizer, tuple))):  # Optax's states are tuples
             raise spec.errors.optimizer_unknown(optimizer, "an `nnx.Optimizer`, or the state of an optimizer of Optax")
         (entry,) = self._settings.learned
-        shapes = [(path, x.shape) for path, x in leaves if x.shape]
-        if not shapes:
+        if any(x.shape == entry.shape and entry.name in map(_name_of, path) for path, x in leaves):
+            return True
+        if not any(x.shape for _, x in leaves):
             raise spec.errors.optimizer_keeps_nothing(entry.name)
-        return any(shape == entry.shape and entry.name in map(_name_of, path) for path, shape in shapes)
+        return False
 
     def export_state(self) -> dict[str, Any]:
         """The parameter as a NumPy array with settings and names, to be loaded in either framework.
@@ -174,18 +175,18 @@ class LearnedLossBalancer(WeighedLossBalancer):
         check_held({entry.name: self.parameter}, {entry.name: entry.shape})
         value = read(self.parameter)
         if value.dtype != FLOAT:
-            raise spec.errors.state_converted(entry.name, FLOAT, value.dtype)
+            raise spec.errors.parameter_converted(entry.name, FLOAT, value.dtype)
         return {entry.name: value}
 
     def _watch(self, state: State) -> None:
         """Counts a training call."""
-        if self._unchanged.counted(*state.values()) > _PATIENCE:
+        (value,) = state.values()
+        if self._unchanged.counted(value) > _PATIENCE:
             self._warn_if_unchanged(state, stacklevel=4)
-            self._unchanged.begin()
 
     def _warn_if_unchanged(self, state: State, stacklevel: int) -> None:
-        if self._unchanged.holds(*state.values()):
-            self._unchanged.end()
+        (value,) = state.values()
+        if self._unchanged.holds(value):
             warnings.warn(spec.errors.never_learned(self._settings.parameter), UserWarning, stacklevel=stacklevel)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from loss_balancers.jax.amounts import chosen
 from loss_balancers.jax.carried import BalancerState
@@ -43,8 +43,10 @@ def remembered(state: State, losses: Array, present: Array | None) -> State:
 def summed(rows: Array, factors: Sequence[float]) -> Array:
     """The sum of rows by factors, in order (spec A4)."""
     total = None
-    for row, factor in zip(rows, factors, strict=True):
-        product = row if factor == 1.0 else keep(row * FLOAT.type(factor))
+    # Behind a barrier, or XLA would add first what it knows (docs/decisions/0015).
+    sealed = lax.optimization_barrier([FLOAT.type(factor) for factor in factors])
+    for row, factor in zip(rows, sealed, strict=True):
+        product = keep(row * factor)
         total = product if total is None else total + product
     assert total is not None
     return keep(total)

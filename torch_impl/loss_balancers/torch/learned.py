@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from loss_balancers.torch.rounding import FLOAT
 from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
 from loss_balancers.torch.weighed import WeighedLossBalancer
 
-#: After how many training forwards without a `step()` a balancer looks whether its parameter has changed.
-_PATIENCE = 100
+#: After how many training forwards without a `step()` a balancer looks whether its parameter has changed: more than make a step.
+_PATIENCE = 1000
 
 
 class LearnedLossBalancer(WeighedLossBalancer):
@@ -35,8 +36,9 @@ class LearnedLossBalancer(WeighedLossBalancer):
     Give the parameter to the optimizer, without weight decay. In a distributed run its gradient must be averaged over the ranks
     as all others are: make the balancer a part of the model that DistributedDataParallel wraps.
 
-    If a training step leaves the parameter as it is, a warning comes once: at the `step()` of the balancer, or at the 100th
-    training forward. Compiled code does not look.
+    If the first training step leaves the parameter as it is, a warning comes once: at the `step()` of the balancer, or after
+    1,000 training forwards. PyTorch counts what is written to the parameter. Only where it has counted nothing, as with fused
+    optimizers, are the values compared, once, which waits for the device. Compiled code does not look.
 
     State:
         None that `step()` commits. The parameter, float32 ``(K,)``, in canonical order, stays float32 whatever `half()` does to the
@@ -50,8 +52,11 @@ class LearnedLossBalancer(WeighedLossBalancer):
         (entry,) = settings.learned
         self._parts, self._factor, self._start = as_text(settings.parts), settings.factor.hex(), as_text(entry.start)
         self.register_parameter(entry.name, Parameter(torch.tensor(entry.start, dtype=FLOAT)))
-        #: Training forwards since the last `step()`, and the parameter's version at the first of them; -1 once it has warned.
-        self._forwards, self._version = 0, 0
+        self._make_lasting()
+        #: Training forwards since the last `step()`; -1 once it is known whether something trains the parameter.
+        self._forwards = 0
+        #: The parameter's version at the first of them, and its values.
+        self._first: tuple[int, Tensor] | None = None
 
     @property
     def parameter(self) -> Parameter:
@@ -81,12 +86,11 @@ class LearnedLossBalancer(WeighedLossBalancer):
         """Looks whether the parameter has changed since the last call, and warns once if it has not. Else it does nothing."""
         if not is_dynamo_compiling():
             self._warn_if_unchanged(stacklevel=3)
-            self._forwards = min(self._forwards, 0)
 
     def discard(self) -> None:
         """For an optimizer step that is not taken: the parameter need not have changed."""
         if not is_dynamo_compiling():
-            self._forwards = min(self._forwards, 0)
+            self._forwards, self._first = min(self._forwards, 0), None
 
     def is_optimized_by(self, optimizer: Any) -> bool:
         """Whether an optimizer has the parameter in one of its groups.
@@ -131,13 +135,14 @@ class LearnedLossBalancer(WeighedLossBalancer):
         Raises:
             TypeError: ``exported`` is not a mapping.
             ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
-            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
+            RuntimeError: This balancer is on the device "meta", its parameter is sharded, or a transform of `torch.func` is active.
         """
         check_not_transformed("load_state()")
         settings = self._settings
         arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.entries, exported, renamed)
         if self.parameter.is_meta:
             raise on_meta()
+        self._values()
         with torch.no_grad():
             self.parameter.copy_(torch.from_numpy(arrays[settings.parameter]))
 
@@ -163,40 +168,70 @@ class LearnedLossBalancer(WeighedLossBalancer):
     def _weights(self, state: State, inputs: Inputs) -> dict[str, Tensor]:
         return super()._weights({name: value.detach() for name, value in state.items()}, inputs)
 
+    def _inputs(self, loss: Mapping[str, Any], count: Any, share: Any) -> Inputs:
+        inputs = super()._inputs(loss, count, share)
+        if inputs.terms[0].device != self.parameter.device:
+            raise spec.errors.state_device(self.parameter.device, inputs.terms[0].device)
+        return inputs
+
     def _values(self) -> State:
         """The parameter by its name.
 
         Raises:
-            RuntimeError: Something has converted it, and its bits are lost.
+            RuntimeError: Something has converted it, so that its bits are lost, or it is sharded.
         """
         name, parameter = self._settings.parameter, self.parameter
+        if hasattr(parameter, "device_mesh"):
+            raise spec.errors.parameter_sharded(name)
         if parameter.dtype is not FLOAT:
-            raise spec.errors.state_converted(name, FLOAT, parameter.dtype)
+            raise spec.errors.parameter_converted(name, FLOAT, parameter.dtype)
         return {name: parameter}
 
     def _watch(self) -> None:
         """Counts a training forward."""
-        if self._forwards < 0 or not self.parameter.requires_grad:
+        parameter = self.parameter
+        # `functional_call` puts other tensors there, which the optimizer of whoever calls it need not write to.
+        if self._forwards < 0 or not (isinstance(parameter, Parameter) and parameter.requires_grad) or parameter.is_meta:
             return
-        if self._forwards == 0:
-            self._version = self.parameter._version
+        if self._first is None:
+            self._first = parameter._version, parameter.detach().clone()
         self._forwards += 1
         if self._forwards > _PATIENCE:
             self._warn_if_unchanged(stacklevel=6)  # past two frames of nn.Module
-            self._forwards = min(self._forwards, 0)
 
     def _warn_if_unchanged(self, stacklevel: int) -> None:
-        parameter = self.parameter
-        if self._forwards > 0 and parameter.requires_grad and parameter._version == self._version:
-            self._forwards = -1
+        if self._first is None:
+            return
+        parameter, (version, values) = self.parameter, self._first
+        moved = (parameter.device, parameter.dtype) != (values.device, values.dtype)
+        written = parameter._version != version or moved or not torch.equal(parameter, values)
+        self._forwards, self._first = -1, None
+        if not written:
             warnings.warn(spec.errors.never_learned(self._settings.parameter), UserWarning, stacklevel=stacklevel)
+
+    def _make_lasting(self) -> None:
+        """Replaces a parameter that was made in inference mode: training could not write it later."""
+        parameter = self.parameter
+        if parameter.is_inference():
+            with torch.inference_mode(False):
+                setattr(self, self._settings.parameter, Parameter(parameter.detach().clone(), parameter.requires_grad))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied: Any = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(deepcopy(vars(self), memo))
+        copied._make_lasting()
+        return copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         start = numbers(self._start)
-        return super()._apply(as_integers(fn, lambda y: y.copy_(torch.tensor(start, device=y.device))), recurse)
+        super()._apply(as_integers(fn, lambda y: y.copy_(torch.tensor(start, device=y.device))), recurse)
+        self._make_lasting()
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         parameter = self.parameter
         if parameter.dtype is not FLOAT:  # ``assign=True`` accepts any dtype
             setattr(self, self._settings.parameter, Parameter(parameter.detach().to(FLOAT), parameter.requires_grad))
+        self._make_lasting()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,7 +13,7 @@ from jaxtyping import Float
 
 from loss_balancers.jax.portable import integers
 from loss_balancers.jax.portable.division import div
-from loss_balancers.jax.portable.elementary import exp, log, operand
+from loss_balancers.jax.portable.elementary import compiled, exp, log, operand
 from loss_balancers.jax.rounding import keep
 from loss_balancers.spec import errors
 from loss_balancers.spec.elementary import MOST_NUMBERS
@@ -125,7 +124,7 @@ batching.defvectorized(constant_p)
 ad.defjvp2(constant_p, _refuse)
 
 total_p = Primitive("loss_balancers_total")
-total_p.def_impl(jax.jit(total_p.bind))
+total_p.def_impl(compiled(total_p.bind))
 total_p.def_abstract_eval(lambda x: x.update(shape=(*x.shape[:-1], 1), dtype=np.dtype(np.float32), weak_type=False))
 mlir.register_lowering(total_p, integers.lowering(integers.total))
 batching.primitive_batchers[total_p] = _batched_total

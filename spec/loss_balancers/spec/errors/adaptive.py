@@ -87,8 +87,23 @@ def uncertainty_form_unknown(received: Any, known: Sequence[str]) -> ValueError:
 
 def never_learned(parameter: str) -> str:
     return (
-        f"`{parameter}` of this balancer did not change in a training step: no optimizer trains it. Give it to your optimizer, "
-        "without weight decay; `is_optimized_by(optimizer)` tells. Call `discard()` for a step that is not taken. (docs/spec P5)"
+        f"`{parameter}` of this balancer did not change in a training step: no optimizer trains it, or the step was skipped, or "
+        "its learning rate was 0. Give it to your optimizer, without weight decay; `is_optimized_by(optimizer)` tells. Call "
+        "`discard()` for a step that is not taken. (docs/spec P5)"
+    )
+
+
+def parameter_converted(name: str, expected: object, received: object) -> RuntimeError:
+    return RuntimeError(
+        f"The parameter of a balancer must keep its dtype. `{name}` must be {expected}; it was converted to {received}. With "
+        "FSDP's mixed precision, name it in `ignored_params`, or the balancer in `ignored_modules`. (docs/spec P1)"
+    )
+
+
+def parameter_sharded(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"`{name}` must be whole where a balancer uses it. It is sharded. With FSDP2, name it in `ignored_params`, or use the "
+        "balancer within the forward of the model. (docs/spec P1)"
     )
 
 
