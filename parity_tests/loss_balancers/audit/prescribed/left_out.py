@@ -37,6 +37,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "cuda-torch": {
         **_ema("K=12", "Inductor stacks so many losses by a kernel of its own kind, and reduces over threads"),
+        **_learned("its graph takes the parameter as an input that the reader does not know"),
         "ReLoBRaLoLossBalancer step()": "the disassembler shows no instructions of so long a kernel",
     },
     "tpu": {
