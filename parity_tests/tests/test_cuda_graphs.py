@@ -13,6 +13,8 @@ import loss_balancers.torch
 from loss_balancers.spec import registry
 from loss_balancers.spec.keys import EXAMPLE_NAMES
 
+#: No optimizer takes part here.
+pytestmark = pytest.mark.filterwarnings("ignore:`.*` of this balancer did not change in a training step:UserWarning")
 NAMES = EXAMPLE_NAMES
 BALANCERS: dict[str, Callable[[], Any]] = {
     **{name: partial(registry.make, settings, loss_balancers.torch) for name, settings in registry.examples().items()},

@@ -24,7 +24,12 @@ from loss_balancers.spec.keys import EXAMPLE_NAMES
 from loss_balancers.spec.registry import examples, make
 from loss_balancers.torch import StaticLossBalancer, functional, functional_form
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:`.*` of this balancer did not change in a training step:UserWarning"
+    ),  # no optimizer takes part here
+]
 
 NAMES = ("M_0", "M_1", "M_2", "M_3", "student_loss")
 fresh = itertools.count()
