@@ -113,10 +113,10 @@ def test_a_job_of_jax_is_started_again_when_a_process_is_killed(tmp_path):
 @pytest.mark.parametrize("name", registry.examples())
 def test_the_page_says_how_many_bytes_a_step_reduces(name):
     settings = registry.examples()[name]
-    n = next((entry.named for entry in settings.state if entry.name == "pending"), None)
+    pending = next((entry for entry in settings.state if entry.name == "pending"), None)
     table = (ROOT / "docs/hosts/many_hosts.md").read_text("utf-8")
     (said,) = re.findall(rf"^\| `{settings.balancer}` \| (.*) \|$", table, re.MULTILINE)
-    assert said == ("0" if n is None else "8" if n == 0 else "8 K + 8")
+    assert said == ("0" if pending is None else f"{4 * pending.blocks} K + 8" if pending.named else "8")
 
 
 @pytest.mark.parametrize("host", ["torchrun_ddp", "jax_distributed"])

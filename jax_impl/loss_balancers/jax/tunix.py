@@ -41,8 +41,7 @@ class BalancedTrainer(DistillationTrainer):
         share: The name of a metric that is the balancer's ``share``. Default: none.
 
     Raises:
-        ValueError: ``auto_step`` is not the number of accumulated batches; the student has LoRA parameters and the balancer one of
-            its own, which nothing would train; at the first step, if a metric is missing.
+        ValueError: ``auto_step`` is not what is accumulated; LoRA and a learned balancer; at the first step, a metric is missing.
 
     Reference:
         Tunix 0.1.7, ``tunix.distillation.distillation_trainer`` and ``tunix.sft.peft_trainer``.

@@ -16,6 +16,9 @@ from loss_balancers.torch.observing import State
 from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import check_not_transformed
 
+#: The balancers that hold something from call to call.
+WITH_STATE = (StatefulLossBalancer, LearnedLossBalancer)
+
 
 def functional_form(balancer: DistillationLossBalancer) -> FunctionalForm:
     """A balancer as pure functions, with the same bits: ``init``, ``apply`` and ``commit``.
@@ -58,7 +61,7 @@ class FunctionalForm:
 
     def __init__(self, balancer: DistillationLossBalancer) -> None:
         entries: tuple[spec.StateEntry, ...] = ()
-        if isinstance(balancer, (StatefulLossBalancer, LearnedLossBalancer)):
+        if isinstance(balancer, WITH_STATE):
             entries = balancer._settings.entries
         elif not isinstance(balancer, DistillationLossBalancer) or [*balancer.parameters(), *balancer.buffers()]:
             raise spec.errors.not_a_balancer(balancer)

@@ -156,8 +156,12 @@ class WeighedLossBalancer(DistillationLossBalancer):
 
 def derivatives(aggregate: Callable[[Inputs], Tensor], inputs: Inputs) -> list[Tensor]:
     """The derivative of an aggregate by each loss, detached, in the loss's dtype: 0 for a loss that is absent or unused."""
-    others: Any = inputs[2:]  # not `_replace`, which Dynamo of PyTorch 2.8 does not trace
     terms = tuple(x.detach() for x in inputs.terms)
+
+    def of_terms(terms: tuple[Tensor, ...]) -> Tensor:
+        x = inputs  # entry by entry: Dynamo of PyTorch 2.8 traces neither `_replace` nor a slice of a named tuple
+        return aggregate(Inputs(x.names, list(terms), x.dtypes, x.losses, x.sums, x.amounts, x.present, x.valid, x.shares))
+
     # Not `torch.autograd.grad`: it raises within a transform of `torch.func`, and Dynamo does not trace it (PyTorch 2.13).
-    found = grad(lambda terms: aggregate(Inputs(inputs.names, list(terms), *others)))(terms)
+    found = grad(of_terms)(terms)
     return list(found) if inputs.present is None else without_absent(found, inputs.present)
