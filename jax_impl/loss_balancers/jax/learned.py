@@ -16,8 +16,9 @@ from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.amounts import chosen
-from loss_balancers.jax.carried import OUTSIDE_OF_EVAL_SHAPE, Unchanged, check_held, read, write
+from loss_balancers.jax.carried import Unchanged, check_held, read
 from loss_balancers.jax.functions import entered, finished, summed
+from loss_balancers.jax.moving import MovesState
 from loss_balancers.jax.observing import Inputs, State
 from loss_balancers.jax.portable import rmul
 from loss_balancers.jax.rounding import FLOAT
@@ -27,7 +28,7 @@ from loss_balancers.jax.weighed import WeighedLossBalancer
 _PATIENCE = 1000
 
 
-class LearnedLossBalancer(WeighedLossBalancer):
+class LearnedLossBalancer(MovesState, WeighedLossBalancer):
     """What the balancers with a parameter share: it is in the aggregate, and the user's optimizer trains it with the student.
 
     The aggregate is ``sum(a * w_k * L_k + b * z_k)``, where the weight ``w_k`` and the penalty ``z_k`` follow from the parameter of
@@ -117,42 +118,6 @@ class LearnedLossBalancer(WeighedLossBalancer):
             raise spec.errors.optimizer_keeps_nothing(entry.name)
         return False
 
-    def export_state(self) -> dict[str, Any]:
-        """The parameter as a NumPy array with settings and names, to be loaded in either framework.
-
-        Returns:
-            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``, as balancers with state have it. These are copies, and
-            copying waits for the device. What the optimizer keeps is not in it.
-
-        Raises:
-            RuntimeError: This balancer is abstract.
-        """
-        settings = self._settings
-        if isinstance(jax.tree.leaves(self.parameter)[0], jax.ShapeDtypeStruct):
-            raise spec.errors.no_values_to_export("abstract", OUTSIDE_OF_EVAL_SHAPE)
-        state = {name: np.array(value) for name, value in self._values().items()}
-        return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
-
-    def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
-        """Takes over a parameter that `export_state` returned, in either framework.
-
-        Args:
-            exported: The state.
-            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
-                afresh. Losses of the state that no name refers to are dropped.
-
-        Raises:
-            TypeError: ``exported`` is not a mapping.
-            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
-            RuntimeError: This balancer is abstract.
-        """
-        settings = self._settings
-        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.entries, exported, renamed)
-        if isinstance(jax.tree.leaves(self.parameter)[0], jax.ShapeDtypeStruct):
-            raise spec.errors.state_without_values("abstract", OUTSIDE_OF_EVAL_SHAPE)
-        self._values()
-        write(self.parameter, jnp.array(arrays[settings.parameter]))
-
     @staticmethod
     def _weight_and_penalty(settings: Any, s: Array) -> tuple[Array, Array]:
         """The weight of each loss, and the penalty of its parameter. Every balancer has its own."""
@@ -165,6 +130,9 @@ class LearnedLossBalancer(WeighedLossBalancer):
     def _weights(self, state: State, inputs: Inputs) -> dict[str, Array]:
         return super()._weights({name: lax.stop_gradient(value) for name, value in state.items()}, inputs)
 
+    def _state(self) -> dict[str, nnx.Param[Array]]:
+        return {self._settings.parameter: self.parameter}
+
     def _values(self) -> State:
         """The parameter by its name.
 
@@ -172,7 +140,7 @@ class LearnedLossBalancer(WeighedLossBalancer):
             RuntimeError: It has no values, or another shape or dtype.
         """
         (entry,) = self._settings.learned
-        check_held({entry.name: self.parameter}, {entry.name: entry.shape})
+        check_held(self._state(), {entry.name: entry.shape})
         value = read(self.parameter)
         if value.dtype != FLOAT:
             raise spec.errors.parameter_converted(entry.name, FLOAT, value.dtype)

@@ -6,15 +6,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.carried import (
-    OUTSIDE_OF_EVAL_SHAPE,
     BalancerState,
     BalancerTable,
     Forwards,
@@ -23,6 +20,7 @@ from loss_balancers.jax.carried import (
     read,
     write,
 )
+from loss_balancers.jax.moving import MovesState
 from loss_balancers.jax.observing import (
     Inputs,
     State,
@@ -38,7 +36,7 @@ from loss_balancers.jax.weighed import WeighedLossBalancer
 _PATIENCE = 100
 
 
-class StatefulLossBalancer(WeighedLossBalancer):
+class StatefulLossBalancer(MovesState, WeighedLossBalancer):
     """What the balancers that change over time share.
 
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
@@ -129,44 +127,6 @@ class StatefulLossBalancer(WeighedLossBalancer):
         """
         self._forwards.count = -1  # whoever discards knows of `step()`
         write(self.pending, jnp.zeros_like(self._checked_pending()))
-
-    def export_state(self) -> dict[str, Any]:
-        """The state as NumPy arrays with settings and names, to be loaded in either framework.
-
-        Returns:
-            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. These are copies, and copying waits for the device.
-            Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
-
-        Raises:
-            RuntimeError: This balancer is abstract.
-        """
-        settings = self._settings
-        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(self._state())):
-            raise spec.errors.no_values_to_export("abstract", OUTSIDE_OF_EVAL_SHAPE)
-        state = {name: np.array(value) for name, value in self._values().items()}
-        return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
-
-    def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
-        """Takes over a state that `export_state` returned, in either framework.
-
-        Args:
-            exported: The state.
-            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
-                afresh. Losses of the state that no name refers to are dropped.
-
-        Raises:
-            TypeError: ``exported`` is not a mapping.
-            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
-            RuntimeError: This balancer is abstract.
-        """
-        settings = self._settings
-        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
-        state = self._state()
-        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
-            raise spec.errors.state_without_values("abstract", OUTSIDE_OF_EVAL_SHAPE)
-        self._check_held()
-        for name, variable in state.items():
-            write(variable, jnp.array(arrays[name]))
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
         """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""

@@ -13,11 +13,12 @@ from loss_balancers.spec.adaptive import GREATEST
 from loss_balancers.spec.dwa import DWALossBalancerSettings
 from loss_balancers.spec.formats import MOST_STEPS
 from loss_balancers.torch.host import number
+from loss_balancers.torch.moving import copy_all
 from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div_of_kept
 from loss_balancers.torch.ratios import ratio, shares
 from loss_balancers.torch.rounding import all_finite, chosen, filled, keep
-from loss_balancers.torch.stateful import StatefulLossBalancer, copy_all
+from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import check_not_transformed
 
 

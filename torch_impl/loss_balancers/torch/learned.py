@@ -14,20 +14,21 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from loss_balancers import spec
-from loss_balancers.torch.carried import as_integers, on_meta
+from loss_balancers.torch.carried import as_integers
 from loss_balancers.torch.functions import entered, finished, summed
 from loss_balancers.torch.host import as_text, number, numbers
+from loss_balancers.torch.moving import MovesState
 from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import rmul
 from loss_balancers.torch.rounding import FLOAT
-from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
+from loss_balancers.torch.transforms import under_torch_func
 from loss_balancers.torch.weighed import WeighedLossBalancer
 
 #: After how many training forwards without a `step()` a balancer looks whether its parameter has changed: more than make a step.
 _PATIENCE = 1000
 
 
-class LearnedLossBalancer(WeighedLossBalancer):
+class LearnedLossBalancer(MovesState, WeighedLossBalancer):
     """What the balancers with a parameter share: it is in the aggregate, and the user's optimizer trains it with the student.
 
     The aggregate is ``sum(a * w_k * L_k + b * z_k)``, where the weight ``w_k`` and the penalty ``z_k`` follow from the parameter of
@@ -106,46 +107,6 @@ class LearnedLossBalancer(WeighedLossBalancer):
             raise spec.errors.optimizer_unknown(optimizer, "a `torch.optim.Optimizer`")
         return any(x is self.parameter for group in groups for x in group["params"])
 
-    def export_state(self) -> dict[str, Any]:
-        """The parameter as a NumPy array with settings and names, to be loaded in either framework.
-
-        Returns:
-            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``, as balancers with state have it. These are copies, and
-            copying waits for the device. What the optimizer keeps is not in it.
-
-        Raises:
-            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
-        """
-        check_not_transformed("export_state()")
-        settings = self._settings
-        if self.parameter.is_meta:
-            what = "Call `to_empty(device=...)` on the model first."
-            raise spec.errors.no_values_to_export('on the device "meta"', what)
-        state = {name: value.detach().cpu().numpy().copy() for name, value in self._values().items()}
-        return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
-
-    def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
-        """Takes over a parameter that `export_state` returned, in either framework.
-
-        Args:
-            exported: The state.
-            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
-                afresh. Losses of the state that no name refers to are dropped.
-
-        Raises:
-            TypeError: ``exported`` is not a mapping.
-            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
-            RuntimeError: This balancer is on the device "meta", its parameter is sharded, or a transform of `torch.func` is active.
-        """
-        check_not_transformed("load_state()")
-        settings = self._settings
-        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.entries, exported, renamed)
-        if self.parameter.is_meta:
-            raise on_meta()
-        self._values()
-        with torch.no_grad():
-            self.parameter.copy_(torch.from_numpy(arrays[settings.parameter]))
-
     @staticmethod
     def _weight_and_penalty(settings: Any, s: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of each loss, and the penalty of its parameter. Every balancer has its own."""
@@ -157,8 +118,7 @@ class LearnedLossBalancer(WeighedLossBalancer):
         (a, b), count = numbers(self._parts), len(inputs.names)
         s = rmul(s, torch.ones_like(s))  # flushes, and in a backward the sum of the gradients of both ways
         s = s if present is None else torch.where(present, s, self._settings.neutral)
-        settings = self._settings
-        weight, penalty = self._weight_and_penalty(settings, s)
+        weight, penalty = self._weight_and_penalty(self._settings, s)
         terms = torch.cat([rmul(losses, weight), penalty])
         parts: Any = (a,) * count + (b,) * count
         if present is not None:

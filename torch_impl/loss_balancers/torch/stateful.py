@@ -13,31 +13,18 @@ from torch import distributed as dist
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
-from loss_balancers.torch.carried import CarriesState, on_meta
+from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.functional import KnownFactors
 from loss_balancers.torch.known import LastFactors
+from loss_balancers.torch.moving import MovesState, copy_all
 from loss_balancers.torch.observing import Inputs, State, advanced, observed, pending_mean, without_losses
 from loss_balancers.torch.recomputation import recomputing, unless_recomputing
-from loss_balancers.torch.rounding import compiling
 from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
 from loss_balancers.torch.weighed import WeighedLossBalancer
 from loss_balancers.torch.wrapped import check_not_joining
 
 #: After how many training forwards without a `step()` a balancer warns.
 _PATIENCE = 100
-
-
-def copy_all(state: list[Tensor], values: list[Tensor]) -> None:
-    """Writes state: all of it by one call into PyTorch, so that an interrupt comes before or after it.
-
-    Compiled code is one call anyway. There Inductor would fuse the copy with the operations that its values come from, into one
-    kernel whose blocks read ``pending`` while another overwrites it (PyTorch's issue 198033; seen on an H100: steps were lost).
-    """
-    if compiling():
-        for variable, value in zip(state, values, strict=True):
-            variable.copy_(value)
-    else:
-        torch._foreach_copy_(state, values)  # type: ignore[reportPrivateImportUsage]
 
 
 def _check_process_group(group: Any) -> None:
@@ -48,7 +35,7 @@ def _check_process_group(group: Any) -> None:
         raise spec.errors.process_group_type(group)
 
 
-class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
+class StatefulLossBalancer(MovesState, CarriesState, WeighedLossBalancer):
     """What the balancers that change over time share.
 
     Weights are a function of committed state and, only where the method says so, of the current losses, detached.
@@ -127,45 +114,6 @@ class StatefulLossBalancer(CarriesState, WeighedLossBalancer):
         check_not_transformed("discard()")
         self._forwards = -1  # whoever discards knows of `step()`
         self.pending.zero_()
-
-    def export_state(self) -> dict[str, Any]:
-        """The state as NumPy arrays with settings and names, to be loaded in either framework.
-
-        Returns:
-            ``schema``, ``balancer``, ``settings``, ``names`` and ``state``. These are copies, and copying waits for the device.
-            Save it with `loss_balancers.spec.save_state`: plain ``torch.load`` refuses NumPy arrays (docs/state.md).
-
-        Raises:
-            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
-        """
-        check_not_transformed("export_state()")
-        settings = self._settings
-        if self.pending.is_meta:
-            what = "Call `to_empty(device=...)` on the model first."
-            raise spec.errors.no_values_to_export('on the device "meta"', what)
-        state = {name: value.cpu().numpy().copy() for name, value in self._values().items()}
-        return spec.exported(settings.balancer, settings.as_json(), settings.names, state)
-
-    def load_state(self, exported: Mapping[str, Any], *, renamed: Mapping[str, str | None] | None = None) -> None:
-        """Takes over a state that `export_state` returned, in either framework.
-
-        Args:
-            exported: The state.
-            renamed: If the losses have changed: from a name of this balancer to its name there, or to None for a loss that starts
-                afresh. Losses of the state that no name refers to are dropped.
-
-        Raises:
-            TypeError: ``exported`` is not a mapping.
-            ValueError: ``exported`` is of another balancer, other settings or other losses. Then nothing has changed.
-            RuntimeError: This balancer is on the device "meta", or a transform of `torch.func` is active.
-        """
-        check_not_transformed("load_state()")
-        settings = self._settings
-        arrays = spec.checked_state(settings.balancer, settings.as_json(), settings.names, settings.state, exported, renamed)
-        state = self._values()
-        if self.pending.is_meta:
-            raise on_meta()
-        copy_all(list(state.values()), [torch.from_numpy(arrays[name]) for name in state])
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         """The method's own state after a commit of the ``mean`` of each loss; unchanged for a loss that is not ``present``."""
