@@ -14,9 +14,8 @@ from jaxtyping import Float
 
 from loss_balancers import spec
 from loss_balancers.jax.base import DistillationLossBalancer
-from loss_balancers.jax.learned import LearnedLossBalancer
+from loss_balancers.jax.moving import MovesState
 from loss_balancers.jax.observing import State
-from loss_balancers.jax.stateful import StatefulLossBalancer
 
 
 def functional_form(balancer: DistillationLossBalancer) -> FunctionalForm:
@@ -59,7 +58,7 @@ class FunctionalForm:
 
     def __init__(self, balancer: DistillationLossBalancer) -> None:
         entries: tuple[spec.StateEntry, ...] = ()
-        if isinstance(balancer, (StatefulLossBalancer, LearnedLossBalancer)):
+        if isinstance(balancer, MovesState):
             entries = balancer._settings.entries
         elif not isinstance(balancer, DistillationLossBalancer) or jax.tree.leaves(nnx.state(balancer)):
             raise spec.errors.not_a_balancer(balancer)

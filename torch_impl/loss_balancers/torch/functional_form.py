@@ -11,13 +11,9 @@ from torch import Tensor
 
 from loss_balancers import spec
 from loss_balancers.torch.base import DistillationLossBalancer
-from loss_balancers.torch.learned import LearnedLossBalancer
+from loss_balancers.torch.moving import MovesState
 from loss_balancers.torch.observing import State
-from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import check_not_transformed
-
-#: The balancers that hold something from call to call.
-WITH_STATE = (StatefulLossBalancer, LearnedLossBalancer)
 
 
 def functional_form(balancer: DistillationLossBalancer) -> FunctionalForm:
@@ -61,7 +57,7 @@ class FunctionalForm:
 
     def __init__(self, balancer: DistillationLossBalancer) -> None:
         entries: tuple[spec.StateEntry, ...] = ()
-        if isinstance(balancer, WITH_STATE):
+        if isinstance(balancer, MovesState):
             entries = balancer._settings.entries
         elif not isinstance(balancer, DistillationLossBalancer) or [*balancer.parameters(), *balancer.buffers()]:
             raise spec.errors.not_a_balancer(balancer)

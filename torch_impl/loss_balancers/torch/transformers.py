@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loss_balancers.spec import errors
 from loss_balancers.torch.base import DistillationLossBalancer
-from loss_balancers.torch.functional_form import WITH_STATE
+from loss_balancers.torch.moving import MovesState
 from loss_balancers.torch.transforms import under_torch_func
 
 try:
@@ -69,7 +69,7 @@ class BalancerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer puts into ``trainer_state.json``: the exported state as plain numbers, which JSON keeps to the bit."""
-        if not isinstance(self.balancer, WITH_STATE):
+        if not isinstance(self.balancer, MovesState):
             return {"args": {}, "attributes": {}}
         exported = self.balancer.export_state()
         plain = {name: value.tolist() for name, value in exported["state"].items()}
@@ -88,11 +88,11 @@ class BalancerCallback(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             raise errors.callbacks_of_one_name(type(self).__name__)
         exported = saved.get("attributes", {}).get("exported")
-        if isinstance(self.balancer, WITH_STATE) and exported is not None:
+        if isinstance(self.balancer, MovesState) and exported is not None:
             dtypes = {entry.name: entry.dtype for entry in self.balancer._settings.entries}
             arrays = {name: np.asarray(value, dtypes.get(name)) for name, value in exported["state"].items()}
             self.balancer.load_state({**exported, "state": arrays})
-        elif isinstance(self.balancer, WITH_STATE):
+        elif isinstance(self.balancer, MovesState):
             warnings.warn(errors.checkpoint_without_state(state.global_step), UserWarning, stacklevel=2)
         self.balancer.discard()
 
