@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help host test-integrations demo gallery test lint ruff unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
+.PHONY: help host test-integrations demo gallery test test-all lint ruff unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -31,9 +31,12 @@ gallery: $(STAMP) ## the digits distilled with every balancer in both frameworks
 	@PYTHONPATH=examples $(BIN)/python tools/gallery.py $(if $(BALANCER),--balancer $(BALANCER))
 
 # pyright has one thread and takes a minute: it runs beside the tests, and says at once what it finds.
-test: ruff ## lint, types and every test
+test: ruff ## lint, types and the tests
 	@$(BIN)/pyright & types=$$!; $(MAKE) --no-print-directory unit; tests=$$?; \
 		wait $$types || { echo "==> pyright found errors: see above, or run make lint"; exit 1; }; exit $$tests
+
+test-all: ROWS := --every-row
+test-all: test ## the same, with every row of the tests that compile much (half an hour; before a release)
 
 lint: ruff ## ruff and pyright
 	@$(BIN)/pyright
@@ -43,9 +46,9 @@ ruff: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-unit: $(STAMP) ## every test
-	@echo "==> Running every test"
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+unit: $(STAMP) ## the tests alone
+	@echo "==> Running the tests"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ROWS)
 
 test-integrations: .venv-hosts/all/.installed .venv-hosts/tunix/.installed ## the balancers in real training loops: each host's library is installed (5 GB)
 	@echo "==> Running the tests in training loops"

@@ -4,6 +4,8 @@ import atexit
 import gc
 import os
 import tempfile
+import zlib
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,41 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 elif "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{os.environ['PYTEST_XDIST_WORKER']}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--every-row`, as `make test-all` has it."""
+    parser.addoption("--every-row", action="store_true", help="also the rows whose turn it is not (`pytest.mark.in_turn`)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark of a test that is expensive, and has a row for each balancer, mode, format or so."""
+    config.addinivalue_line("markers", "in_turn(n): one row in n is run, unless with --every-row, or asked for by its id")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the rows whose turn it is not."""
+    if config.getoption("--every-row") or any("[" in arg for arg in config.args):
+        return
+    places: dict[tuple[str, str], dict[int, int]] = {}
+    left_out = {item for item in items if not has_its_turn(item, places)}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def has_its_turn(item: Any, places: dict[tuple[str, str], dict[int, int]]) -> bool:
+    """Whether a row is run: each value of a parameter has one row in n, with others of the others, and each test begins elsewhere.
+
+    ``places`` are those of the values of each parameter of each test, by their identity, in order of appearance.
+    """
+    if (mark := item.get_closest_marker("in_turn")) is None:
+        return True
+    test, _, _ = item.nodeid.partition("[")
+    turn = zlib.crc32(item.originalname.encode())
+    for name, value in item.callspec.params.items():
+        of_values = places.setdefault((test, name), {})
+        turn += of_values.setdefault(id(value), len(of_values))
+    return turn % mark.args[0] == 0
 
 
 @pytest.hookimpl(trylast=True)

@@ -91,8 +91,8 @@ def main(balancer: str) -> None:
         raise typer.Exit(1)
     differs = parity(name)
     # What the lanes have imported, pytest cannot rewrite for its assertions, and it need not.
-    quiet = ("-q", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-    failed = pytest.main([*quiet, *(str(ROOT / tests) for tests in TESTS)], plugins=[OfBalancer(name)])
+    options = ("-q", "--every-row", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    failed = pytest.main([*options, *(str(ROOT / tests) for tests in TESTS)], plugins=[OfBalancer(name)])
     words = "bits differ" if differs else "no bit differs", "tests failed" if failed else "its tests passed"
     console.print(f"{name}: {', '.join(words)}, it lacks {len(lacking) or 'nothing'}")
     raise typer.Exit(1 if differs or failed or lacking else 0)

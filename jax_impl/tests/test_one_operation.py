@@ -35,6 +35,7 @@ def of_many(terms, weights):
     return jax.value_and_grad(lambda terms: weighted_sum(terms, weights, dtype=jnp.float32))(terms)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("dtypes", [(jnp.float32,), (jnp.float16, jnp.float32, jnp.bfloat16)], ids=["f32", "mixed"])
 @pytest.mark.parametrize("count", LONG)
 def test_a_vector_gives_what_a_chain_gives(count, dtypes, monkeypatch):

@@ -82,6 +82,7 @@ def test_gradients_differ_in_none(name: str) -> None:
     assert_same_bits(torch.autograd.grad(value, operand, torch.from_numpy(g))[0], expected, nan="class")
 
 
+@pytest.mark.in_turn(2)
 @each_function
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_gradients_differ_in_none(backend: str, name: str) -> None:

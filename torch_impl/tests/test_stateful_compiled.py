@@ -75,6 +75,7 @@ def graphs_of(function, *args):
     return graphs
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("make", "auto_step"), list(zip(EXAMPLES, cycle([None, 2]), strict=False)), indirect=["make"])
 def test_no_compiled_graph_has_a_fused_write(make, draw, auto_step):
     """Inductor makes a fused write one kernel, whose blocks read what another overwrites: steps were lost on an H100."""
@@ -115,6 +116,7 @@ def test_compiled_once_in_many_steps(make, draw, auto_step, steps, assert_same_s
     assert not counters["graph_break"]
 
 
+@pytest.mark.in_turn(2)
 @needs_autograd_in_a_graph
 @pytest.mark.parametrize(
     ("make", "backend"),
@@ -151,6 +153,7 @@ def test_a_training_step(make, backend, assert_same_state):
 
 
 # Dynamo begins in the middle of an eager call there, and asks losses that are results for their `.grad`.
+@pytest.mark.in_turn(3)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.parametrize(("make", "stance"), list(zip(EXAMPLES, cycle(STANCES), strict=False)), indirect=["make"], ids=lambda x: x)
 def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert_same_state):
@@ -182,6 +185,7 @@ def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert
 
 
 # Of the other examples Inductor compiles the forward in golden vectors and drawn runs.
+@pytest.mark.in_turn(3)
 @needs_compiler
 @pytest.mark.parametrize("make", [name for name in EXAMPLES if name in FIRST], indirect=True)
 def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
@@ -228,6 +232,7 @@ def two_forwards(balancer, losses, others):
     return forward_alone(balancer, losses, others) + balancer(others)
 
 
+@pytest.mark.in_turn(3)
 @needs_compiler
 @pytest.mark.parametrize(
     ("kind", "run", "auto_step"),
@@ -254,6 +259,7 @@ def test_a_compiled_backward_takes_the_weights_of_its_forward(kind, run, auto_st
     assert_same_state(compiled, eager)
 
 
+@pytest.mark.in_turn(2)
 @needs_compiler
 @pytest.mark.parametrize("kind", SHORTLY)
 def test_a_compiled_backward_may_come_after_the_next_commit(kind, draw):
@@ -268,6 +274,7 @@ def test_a_compiled_backward_may_come_after_the_next_commit(kind, draw):
             assert_same_bits(gradient, want)
 
 
+@pytest.mark.in_turn(2)
 @needs_compiler
 @pytest.mark.parametrize("make", KINDS, indirect=True)
 def test_a_whole_step_under_torch_func_in_one_graph(make, draw, assert_same_state):
@@ -307,6 +314,7 @@ def test_the_other_methods_compile(make, draw, method, assert_same_state):
 
 
 # Dynamo looks at `grad` of what it is given; a reentrant checkpoint gives it no leaves.
+@pytest.mark.in_turn(2)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.parametrize("auto_step", [None, 1], ids=["step", "auto-step"])
 @pytest.mark.parametrize("where", ["reentrant", "not-reentrant", "inside"])

@@ -1,0 +1,58 @@
+"""The rows of a test that compiles much are run in turn (`conftest.py`, docs/decisions/0016)."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = """
+import pytest
+
+@pytest.mark.in_turn(3)
+@pytest.mark.parametrize("mode", ["eager", "jit", "scan", "step"])
+@pytest.mark.parametrize("balancer", ["a", "b", "c", "d", "e"])
+def test_both(balancer, mode): pass
+
+@pytest.mark.in_turn(3)
+@pytest.mark.parametrize("balancer", ["a", "b", "c", "d", "e"])
+def test_one(balancer): pass
+
+@pytest.mark.parametrize("balancer", ["a", "b", "c", "d", "e"])
+def test_unmarked(balancer): pass
+"""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., list[str]]:
+    """The rows that pytest would run."""
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(TESTS)
+
+    def rows(*options: str, file: str = "test_it.py") -> list[str]:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *options, file]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+
+    return rows
+
+
+def test_each_value_has_its_turn_and_unmarked_tests_have_all_rows(rows: Callable[..., list[str]]) -> None:
+    run = rows()
+    both = [row[len("test_both[") : -1].split("-") for row in run if row.startswith("test_both")]
+    assert len(both) in (6, 7)  # of 20
+    assert {value for row in both for value in row} == {*"abcde", "eager", "jit", "scan", "step"}
+    assert len([row for row in run if row.startswith("test_one")]) in (1, 2)  # of 5
+    assert len([row for row in run if row.startswith("test_unmarked")]) == 5
+    assert run == rows()
+
+
+def test_every_row_is_run_on_demand(rows: Callable[..., list[str]]) -> None:
+    every = rows("--every-row")
+    assert len(every) == 30
+    left_out = sorted(set(every) - set(rows()))[0]
+    assert rows(file=f"test_it.py::{left_out}") == [left_out]
