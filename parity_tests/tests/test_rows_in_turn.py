@@ -1,5 +1,6 @@
 """The rows of a test that compiles much are run in turn (`conftest.py`, docs/decisions/0016)."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,9 @@ def rows(tmp_path: Path) -> Callable[..., list[str]]:
     (tmp_path / "test_it.py").write_text(TESTS)
 
     def rows(*options: str, file: str = "test_it.py") -> list[str]:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *options, file]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-c", "/dev/null", *options, file]
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
 
