@@ -17,7 +17,7 @@ from hosts import NAMES, ROOT
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from loss_balancers.spec import errors
-from loss_balancers.torch import DistillationLossBalancer, EMANormalizedLossBalancer, StaticLossBalancer
+from loss_balancers.torch import DistillationLossBalancer, EMANormalizedLossBalancer, StaticLossBalancer, UncertaintyLossBalancer
 from loss_balancers.torch.transformers import BalancerCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +119,24 @@ def test_a_trainer_that_never_steps_is_warned(tmp_path):
     trainer = Distiller(balancer=ema(), place="trainer", args=args)
     with pytest.warns(UserWarning, match=r"`step\(\)` was not called in 100 training forwards"):
         trainer.train()
+
+
+# --- a learned balancer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_learned_balancer_in_the_model_is_trained_by_the_trainer_s_optimizer(tmp_path):
+    balancer = UncertaintyLossBalancer(NAMES)
+    trainer = run(tmp_path, balancer, place="model")
+    assert balancer.is_optimized_by(trainer.optimizer)
+    assert balancer.log_variance.all()
+
+
+def test_a_learned_balancer_beside_the_model_is_not_and_that_is_said(tmp_path):
+    balancer = UncertaintyLossBalancer(NAMES)
+    with pytest.warns(UserWarning, match="`log_variance` of this balancer did not change"):
+        trainer = run(tmp_path, balancer, place="trainer")
+    assert not balancer.is_optimized_by(trainer.optimizer)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------

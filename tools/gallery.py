@@ -158,24 +158,26 @@ def _ranges(accuracies: dict[str, list[float]]) -> str:
 
 
 def arguments(name: str, settings: dict[str, Any]) -> str:
-    """The arguments that are not defaults, in Markdown."""
+    """The arguments that are not defaults, in Markdown, as one writes them in Python."""
     defaults = {each.name: each.default for each in fields(SETTINGS[name])}
-    shown = {key: _simple(value) for key, value in settings.items() if key != "names"}
-    ones = dict.fromkeys(NAMES, 1.0)  # what `None` stands for
-    words = [f"`{key}={json.dumps(value)}`" for key, value in shown.items() if value not in (defaults[key], ones)]
+    written = {key: _python(value) for key, value in settings.items() if key != "names"}
+    ones = _python(dict.fromkeys(NAMES, 1.0))  # what `None` stands for
+    words = [f"`{key}={value}`" for key, value in written.items() if value not in (_python(defaults[key]), ones)]
     return ", ".join(words) or "Defaults."
 
 
-def _simple(told: Any) -> Any:
-    """Settings in JSON, with a number for a schedule that does not change."""
+def _python(told: Any) -> str:
+    """A setting in JSON, in Python; a number for a schedule that does not change."""
     match told:
         case {"points": [[_, value, _]]}:
-            return value
-        case {"points": points}:
-            return {f"step {step}": value for step, value, _ in points}
+            return _python(value)
+        case {"points": [[0, start, _], [steps, end, kind]]}:
+            return f"schedules.{kind}({start}, {end}, {steps})"
         case dict():
-            return {name: _simple(value) for name, value in told.items()}
-    return told
+            return f"{{{', '.join(f'{_python(name)}: {_python(value)}' for name, value in told.items())}}}"
+        case str():
+            return json.dumps(told)
+    return repr(told)
 
 
 def page(record: dict[str, Any]) -> str:

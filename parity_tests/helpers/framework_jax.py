@@ -52,6 +52,11 @@ def hold(module: Any, name: str, value: Any) -> None:
     setattr(module, name, nnx.Variable(array(value)))
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a balancer and its losses, compiled."""
+    return nnx.jit(function)
+
+
 def has_graph(x: Any) -> bool:
     """Whether an array holds on to what it was computed from."""
     return isinstance(x, jax.core.Tracer)

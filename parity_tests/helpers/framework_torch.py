@@ -51,6 +51,11 @@ def hold(module: Any, name: str, value: Any) -> None:
     module.register_buffer(name, array(value))
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a balancer and its losses, compiled."""
+    return torch.compile(function, backend="eager", fullgraph=True)
+
+
 def has_graph(x: Any) -> bool:
     """Whether an array holds on to what it was computed from."""
     return x.requires_grad

@@ -203,6 +203,16 @@ def test_shapes_and_elements() -> None:
     assert "8388608 ulp off" in message
 
 
+def test_of_an_array_the_element_that_is_farthest_off_is_shown() -> None:
+    """Not the first that differs, which `max_ulp` may allow."""
+    off = np.array([1.0, 1 + 2**-23, 1 + 1000 * 2**-23, 1 + 2**-22], np.float32)
+    cases = [{"a": ("f32", [1.0] * 4)}]
+    for max_ulp in (0, 64):
+        message = _message(lambda loss: loss["a"] * 1, lambda loss: loss["a"] * off, cases=cases, max_ulp=max_ulp, cotangents=[1.0])
+        assert "the aggregate, element (2,):" in message
+        assert "1000 ulp off" in message
+
+
 def test_max_ulp_allows_as_many_and_no_more() -> None:
     two_ulp = lambda loss: loss["MSELoss_0"] * (0.5 * (1 + 2**-22))  # noqa: E731
     cases = [{"MSELoss_0": 1.0}]

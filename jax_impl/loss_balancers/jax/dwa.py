@@ -149,9 +149,12 @@ class DWALossBalancer(StatefulLossBalancer):
         Raises:
             RuntimeError: ``epoch_steps`` is set, so an epoch ends by itself.
         """
+        self._write(self._epoch_ended(self._values()))
+
+    def _epoch_ended(self, state: State) -> State:
         if self._settings.epoch_steps is not None:
             raise errors.epochs_end_by_themselves(self._settings.epoch_steps)
-        self._write(rolled(self._values()))
+        return rolled(state)
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
         return taken(state, mean, present, self._settings.epoch_steps)

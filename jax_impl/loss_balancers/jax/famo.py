@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from loss_balancers.jax.amounts import chosen
-from loss_balancers.jax.carried import BalancerState
+from loss_balancers.jax.carried import BalancerState, Forwards
 from loss_balancers.jax.functions import entered, finished, summed
 from loss_balancers.jax.observing import Inputs, State
 from loss_balancers.jax.portable import div_of_kept, log, rmul, rmul_of_kept, softmax, sqrt
 from loss_balancers.jax.rounding import FLOAT, keep
 from loss_balancers.jax.stateful import StatefulLossBalancer
+from loss_balancers.spec import errors
 from loss_balancers.spec.famo import FAMOLossBalancerSettings
+from loss_balancers.spec.formats import PATIENCE
 
 
 @partial(jax.jit, static_argnums=3, inline=True)
@@ -174,6 +177,7 @@ class FAMOLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = FAMOLossBalancerSettings(names, lr, weight_decay, min_losses, eps, total_weight)
         super().__init__(settings, auto_step, axis_name)
+        self._steps_alone = Forwards()
 
     def update(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses after the optimizer's step: call it before `step()`, with the student's new losses on the same batch.
@@ -183,9 +187,22 @@ class FAMOLossBalancer(StatefulLossBalancer):
         ``share`` and what it raises: as `__call__`.
         """
         self._observe(self._inputs(loss, count, share), stacklevel=3, after=True)
+        self._steps_alone.count = -1
+
+    def step(self) -> None:
+        """Commits what was observed since the last call: once per optimizer step, after `update()`. Warns once of 100 without one."""
+        super().step()
+        self._warn_if_never_updated(stacklevel=3)
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
         return committed(state, mean, present, self._settings)
+
+    def _warn_if_never_updated(self, stacklevel: int) -> None:
+        if self._steps_alone.count >= 0:
+            self._steps_alone.count += 1
+            if self._steps_alone.count == PATIENCE:
+                self._steps_alone.count = -1
+                warnings.warn(errors.never_updated(PATIENCE), UserWarning, stacklevel=stacklevel)
 
     def _aggregate(self, state: State, inputs: Inputs) -> Array:
         parts = inputs.amounts if inputs.shares else None

@@ -31,9 +31,7 @@ from loss_balancers.jax.observing import (
     pending_mean,
 )
 from loss_balancers.jax.weighed import WeighedLossBalancer
-
-#: After how many training calls without a `step()` a balancer warns.
-_PATIENCE = 100
+from loss_balancers.spec.formats import PATIENCE
 
 
 class StatefulLossBalancer(MovesState, WeighedLossBalancer):
@@ -194,6 +192,6 @@ class StatefulLossBalancer(MovesState, WeighedLossBalancer):
     def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards.count >= 0:
             self._forwards.count += 1
-            if self._forwards.count == _PATIENCE:
+            if self._forwards.count == PATIENCE:
                 self._forwards.count = -1
-                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=stacklevel)
+                warnings.warn(spec.errors.never_stepped(PATIENCE), UserWarning, stacklevel=stacklevel)

@@ -63,6 +63,23 @@ def test_in_the_first_two_epochs_the_aggregate_is_the_plain_sum(framework, make_
     assert (weights_of(balancer, framework) != 1.0).all()
 
 
+def test_pure_functions_have_end_epoch(framework, make_dwa, train, values):
+    balancer, form = make_dwa(), framework.balancers.functional_form(make_dwa())
+    state = form.init()
+    for row in drawn(4):
+        train(balancer, row)
+        balancer.end_epoch()
+        _, state = form.apply(state, {name: framework.array(x) for name, x in zip(NAMES, row, strict=True)})
+        state = form.end_epoch(form.commit(state))
+    for name, value in values(balancer).items():
+        assert_same_bits(form.export_state(state)["state"][name], value)
+    by_itself = framework.balancers.functional_form(make_dwa(epoch_steps=2))
+    with pytest.raises(RuntimeError, match="where `epoch_steps` is set"):
+        by_itself.end_epoch(by_itself.init())
+    with pytest.raises(TypeError, match=r"A `StaticLossBalancer` has no epochs. Received `end_epoch\(\)`"):
+        framework.balancers.functional_form(framework.balancers.StaticLossBalancer(0.5)).end_epoch({})
+
+
 def test_end_epoch_is_what_epoch_steps_does(make_dwa, train, values):
     by_steps, by_call = make_dwa(epoch_steps=3), make_dwa()
     for step, row in enumerate(drawn(10), 1):

@@ -305,6 +305,33 @@ def test_a_loss_that_starts_afresh_has_corrections_of_its_own(framework, make_fa
     assert values(renamed)["logits"][1] == pytest.approx(-0.25, rel=1e-5)  # a first step of Adam is the learning rate
 
 
+def test_who_never_updates_is_warned_once_and_by_line(make_famo, losses_of):
+    balancer = make_famo()
+    for _ in range(99):
+        balancer.step()
+    with pytest.warns(UserWarning, match=r"`update\(\)` was not called in 100 steps: .*docs/spec Q4") as caught:
+        balancer.step()
+    assert caught[0].filename == __file__
+    for _ in range(105):
+        balancer.step()  # a second warning would be an error
+
+
+def test_who_updates_is_not_warned_however_seldom(make_famo, losses_of):
+    balancer = make_famo()
+    balancer.update(losses_of((1.0, 1.0, 1.0)))
+    for _ in range(205):
+        balancer.step()
+
+
+def test_an_update_that_is_compiled_counts(framework, make_famo, losses_of):
+    """Where the step is eager, too: what Python sees of a compiled update must be enough."""
+    balancer = make_famo()
+    update = framework.compiled(lambda balancer, losses: balancer.update(losses))
+    for _ in range(105):
+        update(balancer, losses_of((1.0, 1.0, 1.0)))
+        balancer.step()
+
+
 def test_it_never_warns_of_steps_that_do_not_come_for_updates(make_famo, losses_of, recwarn):
     balancer = make_famo()
     for _ in range(105):

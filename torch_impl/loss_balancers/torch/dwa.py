@@ -146,11 +146,14 @@ class DWALossBalancer(StatefulLossBalancer):
             RuntimeError: ``epoch_steps`` is set, so an epoch ends by itself; or a transform of `torch.func` is active.
         """
         check_not_transformed("end_epoch()")
+        state = self._values()
+        new = self._epoch_ended(state)
+        copy_all([state[name] for name in new], list(new.values()))
+
+    def _epoch_ended(self, state: State) -> State:
         if self._settings.epoch_steps is not None:
             raise errors.epochs_end_by_themselves(self._settings.epoch_steps)
-        state = self._values()
-        new = rolled(state)
-        copy_all([state[name] for name in new], list(new.values()))
+        return rolled(state)
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         return taken(state, mean, present, self._settings.epoch_steps)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from loss_balancers.spec import errors
 from loss_balancers.spec.famo import FAMOLossBalancerSettings
+from loss_balancers.spec.formats import PATIENCE
 from loss_balancers.torch.functions import entered, finished, summed
 from loss_balancers.torch.host import as_text, number, numbers, runs
 from loss_balancers.torch.observing import Inputs, State
@@ -126,6 +130,7 @@ class FAMOLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = FAMOLossBalancerSettings(names, lr, weight_decay, min_losses, eps, total_weight)
         super().__init__(settings, auto_step, process_group)
+        self._steps_alone = 0
         self._floors = as_text(settings.floors) if any(settings.floors) else ""
         self._rates, self._decays, self._rests = as_text(settings.rates), as_text(settings.decays), as_text(settings.rests)
         self._offset, self._factor = settings.offset.hex(), settings.factor.hex()
@@ -138,6 +143,13 @@ class FAMOLossBalancer(StatefulLossBalancer):
         ``share`` and what it raises: as `forward`.
         """
         self._observe(self._inputs(loss, count, share), stacklevel=3, after=True)
+        self._steps_alone = -1
+
+    def step(self) -> None:
+        """Commits what was observed since the last call: once per optimizer step, after `update()`. Warns once of 100 without one."""
+        super().step()
+        if not is_dynamo_compiling():
+            self._warn_if_never_updated(stacklevel=3)
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         (lr, weight_decay, adam_eps), device = numbers(self._rates), mean.device
@@ -150,6 +162,13 @@ class FAMOLossBalancer(StatefulLossBalancer):
         gradient = gradient_of(state["logits"], levels, known, weight_decay)
         decays, rests = vector_of(runs(self._decays), device), vector_of(runs(self._rests), device)
         return moved(state, gradient, known, decays, rests, lr, adam_eps)
+
+    def _warn_if_never_updated(self, stacklevel: int) -> None:
+        if self._steps_alone >= 0:
+            self._steps_alone += 1
+            if self._steps_alone == PATIENCE:
+                self._steps_alone = -1
+                warnings.warn(errors.never_updated(PATIENCE), UserWarning, stacklevel=stacklevel)
 
     def _aggregate(self, state: State, inputs: Inputs) -> Tensor:
         losses, present = entered(inputs), inputs.present

@@ -117,6 +117,19 @@ class FunctionalForm:
             raise spec.errors.without_update(type(self._balancer).__name__)
         return {**state, **self._balancer._taken(state, self._balancer._inputs(loss, count, share), after=True)}
 
+    def end_epoch(self, state: State) -> State:
+        """The state after the end of an epoch, of a balancer that has `end_epoch()`.
+
+        Raises:
+            TypeError: The balancer has none.
+            RuntimeError: An epoch ends by itself: `epoch_steps` is set.
+        """
+        self._check(state)
+        ended = getattr(self._balancer, "_epoch_ended", None)
+        if ended is None:
+            raise spec.errors.without_epochs(type(self._balancer).__name__)
+        return {**state, **ended(state)}
+
     def commit(self, state: State) -> State:
         """The state after an optimizer step: what was observed since the last commit moves the weights."""
         self._check(state)

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from torch.compiler import is_dynamo_compiling
 
 from loss_balancers import spec
+from loss_balancers.spec.formats import PATIENCE
 from loss_balancers.torch.carried import CarriesState
 from loss_balancers.torch.functional import KnownFactors
 from loss_balancers.torch.known import LastFactors
@@ -22,9 +23,6 @@ from loss_balancers.torch.recomputation import recomputing, unless_recomputing
 from loss_balancers.torch.transforms import check_not_transformed, under_torch_func
 from loss_balancers.torch.weighed import WeighedLossBalancer
 from loss_balancers.torch.wrapped import check_not_joining
-
-#: After how many training forwards without a `step()` a balancer warns.
-_PATIENCE = 100
 
 
 def _check_process_group(group: Any) -> None:
@@ -182,6 +180,6 @@ class StatefulLossBalancer(MovesState, CarriesState, WeighedLossBalancer):
     def _warn_if_never_stepped(self, stacklevel: int) -> None:
         if self._forwards >= 0:
             self._forwards += 1
-            if self._forwards == _PATIENCE:
+            if self._forwards == PATIENCE:
                 self._forwards = -1
-                warnings.warn(spec.errors.never_stepped(_PATIENCE), UserWarning, stacklevel=stacklevel)
+                warnings.warn(spec.errors.never_stepped(PATIENCE), UserWarning, stacklevel=stacklevel)

@@ -121,11 +121,11 @@ def _in_order(rows: Sequence[Row]) -> list[str]:
 
 
 def _result(row: Row, difference: Difference) -> list[str]:
-    """One result as each lane gave it; of an array, the first element that the lanes of the difference disagree on."""
+    """One result as each lane gave it; of an array, the element that is farthest off, by which the array counts as different."""
     what = difference.what
     arrays = {lane: outcome.get(what) for lane, outcome in row.outcomes.items() if what in outcome or not what.startswith(SECOND)}
     expected = next(iter(arrays.values()))
-    element = _first_element(arrays[difference.lane], expected)
+    element = _worst_element(arrays[difference.lane], expected)
     if element and expected is not None:
         arrays = {
             lane: array[(*element, ...)] if array is not None and array.shape == expected.shape else array
@@ -136,11 +136,11 @@ def _result(row: Row, difference: Difference) -> list[str]:
     return [f"{what}{f', element {element}' if element else ''}:", *_table(table)]
 
 
-def _first_element(actual: np.ndarray | None, expected: np.ndarray | None) -> tuple[int, ...]:
-    """The index of the first element that differs; empty for scalars, and where it is the format or the shape that differs."""
+def _worst_element(actual: np.ndarray | None, expected: np.ndarray | None) -> tuple[int, ...]:
+    """The index of the first element that no other is farther off than; empty where format or shape differ, and for scalars."""
     if actual is None or expected is None or actual.dtype != expected.dtype or actual.shape != expected.shape:
         return ()
-    return next((index for index in np.ndindex(actual.shape) if _distance(actual[(*index, ...)], expected[(*index, ...)])), ())
+    return max(np.ndindex(actual.shape), key=lambda index: _distance(actual[(*index, ...)], expected[(*index, ...)]), default=())
 
 
 def _apart(actual: np.ndarray, expected: np.ndarray | None) -> str:

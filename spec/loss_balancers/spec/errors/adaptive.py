@@ -93,6 +93,16 @@ def never_learned(parameter: str) -> str:
     )
 
 
+def never_updated(steps: int) -> str:
+    return (
+        f"`update()` was not called in {steps} steps: the balancer still has the weights it began with. Evaluate the student again "
+        "after the optimizer's step, on the same batch, and give the losses to `update()` before `step()`. (docs/spec Q4)"
+        "\n    optimizer.step()"
+        "\n    balancer.update(losses_of(student, batch))  # add this line"
+        "\n    balancer.step()"
+    )
+
+
 def parameter_converted(name: str, expected: object, received: object) -> RuntimeError:
     return RuntimeError(
         f"The parameter of a balancer must keep its dtype. `{name}` must be {expected}; it was converted to {received}. With "

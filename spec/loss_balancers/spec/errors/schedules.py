@@ -80,7 +80,7 @@ def schedule_order(before: int, after: int) -> ValueError:
 
 
 def scheduled_weight_bounds(where: str, step: int, received: float, low: float, high: float) -> ValueError:
-    what = f"Lower the weight, or {UNBOUNDED}" if received > high == 1.0 else "Correct the schedule"
+    what = f"Lower the weight, or {UNBOUNDED}" if received > high == 1.0 else "Correct the weight or its schedule"
     return ValueError(
         f"`{where}` must be in [{low!r}, {high!r}] at every step. At step {step} it is {received!r}, the first that is not. "
         f"{what}. (docs/spec S2)"

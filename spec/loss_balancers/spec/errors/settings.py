@@ -51,7 +51,7 @@ def number_beyond_float64(where: str, received: Any) -> ValueError:
 
 
 def weight_bounds(where: str, received: Any, above: bool) -> ValueError:
-    what = f"Divide the weights by their sum, or {UNBOUNDED}." if above else "Correct this weight."
+    what = f"Lower the weight, or {UNBOUNDED}." if above else "Correct this weight."
     return ValueError(f"`{where}` must be finite and in [0, 1]. Received {received!r}. {what} (docs/spec W5)")
 
 

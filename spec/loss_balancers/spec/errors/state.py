@@ -249,6 +249,10 @@ def without_update(balancer: str) -> TypeError:
     )
 
 
+def without_epochs(balancer: str) -> TypeError:
+    return TypeError(f"A `{balancer}` has no epochs. Received `end_epoch()`. Leave it out. (docs/spec D2)")
+
+
 def across_a_transform() -> RuntimeError:
     return RuntimeError(
         "The state of a balancer cannot change in a JAX transform that the balancer is not an argument of. Pass it to the function "
