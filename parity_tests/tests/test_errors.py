@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
     "weight-none": (lambda m, a: m.StaticLossBalancer(None), TypeError, "Received None of type NoneType"),
     "weight-array": (lambda m, a: m.StaticLossBalancer(np.array([[0.5]])), TypeError, "an array must have one dimension"),
     "weight-above-1-array": (lambda m, a: m.StaticLossBalancer(np.array([0.5, 1.5])), ValueError, "`kd_loss_weight[1]` must be finite and in [0, 1]"),
-    "weight-8": (lambda m, a: m.StaticLossBalancer(8.0), ValueError, "in [0, 1]. Received 8.0. Divide the weights by their sum, or use `WeightedSumLossBalancer`"),
+    "weight-8": (lambda m, a: m.StaticLossBalancer(8.0), ValueError, "in [0, 1]. Received 8.0. Lower the weight, or use `WeightedSumLossBalancer`"),
     "weight-yaml": (lambda m, a: m.StaticLossBalancer("1e-3"), TypeError, "Received '1e-3' of type str. Pass `float('1e-3')`, a number and not text."),
     "weight-in-list-string": (lambda m, a: m.StaticLossBalancer([0.1, "x"]), TypeError, "`kd_loss_weight[1]` must be a real number"),
     "weights-sum": (lambda m, a: m.StaticLossBalancer([0.6, 0.6]), ValueError, "must sum to at most 1. Received [0.6, 0.6] (sum 1.2)"),

@@ -216,7 +216,7 @@ def test_what_is_dropped_is_the_largest_weight_of_an_absent_student():
 OVER = schedules.piecewise_linear({0: 0.5, 10: 1.5})
 REFUSED = {
     "above-1": (lambda: Scheduled(OVER, NAMES), ValueError, "`kd_loss_weight` must be in [0.0, 1.0] at every step. At step 6 it is 1.0999999999999999, the first that is not. Lower the weight, or use `WeightedSumLossBalancer`"),
-    "below-0": (lambda: Scheduled([0.5, schedules.linear(0.1, -0.1, 4)], NAMES), ValueError, "`kd_loss_weight[1]` must be in [0.0, 1.0] at every step. At step 3 it is -0.05000000000000001, the first that is not. Correct the schedule."),
+    "below-0": (lambda: Scheduled([0.5, schedules.linear(0.1, -0.1, 4)], NAMES), ValueError, "`kd_loss_weight[1]` must be in [0.0, 1.0] at every step. At step 3 it is -0.05000000000000001, the first that is not. Correct the weight or its schedule."),
     "by-name": (lambda: Scheduled({"A": schedules.tabulate([0.0, 0.0, 2.0].__getitem__, 3)}), ValueError, "`kd_loss_weight['A']` must be in [0.0, 1.0] at every step. At step 2 it is 2.0"),
     "sum": (lambda: Scheduled([0.75, RAMP], NAMES), ValueError, "must sum to at most 1 at every step. At step 3 it sums to 1.125, the first that is over. Lower the weights, or use `WeightedSumLossBalancer`"),
     "student-sum": (lambda: Scheduled({"A": RAMP, "student_loss": 1.0}), ValueError, "must sum to 1 at every step when it names `student_loss`. At step 1 it sums to 1.125"),

@@ -190,7 +190,7 @@ class FAMOLossBalancer(StatefulLossBalancer):
         self._steps_alone.count = -1
 
     def step(self) -> None:
-        """Commits what was observed since the last call: once per optimizer step, after `update()`. Warns once of 100 without one."""
+        """Commits what was observed since the last call: once per optimizer step, after `update()`; warns after 100 without it."""
         super().step()
         self._warn_if_never_updated(stacklevel=3)
 

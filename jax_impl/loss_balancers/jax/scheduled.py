@@ -73,7 +73,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
     ) -> None:
         super().__init__(spec.ScheduledLossBalancerSettings(kd_loss_weight, names), auto_step, axis_name)
         if self._settings.dropped:
-            message = spec.errors.dropped_student_weight(self._settings.dropped)
+            message = spec.errors.dropped_student_weight(self._settings.dropped, self.names)
             warnings.warn(message, UserWarning, stacklevel=5)  # past three frames of nnx.Module
 
     def _factors(self, state: State, inputs: Inputs) -> Array:

@@ -89,7 +89,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         if plan.dropped:
-            self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
+            self._warn_once(spec.errors.dropped_student_weight(plan.dropped, names))
         terms, _ = self._present(names, terms, count, share)
         return balance(terms, dtypes, plan.factors)
 

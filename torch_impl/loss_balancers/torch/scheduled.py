@@ -73,7 +73,7 @@ class ScheduledLossBalancer(StatefulLossBalancer):
     ) -> None:
         super().__init__(spec.ScheduledLossBalancerSettings(kd_loss_weight, names), auto_step, process_group)
         if self._settings.dropped:
-            message = spec.errors.dropped_student_weight(self._settings.dropped)
+            message = spec.errors.dropped_student_weight(self._settings.dropped, self.names)
             warnings.warn(message, UserWarning, stacklevel=2)
 
     def _factors(self, state: State, inputs: Inputs) -> Tensor:

@@ -107,7 +107,7 @@ class StaticLossBalancer(DistillationLossBalancer):
         names, terms, dtypes = self._ordered(loss)
         plan = self._plan(names)
         if plan.dropped:
-            self._warn_once(spec.errors.dropped_student_weight(plan.dropped))
+            self._warn_once(spec.errors.dropped_student_weight(plan.dropped, names))
         elif eager:
             self._again = repeatable(loss, plan, terms, dtypes)
         if not plain:

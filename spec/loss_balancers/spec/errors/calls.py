@@ -77,8 +77,8 @@ def _student_is_odd(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return STUDENT_LOSS_KEY in shapes and len(kd) == 1
 
 
-def dropped_student_weight(weight: float) -> str:
+def dropped_student_weight(weight: float, names: Sequence[str]) -> str:
     return (
-        f"The student loss has weight {weight!r} but the losses hold no `student_loss`: that weight is dropped, and the aggregate "
-        "is the KD part alone. Pass the student loss, or weights that sum to 1. (docs/spec W7, S5)"
+        f"The student loss has weight {weight!r} but the losses hold no `student_loss`, only {', '.join(names)}: that weight is "
+        "dropped, and the aggregate is the KD part alone. Pass the student loss, or weights that sum to 1. (docs/spec W7, S5)"
     )

@@ -41,7 +41,7 @@ def auto_step_value(received: Any, most: int) -> Exception:
 
 def never_stepped(forwards: int) -> str:
     return (
-        f"`step()` was not called in {forwards} training forwards: the balancer still has the weights it began with. Call "
+        f"`step()` was not called in {forwards} training forwards: the balancer still has the state it began with. Call "
         "`step()` once per optimizer step, or pass `auto_step`. (docs/spec T4)"
         "\n    loss = balancer(losses)  # probably: nothing commits what this observed"
         "\n    balancer.step()  # after the optimizer's update: add this line"

@@ -49,8 +49,10 @@ def kind_of(value: Any) -> str:
     return name if dtype is None or str(dtype) == name else f"{name} of {dtype}"
 
 
-def of_text(received: Any) -> str:
-    """What to do about text in place of a number; empty if ``received`` is not text."""
+def in_its_place(received: Any) -> str:
+    """What to do about text, or a schedule, in place of a number; empty if ``received`` is neither."""
+    if type(received).__name__ == "Schedule":
+        return "Schedules are weights of `ScheduledLossBalancer`, and of other balancers that count steps."
     if not isinstance(received, str):
         return ""
     try:
