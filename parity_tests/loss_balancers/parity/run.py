@@ -16,7 +16,7 @@ from loss_balancers.parity.golden.vectors import LABELS, Value, case_name, cases
 from loss_balancers.parity.lanes.absent import NotCompiledError
 from loss_balancers.parity.lanes.known import MODES, added_lanes, find_lanes, lanes_of
 from loss_balancers.parity.lanes.lane import Lane
-from loss_balancers.parity.lanes.own_process import begin, one_process, where_it_runs
+from loss_balancers.parity.lanes.own_process import begin, one_process, tidy, where_it_runs
 from loss_balancers.parity.lanes.switches import Flag, flags_of
 from loss_balancers.spec import Group, Vector
 
@@ -183,10 +183,16 @@ def _run_cells(name: str, job: Sequence[Columns]) -> _Given:
         return _Given([], {name: reason})
     with one_process():
         try:
-            cells = [cell for lot in job for cell in _cells(lane, lot)]
+            cells = [cell for lot in job for cell in _cells_and_tidy(lane, lot)]
         except NotCompiledError as error:
             return _Given([], {name: str(error)})
         return _Given(cells, flags={name: where_it_runs(lane.run, flags_of, lane.framework)} if job else {})
+
+
+def _cells_and_tidy(lane: Lane, lot: Columns) -> list[Cell]:
+    cells = _cells(lane, lot)
+    tidy()
+    return cells
 
 
 def _cells(lane: Lane, lot: Columns) -> list[Cell]:

@@ -78,13 +78,19 @@ def _set(environment: dict[str, str]) -> None:
 
 
 def begin() -> None:
-    """Makes a fresh process one that compiles and ends: a tenth of its time would go to garbage, and seconds of its end."""
+    """Makes a fresh process one that compiles and ends: a tenth of its time would go to garbage (`tidy`), and seconds of its end."""
     gc.disable()
     os.environ["TORCH_DYNAMO_RUN_GC_AFTER_COMPILE"] = "0"  # else Dynamo looks for garbage after each compilation all the same
     atexit.register(os._exit, 0)  # registered first, it is called last
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C goes to all processes at once; a traceback of one is enough
     if (parent := parent_process()) is not None:
         Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def tidy() -> None:
+    """Frees what a process that `begin` began has compiled and needs no more: it grows to gigabytes, most of it in circles."""
+    if not gc.isenabled():
+        gc.collect()
 
 
 def _end_with(parent: Any) -> None:
@@ -94,4 +100,6 @@ def _end_with(parent: Any) -> None:
 
 
 def _run(run: Callable[[Sequence[Group]], Iterable[list[Result]]], groups: Sequence[Group]) -> list[list[Result]]:
-    return list(run(groups))
+    results = list(run(groups))
+    tidy()
+    return results
