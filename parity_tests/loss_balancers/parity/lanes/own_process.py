@@ -78,7 +78,7 @@ def _set(environment: dict[str, str]) -> None:
 
 
 def begin() -> None:
-    """Makes a fresh process one that compiles, looks for garbage in `tidy` alone (a tenth of its time went there), and just ends."""
+    """Makes a fresh process one that compiles, looks for garbage in `tidy` alone (a tenth of its time went there), and ends."""
     gc.disable()
     os.environ["TORCH_DYNAMO_RUN_GC_AFTER_COMPILE"] = "0"  # else Dynamo looks for garbage after each compilation all the same
     atexit.register(os._exit, 0)  # registered first, it is called last
