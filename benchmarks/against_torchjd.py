@@ -179,10 +179,11 @@ scalars each costs about the same, whatever it does. Ours are more for these rea
 - Draws: the numbers of `RandomLossBalancer` are made by a generator of integers, written out, so that they are the same in JAX.
   TorchJD calls PyTorch's generator, which is one kernel. On a CPU ours makes the numbers of 64 steps at once. The step that does so
   takes about 170 kernels more, and the medians do not show it: the mean of `step()` is a fifth above its median.
-- Epochs: the tenth step, in which `DWALossBalancer` ends an epoch, takes 20 kernels more than the one that is counted.
+- Epochs: the tenth step, in which `DWALossBalancer` ends an epoch and makes new weights, takes 51 kernels more than the others,
+  which are what is counted.
 
 Beside the kernels, ours brings a dict of losses into canonical order and checks it at each call, and each function that has a
-derivative of its own is a node of autograd made in Python. In `STCHLossBalancer`, with as many kernels as TorchJD's, that is all.
+derivative of its own is a node of autograd made in Python: `STCHLossBalancer` is slower with as many kernels as TorchJD's.
 
 This is eager code. `torch.compile` and `jax.jit` put most of these kernels into one.
 
