@@ -171,14 +171,19 @@ users must.
 The kernels say most of it. They are counted in the forward, the backward and the commit, which is `update()` and `step()`. On
 scalars each costs about the same, whatever it does. Ours are more for these reasons.
 
-- Bits: a product is rounded by itself before it is added (`keep`), and `exp` and `log` are correctly rounded, by way of float64.
+- Bits: a product is rounded by itself before it is added, numbers that count as zero are made zero, and `exp` and `log` are
+  correctly rounded, by way of float64: four kernels in place of one.
 - State: ours observes the losses in the forward and commits their mean in `step()`, on the device, where a mean that is not finite
   is passed over. TorchJD keeps what the last call had, and commits nothing but DWA's averages, at the end of an epoch, and what
   FAMO's `update()` makes.
 - Draws: the numbers of `RandomLossBalancer` are made by a generator of integers, written out, so that they are the same in JAX.
-  TorchJD calls PyTorch's generator, which is one kernel.
+  TorchJD calls PyTorch's generator, which is one kernel. On a CPU ours makes the numbers of 64 steps at once. The step that does so
+  takes about 170 kernels more, and the medians do not show it: the mean of `step()` is a fifth above its median.
+- Epochs: the tenth step, in which `DWALossBalancer` ends an epoch and makes new weights, takes 51 kernels more than the others,
+  which are what is counted.
 
-Beside the kernels, ours brings a dict of losses into canonical order and checks it at each call.
+Beside the kernels, ours brings a dict of losses into canonical order and checks it at each call, and each function that has a
+derivative of its own is a node of autograd made in Python: `STCHLossBalancer` is slower with as many kernels as TorchJD's.
 
 This is eager code. `torch.compile` and `jax.jit` put most of these kernels into one.
 

@@ -3,7 +3,8 @@
 Counted are the operations of ATen that compute or copy, as `torch.profiler` records them on the CPU; not views, not allocations,
 and not the conversion of a Python number within an operation. On a GPU each is about one launch. Of a forward and a backward the
 floor is taken off: ``torch.stack(losses).dot(weights)``, which autograd differentiates by itself. The losses are four float32
-scalars; a step is counted once it has been made before.
+scalars; a step is counted once it has been made before, with `update()` where there is one. An epoch of DWA is ten steps, and the
+step that is counted ends none. On a CPU random numbers are made for 64 steps at once, and the step that is counted makes none.
 """
 
 from __future__ import annotations
@@ -24,10 +25,19 @@ from torch.profiler import ProfilerActivity, profile
 from loss_balancers.parity.files import write_json
 from loss_balancers.spec import schedules
 from loss_balancers.torch import (
+    DWALossBalancer,
     EMANormalizedLossBalancer,
+    FAMOLossBalancer,
+    GeometricLossBalancer,
+    IMTLLossBalancer,
     LogitsAndIntermediatesLossBalancer,
+    RandomLossBalancer,
+    ReLoBRaLoLossBalancer,
     ScheduledLossBalancer,
+    SoftAdaptLossBalancer,
     StaticLossBalancer,
+    STCHLossBalancer,
+    UncertaintyLossBalancer,
     WeightedSumLossBalancer,
 )
 
@@ -36,8 +46,21 @@ PARTS = ("forward", "backward", "step")
 
 #: What launches nothing, beside what a name with "view" in it says.
 NO_KERNEL = {
-    *("alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "expand_as", "narrow", "reshape"),
-    *("resize_", "resolve_conj", "resolve_neg", "result_type", "select", "slice", "split", "squeeze", "unbind", "unsqueeze"),
+    *("alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand", "expand_as", "flatten", "narrow"),
+    *(
+        "permute",
+        "reshape",
+        "resize_",
+        "resolve_conj",
+        "resolve_neg",
+        "result_type",
+        "select",
+        "slice",
+        "split",
+        "squeeze",
+        "unbind",
+    ),
+    *("unflatten", "unfold", "unsqueeze"),
 }
 
 
@@ -55,6 +78,15 @@ def balancers() -> dict[str, Callable[..., Any]]:
         "EMA, target": EMANormalizedLossBalancer(NAMES, target="student_loss"),
         "EMA, lagged": EMANormalizedLossBalancer(NAMES, lagged=True),
         "logits and intermediates": LogitsAndIntermediatesLossBalancer(),
+        "DWA": DWALossBalancer(NAMES, epoch_steps=10),
+        "SoftAdapt": SoftAdaptLossBalancer(NAMES),
+        "ReLoBRaLo": ReLoBRaLoLossBalancer(NAMES),
+        "random": RandomLossBalancer(NAMES),
+        "geometric": GeometricLossBalancer(NAMES),
+        "STCH": STCHLossBalancer(NAMES),
+        "uncertainty": UncertaintyLossBalancer(NAMES),
+        "IMTL": IMTLLossBalancer(NAMES),
+        "FAMO": FAMOLossBalancer(NAMES),
     }
 
 
@@ -79,19 +111,32 @@ def _within(event: Any) -> list[str]:
     return inner or ([] if name == "to" else [name])
 
 
+def committed(balancer: Any, after: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """What is done at an optimizer step: `update()` where there is one, and `step()`."""
+
+    def commit() -> None:
+        if hasattr(balancer, "update"):
+            balancer.update(after)
+        if hasattr(balancer, "step"):
+            balancer.step()
+
+    return commit
+
+
 def counted() -> dict[str, dict[str, Counter[str]]]:
     """The kernels of each part of a step."""
     losses = {name: torch.tensor(1.0 + i, requires_grad=True) for i, name in enumerate(NAMES)}
-    leaves, results = list(losses.values()), {}
+    results = {}
     for name, balancer in balancers().items():
-        step = getattr(balancer, "step", lambda: None)
+        leaves = [*losses.values(), *(balancer.parameters() if isinstance(balancer, torch.nn.Module) else ())]
+        step = committed(balancer, {name: x.detach() for name, x in losses.items()})
         for _ in range(3):
             torch.autograd.grad(balancer(losses), leaves)
             step()
         aggregate: list[torch.Tensor] = []
         calls = (
             lambda balancer=balancer, kept=aggregate: kept.append(balancer(losses)),
-            lambda kept=aggregate: torch.autograd.grad(kept[0], leaves),
+            lambda kept=aggregate, leaves=leaves: torch.autograd.grad(kept[0], leaves),
             step,
         )
         results[name] = dict(zip(PARTS, map(kernels, calls), strict=True))

@@ -1,13 +1,20 @@
 """What the fast kernels of an eager step on the CPU must not change: the order of the sum, and what a caller does with it."""
 
+import importlib
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.torch import StaticLossBalancer, functional
+from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
+from loss_balancers.torch import DWALossBalancer, StaticLossBalancer, functional, known
+from loss_balancers.torch.functional import sum_of_vector, sum_terms
+from loss_balancers.torch.portable import flushed, log, logsumexp, rmul, softmax
+from loss_balancers.torch.portable.random_bits import BLOCK, integers, normal, normals
 from loss_balancers.torch.rounding import all_finite
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
@@ -89,3 +96,123 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_stands(value):
             assert not all_finite(x)
             x[-place] = math.inf
             assert not all_finite(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_softmax_of_a_number_that_is_not_finite(value):
+    """In eager code it rests on the maximum, which must not lose a NaN, wherever it stands."""
+    for length in range(1, 80):
+        for place in range(length):
+            x = torch.full((length,), -1.0)
+            x[place] = value
+            assert softmax(x).isnan().all()
+            x[-place] = math.inf
+            assert softmax(x).isnan().all()
+    assert softmax(torch.full((3,), -math.inf)).isnan().all()
+
+
+def test_numbers_that_are_not_flushed_before_a_softmax():
+    """At and below the smallest normal number they count as zero, beside numbers of any size."""
+    for size in (0, *range(-149, 0, 3)):
+        for small in (2.0**-126, 2.0**-127, 2.0**-149):
+            row = torch.tensor([2.0**size if size else 0.0, small, -small, -(2.0**size) if size else 0.0])
+            kept = torch.where(row.abs() <= 2.0**-126, 0.0, row)
+            assert_same_bits(softmax(row), softmax(kept))
+            assert_same_bits(logsumexp(row), logsumexp(kept))
+
+
+WEIGHTS = [
+    pytest.param(lambda count: None, id="none"),
+    pytest.param(lambda count: tuple(1.0 / (i + 1) for i in range(count)), id="at-most-1"),
+    pytest.param(lambda count: tuple(i - 1.5 for i in range(count)), id="large"),
+    pytest.param(lambda count: torch.linspace(-0.5, 3.0, count), id="tensor"),
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_a_vector_is_added_as_its_elements_are(count, weights):
+    """Value, gradient, and the gradient of the gradient."""
+    weights = weights(count)
+    numbers = [*draw(count, torch.float32, count), *[torch.tensor(x) for x in (2.0**-127, math.nan, math.inf)]]
+    for vector in (torch.stack(numbers[:count]), torch.stack(numbers[-count:])):
+        for g in (1.0, 0.3, -(2.0**-126), 2.0**-130, math.inf):
+            given = []
+            for summed in (sum_of_vector, one_by_one):
+                x, cotangent = vector.clone().requires_grad_(), torch.tensor(g, requires_grad=True)
+                total = summed(x, weights)
+                (first,) = torch.autograd.grad(total, x, cotangent, retain_graph=True)
+                (again,) = torch.autograd.grad(total, x, cotangent, create_graph=True)
+                (second,) = torch.autograd.grad(again, cotangent, torch.full_like(again, 0.7))
+                given.append((total.detach(), first, again.detach(), second))
+            for one, other in zip(*given, strict=True):
+                assert_same_bits(one, other)
+
+
+def one_by_one(vector, weights):
+    count = len(vector)
+    return sum_terms(list(vector.unbind(0)), (torch.float32,) * count, (1.0,) * count if weights is None else weights)
+
+
+def test_flushed_is_a_product_with_one():
+    x = torch.tensor([1.5, 2.0**-126, -(2.0**-140), -0.0, math.nan, math.inf], requires_grad=True)
+    g = torch.tensor([2.0**-126, 1.0, 0.3, 0.3, 1.0, -(2.0**-130)], requires_grad=True)
+    given = []
+    for function in (flushed, lambda x: rmul(x, torch.ones_like(x))):
+        y = function(x)
+        (first,) = torch.autograd.grad(y, x, g, retain_graph=True)
+        (again,) = torch.autograd.grad(y, x, g, create_graph=True)
+        (second,) = torch.autograd.grad(again, g, torch.ones_like(g))
+        given.append((y.detach(), first, again.detach(), second))
+    for one, other in zip(*given, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_a_logarithm_that_is_listed_is_found_alone_and_among_others():
+    for bits, logarithm in NEAREST_LOG.items():
+        x, y = torch.tensor(number(bits)), torch.tensor(number(logarithm))
+        assert_same_bits(log(x), y)
+        assert_same_bits(log(torch.stack([torch.tensor(2.0), x]))[1], y)
+        assert_same_bits(torch.func.vmap(log)(torch.stack([x, x]))[1], y)  # the host cannot look there
+
+
+def test_draws_at_the_ends_of_blocks_and_of_the_counter():
+    """What is made for many steps at once is what one step makes by itself, which a row of steps is."""
+    for step in (0, 1, BLOCK - 1, BLOCK, 7 * BLOCK + 3, 2**31 - BLOCK, 2**31 - 1):
+        steps = torch.tensor(step, dtype=torch.int32)
+        assert_same_bits(normals("5", steps, 0, 3), normal(integers("5", steps, 0, 3)))
+
+
+def test_no_factors_are_made_within_an_epoch(monkeypatch):
+    """They follow from the averages of epochs alone."""
+    balancer, made = DWALossBalancer(("a", "student_loss"), epoch_steps=3), []
+    monkeypatch.setattr(known, "KnownFactors", lambda vector: made.append(vector) or functional.KnownFactors(vector))
+    for i in range(9):
+        balancer({"a": torch.tensor(1.0 + i), "student_loss": torch.tensor(2.0)})
+        balancer.step()
+    assert len(made) == 4  # in the first forward, and at the end of each epoch
+
+
+#: At most so many kernels in forward, backward and commit, of four losses on the CPU.
+KERNELS = {
+    "DWA": (14, 3, 32),
+    "SoftAdapt": (50, 4, 33),
+    "ReLoBRaLo": (58, 4, 71),
+    "random": (7, 3, 29),
+    "geometric": (13, 10, 0),
+    "STCH": (22, 15, 0),
+    "uncertainty": (16, 16, 0),
+    "IMTL": (15, 15, 0),
+    "FAMO": (43, 9, 107),
+}
+
+
+def test_no_more_kernels_than_were_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    kernels = importlib.import_module("kernels")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no optimizer trains the parameters
+        counted = kernels.counted()
+    for name, most in KERNELS.items():
+        found = tuple(counted[name][part].total() for part in kernels.PARTS)
+        assert all(of <= bound for of, bound in zip(found, most, strict=True)), (name, found, counted[name])

@@ -13,7 +13,7 @@ from with_state import EXAMPLES, train
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.torch import functional
-from loss_balancers.torch.known import LastFactors
+from loss_balancers.torch.known import LastFactors, Seen
 
 
 def other_values(balancer):
@@ -179,7 +179,7 @@ def made(monkeypatch):
     calls = []
     get = LastFactors.get
     monkeypatch.setattr(
-        LastFactors, "get", lambda self, state, table, make: get(self, state, table, lambda: calls.append(1) or make())
+        LastFactors, "get", lambda self, state, table, make: get(self, state, table, lambda seen: calls.append(1) or make(seen))
     )
     return calls
 
@@ -303,7 +303,7 @@ def test_minus_zero_is_another_value(draw):
     makes = []
     for value in (0.0, -0.0, 0.0):
         x.fill_(value)
-        last.get([x], None, lambda: makes.append(1) or torch.ones(2))
+        last.get({"x": x}, None, lambda seen: makes.append(1) or torch.ones_like(seen["x"]))
     assert len(makes) == 3
     assert np.signbit(-0.0)
 
@@ -318,3 +318,20 @@ def test_known_factors_in_a_function_that_is_compiled_by_itself(function):
     assert_same_bits(total, expected)
     for got, wanted in zip(torch.autograd.grad(total, losses), torch.autograd.grad(expected, losses), strict=True):
         assert_same_bits(got, wanted)
+
+
+def test_no_entry_is_handed_out_that_is_not_noted():
+    """Or factors would be kept when it changes."""
+    seen = Seen({"a": torch.zeros(1), "b": torch.ones(1)})
+    for way in (
+        lambda: seen | {},
+        lambda: {} | seen,
+        lambda: {**seen},
+        lambda: dict(seen),
+        lambda: list(seen),
+        lambda: seen.get("a"),
+    ):
+        with pytest.raises(NotImplementedError, match="by name"):
+            way()
+    assert seen["b"] == 1
+    assert seen.values_asked_for == {"b": torch.ones(1).numpy().tobytes()}

@@ -15,7 +15,7 @@ from loss_balancers.jax.amounts import chosen
 from loss_balancers.jax.carried import BalancerState, Forwards
 from loss_balancers.jax.functions import entered, finished, summed
 from loss_balancers.jax.observing import Inputs, State
-from loss_balancers.jax.portable import div_of_kept, log, rmul, rmul_of_kept, softmax, sqrt
+from loss_balancers.jax.portable import div_of_kept, flushed, log, rmul, rmul_of_kept, softmax, sqrt
 from loss_balancers.jax.rounding import FLOAT, keep
 from loss_balancers.jax.stateful import StatefulLossBalancer
 from loss_balancers.spec import errors
@@ -78,12 +78,12 @@ def aggregate_of(
     losses = entered(terms, dtypes, present)
     shares = softmax(logits)
     shares = shares if present is None else chosen(present, shares, 0.0)
-    levels = rmul(losses, jnp.ones_like(losses))  # flushes, and lets derivatives pass
+    levels = flushed(losses)
     if any(settings.floors):
         floors = jnp.asarray(settings.floors, FLOAT)
         floors = floors if parts is None else rmul_of_kept(floors, parts)
         levels = levels - floors
-        levels = rmul(levels, jnp.ones_like(levels))
+        levels = flushed(levels)
     levels = levels + FLOAT.type(settings.offset)
     levels = levels if present is None else chosen(present, levels, 1.0)
     valid = lax.stop_gradient(levels)

@@ -20,7 +20,7 @@ from loss_balancers.jax.carried import Unchanged, check_held, read
 from loss_balancers.jax.functions import entered, finished, summed
 from loss_balancers.jax.moving import MovesState
 from loss_balancers.jax.observing import Inputs, State
-from loss_balancers.jax.portable import rmul
+from loss_balancers.jax.portable import flushed, rmul
 from loss_balancers.jax.rounding import FLOAT
 from loss_balancers.jax.weighed import WeighedLossBalancer
 
@@ -165,7 +165,7 @@ def _aggregate_of(
 ) -> Array:
     """The aggregate (spec P2)."""
     losses, (a, b), count = entered(terms, dtypes, present), settings.parts, len(terms)
-    s = rmul(s, jnp.ones_like(s))  # flushes, and in a backward the sum of the gradients of both ways
+    s = flushed(s)  # and in a backward the sum of the gradients of both ways
     s = s if present is None else chosen(present, s, settings.neutral)
     weight, penalty = method._weight_and_penalty(settings, s)
     numbers = jnp.concatenate([rmul(losses, weight), penalty])

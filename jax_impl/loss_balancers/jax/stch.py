@@ -14,7 +14,7 @@ from loss_balancers.jax.amounts import chosen
 from loss_balancers.jax.functional import sum_terms
 from loss_balancers.jax.functions import entered, finished, summed
 from loss_balancers.jax.observing import Inputs, State
-from loss_balancers.jax.portable import exp, log, rmul
+from loss_balancers.jax.portable import exp, flushed, log, rmul
 from loss_balancers.jax.rounding import FLOAT
 from loss_balancers.jax.weighed import WeighedLossBalancer
 from loss_balancers.spec.stch import STCHLossBalancerSettings
@@ -28,7 +28,7 @@ def aggregate_of(settings: Any, dtypes: tuple[Any, ...], terms: Sequence[Array],
     mu, inverse = settings.smoothness
     levels = log(losses) if settings.form == "log" else losses
     if any(settings.offsets):
-        levels = rmul(levels, jnp.ones_like(levels))  # flushes, and lets derivatives pass
+        levels = flushed(levels)
         levels = levels - jnp.asarray(settings.offsets, FLOAT)
     weighted = rmul(levels, jnp.asarray(settings.rounded_weights, FLOAT))
     weighted = weighted if present is None else chosen(present, weighted, -jnp.inf)

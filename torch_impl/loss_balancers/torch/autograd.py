@@ -137,6 +137,36 @@ class _ScalarTotal(Function):
         return None, *hardshrink(g * weights, tiny).unbind(0)
 
 
+class _VectorTotal(Function):
+    """`_Total` of the elements of a float32 vector, which need not be taken apart."""
+
+    @staticmethod
+    def forward(ctx: Any, linear: LinearMap, adder: tuple[Tensor, Tensor] | None, weights: Tensor | None, vector: Tensor) -> Tensor:
+        ctx.linear, ctx.weights = linear, weights
+        factors = linear.weights if weights is None else weights
+        if linear.large:
+            vector = hardshrink(vector, linear.tiny)
+        products = hardshrink(vector * factors if isinstance(factors, Tensor) else vector, linear.tiny)
+        if adder is None:
+            s, *others = products.unbind(0)
+            for p in others:
+                s = s + p
+        else:
+            zero, index = adder
+            s = zero.index_add(0, index, products).squeeze()
+        return hardshrink(s, linear.tiny)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (g,), linear = grad_outputs, ctx.linear
+        if torch.is_grad_enabled():  # create_graph=True
+            return None, None, None, torch.stack(_Spread.apply(linear, ctx.weights, g))
+        factors = linear.weights if ctx.weights is None else ctx.weights
+        if linear.large or not isinstance(factors, Tensor):
+            g = hardshrink(g, linear.tiny)
+        return None, None, None, hardshrink(g * factors, linear.tiny) if isinstance(factors, Tensor) else g.expand(len(factors))
+
+
 class _Spread(Function):
     @staticmethod
     def forward(ctx: Any, linear: LinearMap, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
@@ -220,6 +250,7 @@ def _keep_inputs(ctx: Any, inputs: Any) -> None:
 # `Function.apply` without its Python part, which serves `torch.func` alone and takes 4 us, as much as two kernels.
 _eager_total = super(Function, _Total).apply  # type: ignore[reportAttributeAccessIssue]
 _eager_scalar_total = super(Function, _ScalarTotal).apply  # type: ignore[reportAttributeAccessIssue]
+total_of_vector_in_eager = super(Function, _VectorTotal).apply  # type: ignore[reportAttributeAccessIssue]
 
 
 def total_in_eager(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from loss_balancers.torch.moving import copy_all
 from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div_of_kept
 from loss_balancers.torch.ratios import ratio, shares
-from loss_balancers.torch.rounding import all_finite, chosen, filled, keep
+from loss_balancers.torch.rounding import all_finite, beside, chosen, filled, keep, on_host
 from loss_balancers.torch.stateful import StatefulLossBalancer
 from loss_balancers.torch.transforms import check_not_transformed
 
@@ -28,14 +28,14 @@ def added(state: State, mean: Tensor, present: Tensor) -> State:
     taken = present & all_finite(epoch_sum)
     return {
         "epoch_sum": torch.where(taken, epoch_sum, state["epoch_sum"]),
-        "epoch_count": torch.where(taken, state["epoch_count"] + 1.0, state["epoch_count"]),
+        "epoch_count": torch.where(taken, state["epoch_count"] + beside(1.0, mean), state["epoch_count"]),
     }
 
 
 def rolled(state: State) -> State:
     """The averages after the end of an epoch, its sums cleared (spec D2)."""
     epoch_sum, epoch_count, last, before = (state[name] for name in ("epoch_sum", "epoch_count", "last", "before"))
-    seen = epoch_count > 0
+    seen = epoch_count > beside(0.0, epoch_count)
     average = div_of_kept(epoch_sum, chosen(seen, epoch_count, 1.0))
     return {
         "epoch_sum": torch.zeros_like(epoch_sum),
@@ -50,6 +50,9 @@ def taken(state: State, mean: Tensor, present: Tensor, epoch_steps: int | None) 
     new = added(state, mean, present)
     if epoch_steps is None:
         return new
+    step = on_host(state["steps"])
+    if step is not None and (min(step, MOST_STEPS - 1) + 1) % epoch_steps:
+        return new  # the host knows that no epoch ends
     ends = (state["steps"].clamp(max=MOST_STEPS - 1) + 1) % epoch_steps == 0
     ends = ends & present.any()  # without an observation nothing but `steps` changes
     state = state | new

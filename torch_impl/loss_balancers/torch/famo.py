@@ -16,28 +16,29 @@ from loss_balancers.spec.formats import PATIENCE
 from loss_balancers.torch.functions import entered, finished, summed
 from loss_balancers.torch.host import as_text, number, numbers, runs
 from loss_balancers.torch.observing import Inputs, State
-from loss_balancers.torch.portable import div_of_kept, log, rmul, rmul_of_kept, softmax, sqrt
+from loss_balancers.torch.portable import div_of_kept, flushed, log, rmul, rmul_of_kept, softmax, sqrt
 from loss_balancers.torch.recomputation import saved_for_backward
-from loss_balancers.torch.rounding import chosen, finite, keep, vector_of
+from loss_balancers.torch.rounding import beside, chosen, compiling, finite, keep, vector_of
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
 def gradient_of(logits: Tensor, levels: Tensor, known: Tensor, weight_decay: float) -> Tensor:
     """The gradient by each logit of a loss that is known, of the levels before and after (spec Q4)."""
-    before, after = log(torch.where(known, levels, 1.0))
+    before, after = log(chosen(known, levels, 1.0))
     fall = before - after
-    shares = softmax(torch.where(known, logits, -torch.inf))
-    return keep(rmul(shares, fall - summed(fall, shares)) + keep(logits * weight_decay))
+    shares = softmax(chosen(known, logits, -torch.inf))
+    return keep(rmul(shares, fall - summed(fall, shares)) + keep(logits * beside(weight_decay, logits)))
 
 
 def moved(state: State, gradient: Tensor, known: Tensor, decays: Tensor, rests: Tensor, lr: float, adam_eps: float) -> State:
     """The logits after a step of Adam, and what it keeps; as they were for a loss that is not known (spec Q5)."""
-    twice = known.repeat(2)
+    twice = torch.cat([known, known])
     moments = keep(keep(state["moments"] * decays) + rmul_of_kept(torch.cat([gradient, rmul_of_kept(gradient, gradient)]), rests))
     # Not a constant beside `keep`, of which a compiler would make one operation with the product (`EMANormalizedLossBalancer`).
-    corrections = keep(state["corrections"] * decays) + torch.where(twice, rests, 0.0)
+    corrections = keep(state["corrections"] * decays) + (torch.where(twice, rests, 0.0) if compiling() else rests)
     mean, square = div_of_kept(moments, chosen(twice, corrections, 1.0)).chunk(2)
-    logits = keep(state["logits"] - keep(div_of_kept(mean, sqrt(square) + adam_eps) * lr))
+    step = div_of_kept(mean, sqrt(square) + beside(adam_eps, square))
+    logits = keep(state["logits"] - keep(step * beside(lr, step)))
     return {
         "logits": torch.where(known, logits, state["logits"]),
         "moments": torch.where(twice, moments, state["moments"]),
@@ -156,8 +157,8 @@ class FAMOLossBalancer(StatefulLossBalancer):
         excesses = mean.unflatten(0, (2, -1))
         if self._floors:
             excesses = keep(excesses - vector_of(runs(self._floors), device))
-        levels = excesses + number(self._offset)
-        known = present.unflatten(0, (2, -1)) & (excesses > 0) & finite(levels)
+        levels = excesses + beside(number(self._offset), excesses)
+        known = present.unflatten(0, (2, -1)) & (excesses > beside(0.0, excesses)) & finite(levels)
         known = known.all(0) & (state["pending"][-1] == 0)
         gradient = gradient_of(state["logits"], levels, known, weight_decay)
         decays, rests = vector_of(runs(self._decays), device), vector_of(runs(self._rests), device)
@@ -174,15 +175,15 @@ class FAMOLossBalancer(StatefulLossBalancer):
         losses, present = entered(inputs), inputs.present
         # Made so that a backward takes them as they were: a graph may overwrite the logits in the meantime.
         shares = inputs.masked(saved_for_backward(softmax(state["logits"])))
-        levels = rmul(losses, torch.ones_like(losses))  # flushes, and lets derivatives pass
+        levels = flushed(losses)
         if self._floors:
             floors = vector_of(runs(self._floors), losses.device)
             floors = rmul_of_kept(floors, inputs.amounts) if inputs.shares and inputs.amounts is not None else floors
             levels = levels - floors
-            levels = rmul(levels, torch.ones_like(levels))
-        levels = levels + number(self._offset)
+            levels = flushed(levels)
+        levels = levels + beside(number(self._offset), levels)
         levels = levels if present is None else torch.where(present, levels, 1.0)
         valid = levels.detach()
-        norm = summed(div_of_kept(shares, torch.where(valid > 0, valid, torch.nan)))
+        norm = summed(div_of_kept(shares, chosen(valid > beside(0.0, valid), valid, torch.nan)))
         factors = div_of_kept(shares, norm.expand_as(shares))
         return finished(summed(log(levels), factors), number(self._factor), inputs)

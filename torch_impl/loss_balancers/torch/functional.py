@@ -15,9 +15,9 @@ from torch.nn import Parameter
 
 from loss_balancers import spec
 from loss_balancers.spec import errors
-from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph
+from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph, total_of_vector_in_eager
 from loss_balancers.torch.host import host_constant
-from loss_balancers.torch.rounding import TINY, can_keep_tensors, compute_dtype, keep
+from loss_balancers.torch.rounding import FLOAT, TINY, can_keep_tensors, compute_dtype, keep, vector_of
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
@@ -130,7 +130,7 @@ class KnownFactors:
         self._sums: dict[tuple[Any, ...], LinearMap] = {}
 
     def __len__(self) -> int:
-        return len(self.vector)
+        return self.vector.shape[0]
 
     def sum_of(self, terms: tuple[torch.dtype, ...], result: torch.dtype | None, scalars: bool) -> LinearMap:
         """The weighted sum of terms of these dtypes."""
@@ -182,6 +182,26 @@ def sum_terms(
             linear = linear._replace(adder=_adder(len(terms), linear.compute))
         return total(linear, weights.detach().to(linear.compute), terms)
     return total(linear_map(weights, dtypes, dtype), None, terms)  # type: ignore[reportArgumentType]
+
+
+def sum_of_vector(vector: Tensor, weights: tuple[float, ...] | Tensor | None = None) -> Tensor:
+    """`sum_terms` of the elements of a float32 vector; without weights their sum."""
+    count = vector.shape[0]
+    if is_dynamo_compiling() or type(vector) is not Tensor or not can_keep_tensors(vector.device):
+        return sum_terms(list(vector.unbind(0)), (FLOAT,) * count, (1.0,) * count if weights is None else weights, FLOAT)
+    if isinstance(weights, Tensor):
+        return total_of_vector_in_eager(*_of_vector(None, count, vector.device), weights.detach(), vector)
+    return total_of_vector_in_eager(*_of_vector(weights or (1.0,) * count, count, vector.device), None, vector)
+
+
+@lru_cache(maxsize=1024)
+def _of_vector(weights: tuple[float, ...] | None, count: int, device: torch.device) -> tuple[LinearMap, Any]:
+    """The sum of a vector's elements, its weights on the device if the host knows them; and what adds in order (`placed`)."""
+    linear = linear_map(weights, (FLOAT,) * count, FLOAT)
+    if weights is not None:
+        vector = vector_of(tuple((w, 1) for w in linear.weights), device)  # type: ignore[reportArgumentType]
+        linear = linear._replace(weights=(None,) * count if all(w == 1.0 for w in weights) else vector)
+    return linear, _adder(count, FLOAT) if device.type == "cpu" else None
 
 
 def sum_by(

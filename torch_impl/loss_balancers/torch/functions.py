@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loss_balancers.torch.functional import common_dtype, sum_terms
+from loss_balancers.torch.functional import common_dtype, sum_of_vector, sum_terms
 from loss_balancers.torch.observing import Inputs
 from loss_balancers.torch.rounding import FLOAT
 
@@ -22,8 +22,7 @@ def entered(inputs: Inputs) -> Tensor:
 
 def summed(vector: Tensor, weights: tuple[float, ...] | Tensor | None = None) -> Tensor:
     """The weighted sum of a float32 vector's elements, in order; without weights their sum."""
-    count = len(vector)
-    return sum_terms(list(vector.unbind(0)), (FLOAT,) * count, (1.0,) * count if weights is None else weights, FLOAT)
+    return sum_of_vector(vector, weights)
 
 
 def finished(x: Tensor, factor: float, inputs: Inputs) -> Tensor:

@@ -19,7 +19,7 @@ from loss_balancers.torch.functions import entered, finished, summed
 from loss_balancers.torch.host import as_text, number, numbers
 from loss_balancers.torch.moving import MovesState
 from loss_balancers.torch.observing import Inputs, State
-from loss_balancers.torch.portable import rmul
+from loss_balancers.torch.portable import flushed, rmul
 from loss_balancers.torch.rounding import FLOAT
 from loss_balancers.torch.transforms import under_torch_func
 from loss_balancers.torch.weighed import WeighedLossBalancer
@@ -116,7 +116,7 @@ class LearnedLossBalancer(MovesState, WeighedLossBalancer):
         s = state[self._settings.parameter]
         losses, present = entered(inputs), inputs.present
         (a, b), count = numbers(self._parts), len(inputs.names)
-        s = rmul(s, torch.ones_like(s))  # flushes, and in a backward the sum of the gradients of both ways
+        s = flushed(s)  # and in a backward the sum of the gradients of both ways
         s = s if present is None else torch.where(present, s, self._settings.neutral)
         weight, penalty = self._weight_and_penalty(self._settings, s)
         terms = torch.cat([rmul(losses, weight), penalty])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
-from torch.nn.functional import pad, threshold
+from torch.nn.functional import pad
 
 from loss_balancers import spec
 from loss_balancers.torch.amounts import on_device, presence, validity, without_absent
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import FLOAT, TINY, all_finite, chosen, keep, kept, narrow, widen
+from loss_balancers.torch.rounding import FLOAT, TINY, all_finite, beside, chosen, keep, kept, narrow, widen
 
 State = dict[str, Tensor]
 
@@ -76,13 +76,17 @@ def observed(pending: Tensor, inputs: Inputs, out: Tensor | None = None, after: 
     are the second half, and which is no call more (spec Q4).
     """
     sums, amounts = inputs.sums, inputs.amounts
-    if others := len(pending) // 2 - 1 - len(sums):
-        around = (others, 0) if after else (0, others)
-        sums, amounts = (pad(half, around) for half in (sums, torch.ones_like(sums) if amounts is None else amounts))
-    counted = sums if amounts is None or not len(sums) else torch.cat([sums, amounts])
-    more = pad(counted, (0, 2)) if after else then_ones_and_zero(counted, len(pending) - 1 - len(counted))
-    taken = pending + more
-    if not len(sums) and inputs.valid is None:  # the counters alone are always finite
+    size, count = pending.shape[0], sums.shape[0]  # `len` of a tensor takes as long as a kernel
+    others = size // 2 - 1 - count
+    if others and not is_dynamo_compiling():
+        taken = pending + one_half(sums, amounts, others, after)
+    else:
+        if others:
+            around = (others, 0) if after else (0, others)
+            sums, amounts = (pad(half, around) for half in (sums, torch.ones_like(sums) if amounts is None else amounts))
+        counted = sums if amounts is None or not count else torch.cat([sums, amounts])
+        taken = pending + (pad(counted, (0, 2)) if after else then_ones_and_zero(counted, size - 1 - counted.shape[0]))
+    if not count and inputs.valid is None:  # the counters alone are always finite
         return torch.hardshrink(taken, TINY[FLOAT]) if out is None else torch.hardshrink(taken, TINY[FLOAT], out=out)
     taken = keep(taken)
     informative = all_finite(taken)
@@ -92,47 +96,54 @@ def observed(pending: Tensor, inputs: Inputs, out: Tensor | None = None, after: 
     return torch.where(informative, taken, left_out) if out is None else torch.where(informative, taken, left_out, out=out)
 
 
+def one_half(sums: Tensor, amounts: Tensor | None, others: int, after: bool) -> Tensor:
+    """What a forward adds where `update()` adds the other half, or, if it is ``after``, the reverse."""
+    zeros, ones = (kept(((x, count),), sums.device) for x, count in ((0.0, others), (1.0, sums.shape[0])))
+    amounts = ones if amounts is None else amounts
+    halves = (zeros, sums, zeros, amounts) if after else (sums, zeros, amounts, zeros)
+    return torch.cat([*halves, kept(((0.0 if after else 1.0, 1), (0.0, 1)), sums.device)])
+
+
 def then_ones_and_zero(vector: Tensor, ones: int) -> Tensor:
     """``vector``, then so many ones, and a zero."""
     if is_dynamo_compiling():
         return pad(pad(vector, (0, ones), value=1.0), (0, 1))
     rest = kept(((1.0, ones), (0.0, 1)), vector.device)
-    return torch.cat([vector, rest]) if len(vector) else rest
+    return torch.cat([vector, rest]) if vector.shape[0] else rest
 
 
 def one_more_at_the_end(vector: Tensor) -> Tensor:
     """``vector`` with 1 added to its last element."""
     if is_dynamo_compiling():  # not `pad` of zeros: Inductor of PyTorch 2.11 makes C++ of it that does not compile
         return torch.cat([vector[:-1] + 0.0, vector[-1:] + 1.0])
-    return vector + kept(((0.0, len(vector) - 1), (1.0, 1)), vector.device)
+    return vector + kept(((0.0, vector.shape[0] - 1), (1.0, 1)), vector.device)
 
 
 def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each observed loss, and whether it is valid: something was observed, and all is finite (spec T4)."""
     losses, calls = pending[:-2], pending[-2]
-    n = len(losses) // 2
-    sums, amounts = losses[:n], losses[n:]
-    present = (amounts > 0) & (all_finite(losses) & (calls < spec.MOST_CALLS))
+    sums, amounts = losses.chunk(2)
+    present = (amounts > beside(0.0, amounts)) & (all_finite(losses) & (calls < beside(spec.MOST_CALLS, calls)))
     return chosen(present, div_of_kept(sums, amounts), 0.0), present
 
 
 def advanced(state: State, pending: Tensor) -> State:
     """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
     steps, skipped, calls, left_out = state["steps"], state["skipped"], pending[-2], pending[-1]
-    left_out = left_out + threshold(calls, spec.MOST_CALLS - 1.0, 0.0)  # whole numbers: the calls, if they are too many to count
+    left_out = left_out + torch.hardshrink(calls, spec.MOST_CALLS - 1.0)  # whole numbers: the calls, if they are too many to count
     more = left_out.clamp(max=spec.MOST_LEFT_OUT).to(torch.int32)
     return {
-        "steps": steps.clamp(max=spec.MOST_STEPS - 1) + 1,
-        "skipped": skipped + torch.minimum(more, spec.MOST_STEPS - skipped),
+        "steps": steps.clamp(max=spec.MOST_STEPS - 1) + beside(1, steps),
+        "skipped": skipped + torch.minimum(more, beside(spec.MOST_STEPS, skipped) - skipped),
         "pending": torch.zeros_like(pending),  # not one that is kept: who carries the state may write to it
     }
 
 
-def look_up(table: Tensor, step: Tensor) -> Tensor:
+def look_up(table: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """The row of a step; from the table's end on, the last row."""
-    if len(table) == 1 and not is_dynamo_compiling():
+    if table.shape[0] == 1 and not is_dynamo_compiling():
         return table[0].clone()  # not a view: what `weights()` returns may be written to
-    return table.index_select(0, step.clamp(max=len(table) - 1).reshape(1)).squeeze(0)
+    return table.index_select(0, state["steps"].clamp(max=len(table) - 1).reshape(1)).squeeze(0)
 
 
 def expanded(factors: Tensor, count: int) -> Tensor:

@@ -37,7 +37,7 @@ def keep(x: Tensor) -> Tensor:
 
 def finite(x: Tensor) -> Tensor:
     """Where ``x`` is finite, in two operations; `isfinite` takes four, eager and compiled."""
-    return x.abs() < torch.inf
+    return x.abs() < beside(torch.inf, x)
 
 
 def all_finite(x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def all_finite(x: Tensor) -> Tensor:
     There PyTorch's infinity norm of a vector with a NaN is NaN, wherever it stands. Of compilers that is not known, and
     XLA's maximum loses a NaN on the CPU.
     """
-    return finite(x).all() if compiling() else torch.linalg.vector_norm(x, torch.inf) < torch.inf
+    return finite(x).all() if compiling() else torch.linalg.vector_norm(x, torch.inf) < beside(torch.inf, x)
 
 
 def chosen(condition: Tensor, x: Tensor, other: float) -> Tensor:
@@ -55,6 +55,14 @@ def chosen(condition: Tensor, x: Tensor, other: float) -> Tensor:
     if is_dynamo_compiling() or not can_keep_tensors(x.device):
         return torch.where(condition, x, other)
     return torch.where(condition, x, _kept(other, x.device, x.dtype))
+
+
+def beside(value: float, x: Tensor) -> Tensor | float:
+    """A number as the other operand of an operation on ``x``, which must not change the dtype.
+
+    Of a number PyTorch makes a tensor at each call, which takes longer than the operation.
+    """
+    return value if is_dynamo_compiling() or not can_keep_tensors(x.device) else _kept(value, x.device, x.dtype)
 
 
 def filled(value: float, like: Tensor) -> Tensor:
@@ -96,6 +104,18 @@ def can_keep_tensors(device: torch.device) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the host can read the values of ``x`` at once: it is a plain tensor on the CPU, and nothing traces this call."""
+    if is_dynamo_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return x.is_cpu and type(x) is Tensor and can_keep_tensors(x.device)
+
+
+def on_host(x: Tensor) -> int | None:
+    """The integer that a scalar is, if the host can read it at once; else None."""
+    return x.tolist() if x.ndim == 0 and readable(x) else None  # type: ignore[reportReturnType]
 
 
 def widen(x: Tensor, dtype: torch.dtype) -> Tensor:

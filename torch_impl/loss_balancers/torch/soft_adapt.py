@@ -16,7 +16,7 @@ from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
 from loss_balancers.torch.portable.sums import powers_and_total
 from loss_balancers.torch.ratios import ratio, shares
-from loss_balancers.torch.rounding import all_finite, chosen, filled, finite, keep
+from loss_balancers.torch.rounding import all_finite, beside, chosen, filled, finite, keep
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
 
@@ -26,10 +26,10 @@ def remembered(state: State, losses: Tensor, present: Tensor | None) -> State:
     history = torch.cat([state["history"][count:], losses])
     length = len(history) // count
     taken = all_finite(losses)
-    more = (state["held"] + 1.0).clamp(max=length)
+    more = (state["held"] + beside(1.0, losses)).clamp(max=length)
     if present is not None:
         taken = taken & present
-    each = taken.repeat(length) if taken.ndim else taken
+    each = torch.cat([taken] * length) if taken.ndim else taken
     return {
         "history": torch.where(each, history, state["history"]),
         "held": torch.where(taken, more, state["held"]),

@@ -125,8 +125,7 @@ class StatefulLossBalancer(MovesState, CarriesState, WeighedLossBalancer):
 
     def _factors_of(self, state: State) -> KnownFactors | None:
         """The factors that follow from committed state alone."""
-        committed = [x for name, x in state.items() if name != "pending"]
-        return self._last_factors.get(committed, self._table, lambda: self._factors(state, without_losses(self.names)))
+        return self._last_factors.get(state, self._table, lambda seen: self._factors(seen, without_losses(self.names)))
 
     def _observe(self, inputs: Inputs, stacklevel: int, after: bool = False) -> None:
         if recomputing():
@@ -154,7 +153,7 @@ class StatefulLossBalancer(MovesState, CarriesState, WeighedLossBalancer):
     def _stepped(self, state: State, due: Tensor | None = None) -> State:
         """What a commit changes of ``state``; if ``due`` is given, only where it is true: the decision stays on the device."""
         pending = self._over_ranks(state["pending"])
-        own = self._committed(state | {"pending": pending}, *pending_mean(pending)) if len(pending) > 2 else {}
+        own = self._committed(state | {"pending": pending}, *pending_mean(pending)) if pending.shape[0] > 2 else {}
         new = own | advanced(state, pending)
         return new if due is None else {name: torch.where(due, value, state[name]) for name, value in new.items()}
 

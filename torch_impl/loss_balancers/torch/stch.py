@@ -12,7 +12,7 @@ from loss_balancers.torch.functional import sum_terms
 from loss_balancers.torch.functions import entered, finished, summed
 from loss_balancers.torch.host import as_text, number, numbers, runs
 from loss_balancers.torch.observing import Inputs, State
-from loss_balancers.torch.portable import exp, log, rmul
+from loss_balancers.torch.portable import exp, flushed, log, rmul
 from loss_balancers.torch.rounding import FLOAT, vector_of
 from loss_balancers.torch.weighed import WeighedLossBalancer
 
@@ -89,7 +89,7 @@ class STCHLossBalancer(WeighedLossBalancer):
         (mu, inverse), device = numbers(self._smoothness), losses.device
         levels = log(losses) if self._settings.form == "log" else losses
         if self._offsets:
-            levels = rmul(levels, torch.ones_like(levels))  # flushes, and lets derivatives pass
+            levels = flushed(levels)
             levels = levels - vector_of(runs(self._offsets), device)
         weighted = rmul(levels, vector_of(runs(self._weights_as_text), device))
         weighted = weighted if present is None else torch.where(present, weighted, -torch.inf)

@@ -145,7 +145,7 @@ class WeighedLossBalancer(DistillationLossBalancer):
         if self._observes:
             losses = as_observed(terms)
         else:
-            losses = torch.zeros(0, dtype=FLOAT, device=terms[0].device) if pending is None else pending[:0]
+            losses = torch.empty(0, dtype=FLOAT, device=terms[0].device) if pending is None else pending[:0]
         inputs = Inputs(names, terms, dtypes, losses, losses)
         return inputs if amounts is None else with_amounts(inputs, amounts)
 

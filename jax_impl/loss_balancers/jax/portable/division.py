@@ -113,6 +113,11 @@ def rmul(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "
 div_of_kept, rmul_of_kept = div, rmul
 
 
+def flushed(x: Array) -> Array:
+    """``rmul(x, 1)``: flushes ``x``, and in a backward the gradient to it."""
+    return rmul(x, jnp.ones_like(x))
+
+
 def is_on_host(x: object) -> bool:
     """Whether ``x`` is an array on the host, which is converted as `jax.jit` would: float64 to float32 if `jax_enable_x64` is off.
 

@@ -6,6 +6,7 @@ devices differ in the bits of each.
 
 from loss_balancers.torch.portable.division import div, rmul
 from loss_balancers.torch.portable.division import div_of_kept as div_of_kept
+from loss_balancers.torch.portable.division import flushed as flushed
 from loss_balancers.torch.portable.division import rmul_of_kept as rmul_of_kept
 from loss_balancers.torch.portable.elementary import exp, log, sqrt
 from loss_balancers.torch.portable.sums import logsumexp, softmax

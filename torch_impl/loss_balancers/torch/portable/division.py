@@ -124,6 +124,11 @@ def rmul_of_kept(a: Tensor, b: Tensor) -> Tensor:
     return keep(a * b)
 
 
+def flushed(x: Tensor) -> Tensor:
+    """``rmul(x, 1)``: flushes ``x``, and in a backward the gradient to it."""
+    return apply("flushed", x)
+
+
 def _divides(a: Tensor) -> bool:
     """Whether division is correctly rounded here. Otherwise it is repaired, which takes Inductor half a second to compile."""
     return a.device.type == "cpu" or (a.device.type == "cuda" and not compiling())
@@ -196,7 +201,10 @@ def _div_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tu
 
 
 def _rmul_gradient(g: Tensor, a: Tensor, b: Tensor, p: Tensor, both: bool = True) -> tuple[Tensor, Tensor | None]:
-    return rmul(g, b), rmul(g, a) if both else None
+    if torch.is_grad_enabled():  # create_graph=True
+        return rmul(g, b), rmul(g, a) if both else None
+    g = keep(g)
+    return rmul_of_kept(g, keep(b)), rmul_of_kept(g, keep(a)) if both else None
 
 
 def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,6 +215,7 @@ def _rmul_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, p: Tensor) -> t
 MAPS = {
     "div": Map(lambda a, b: div_of_kept(keep(a), keep(b)), _div_gradient, _div_tangents),
     "rmul": Map(lambda a, b: rmul_of_kept(keep(a), keep(b)), _rmul_gradient, _rmul_tangents),
+    "flushed": Map(lambda x, _: keep(x), lambda g, *_: (flushed(g), None), lambda t, *_: (flushed(t),)),
 }
 
 
@@ -272,7 +281,11 @@ def apply(name: str, a: Tensor, b: Tensor | None = None) -> Tensor:
         return _Plain.apply(name, a, b if b is None else b.clone())
     if not (torch.is_grad_enabled() and (a.requires_grad or (b is not None and b.requires_grad))):
         return MAPS[name].compute(a, b)
-    return _Plain.apply(name, a, b)
+    return _eager(name, a, b)
+
+
+# `Function.apply` without its Python part (`autograd`).
+_eager = super(Function, _Plain).apply  # type: ignore[reportAttributeAccessIssue]
 
 
 def kind_of(x: object) -> str:

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
-from loss_balancers.torch.portable.division import MAPS, Map, apply, div, kind_of, rmul
-from loss_balancers.torch.rounding import compiling, keep
+from loss_balancers.torch.portable.division import MAPS, Map, apply, div, div_of_kept, kind_of, rmul, rmul_of_kept
+from loss_balancers.torch.rounding import can_keep_tensors, compiling, keep, kept, readable
 from loss_balancers.torch.transforms import sum_of_tangents
 
 #: Devices that have no float64.
 WITHOUT_FLOAT64 = ("mps",)
 #: The 14 numbers, and their logarithms.
 NEAREST = tuple((number(x), number(y)) for x, y in NEAREST_LOG.items())
+_LOGARITHM_OF = dict(NEAREST)
+_RUNS = tuple(tuple((number, 1) for number in column) for column in zip(*NEAREST, strict=True))
 _NUMBERS, _LOGARITHMS = (torch.tensor(column, device="cpu") for column in zip(*NEAREST, strict=True))
 
 
@@ -130,24 +132,36 @@ def operand(x: Any) -> Tensor:
     """
     if not (isinstance(x, Tensor) and x.dtype == torch.float32):
         raise errors.float32_operand(kind_of(x))
-    if x.device.type in WITHOUT_FLOAT64:
+    if not x.is_cpu and x.device.type in WITHOUT_FLOAT64:
         raise errors.no_float64_on(str(x.device))
     return x
 
 
 def _exp(x: Tensor, _: None) -> Tensor:
-    return keep(keep(x).double().exp().float())
+    return keep(x.double().exp().float())  # what a flush of ``x`` would make zero gives 1 anyway
+
+
+def _exp_gradient(g: Tensor, x: Tensor, _: None, y: Tensor, *__: Any) -> tuple[Tensor, None]:
+    return rmul(g, y) if torch.is_grad_enabled() else rmul_of_kept(keep(g), y), None
 
 
 def _log(x: Tensor, _: None) -> Tensor:
     x = keep(x)
     y = x.double().log().float()
-    if compiling() or x.device.type != "cpu":  # a table would have to be moved there, and a compiler fuses the selects
+    if readable(x) and _LOGARITHM_OF.keys().isdisjoint(x.flatten().tolist()):  # this takes 3 us, what follows 20
+        return y
+    on_cpu = x.device.type == "cpu"
+    if compiling() or not (on_cpu or can_keep_tensors(x.device)):  # a compiler fuses the selects
         for near, logarithm in NEAREST:
             y = torch.where(x == near, logarithm, y)
         return y
-    listed = torch.where(x.unsqueeze(-1) == _NUMBERS, _LOGARITHMS, 0.0).sum(-1)  # 0 for a number that is not listed
+    numbers, logarithms = (_NUMBERS, _LOGARITHMS) if on_cpu else (kept(runs, x.device) for runs in _RUNS)
+    listed = torch.where(x.unsqueeze(-1) == numbers, logarithms, 0.0).sum(-1)  # 0 for a number that is not listed
     return torch.where(listed == 0, y, listed)
+
+
+def _log_gradient(g: Tensor, x: Tensor, _: None, y: Tensor, *__: Any) -> tuple[Tensor, None]:
+    return div(g, x) if torch.is_grad_enabled() else div_of_kept(keep(g), keep(x)), None
 
 
 def _sqrt(x: Tensor, _: None) -> Tensor:
@@ -155,6 +169,6 @@ def _sqrt(x: Tensor, _: None) -> Tensor:
 
 
 #: Of one array: the second, its gradient and its tangent are None.
-MAPS["exp"] = Map(_exp, lambda g, x, _, y, *__: (rmul(g, y), None), lambda t, _, x, __, y: (rmul(t, y),))
-MAPS["log"] = Map(_log, lambda g, x, _, y, *__: (div(g, x), None), lambda t, _, x, __, y: (div(t, x),))
+MAPS["exp"] = Map(_exp, _exp_gradient, lambda t, _, x, __, y: (rmul(t, y),))
+MAPS["log"] = Map(_log, _log_gradient, lambda t, _, x, __, y: (div(t, x),))
 MAPS["sqrt"] = Map(_sqrt, lambda g, x, _, y, *__: (div(g, y + y), None), lambda t, _, x, __, y: (div(t, sum_of_tangents(y, y)),))

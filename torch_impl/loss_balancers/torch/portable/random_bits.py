@@ -7,6 +7,9 @@ that differs between two modules.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,10 @@ from loss_balancers.spec.random_bits import CENTRES, DENOMINATOR, MIDDLE, NUMERA
 from loss_balancers.torch.host import host_constant
 from loss_balancers.torch.portable.division import div_of_kept, rmul_of_kept, settled
 from loss_balancers.torch.portable.elementary import log, sqrt
-from loss_balancers.torch.rounding import FLOAT, chosen, filled
+from loss_balancers.torch.rounding import FLOAT, chosen, filled, on_host
+
+#: How many steps' numbers are made at once on the CPU: their kernels take no longer than those of one step.
+BLOCK = 64
 
 
 @host_constant
@@ -29,11 +35,12 @@ def threefry(added: tuple[Words, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Te
     x, y = x + added[0][0], (y + added[0][1]) & WORD
     for i in range(ROUNDS):
         # Of x the bits above the 32nd are not cleared: they never reach those below.
-        x, turned = x + y, y << ROTATIONS[i % 8]
-        y = settled(((turned ^ (turned >> 32)) ^ x) & WORD)
+        x, turn = x + y, ROTATIONS[i % 8]
+        y = torch.add(y >> (32 - turn), y, alpha=1 << turn) ^ x
         if i % 4 == 3:
             more = added[i // 4 + 1]
-            x, y = x + more[0], (y + more[1]) & WORD
+            x, y = x + more[0], y + more[1]
+        y = settled(y & WORD)
     return x & WORD, y
 
 
@@ -45,12 +52,33 @@ def integers(seed: str, steps: Tensor, stream: int, count: int) -> Tensor:
 
 def happens(seed: str, steps: Tensor, stream: int, probability: float) -> Tensor:
     """Whether something of this probability happens (spec N3)."""
-    return integers(seed, steps, stream, 1)[..., 0].to(FLOAT) * 2.0**-24 < probability
+    return _drawn(_fractions, seed, steps, stream, 1)[..., 0] < probability
+
+
+def _fractions(m: Tensor) -> Tensor:
+    """Integers of 24 bits as numbers in [0, 1)."""
+    return m.to(FLOAT) * 2.0**-24
 
 
 def normals(seed: str, steps: Tensor, stream: int, count: int) -> Tensor:
     """So many standard normal numbers (spec N4)."""
-    return normal(integers(seed, steps, stream, count))
+    return _drawn(normal, seed, steps, stream, count)
+
+
+def _drawn(made: Callable[[Tensor], Tensor], seed: str, steps: Tensor, stream: int, count: int) -> Tensor:
+    """What is ``made`` of integers. Where the host can read ``steps``, that of many steps is made at once, and kept."""
+    step = on_host(steps)
+    if step is None:
+        return made(integers(seed, steps, stream, count))
+    return _block(made, seed, step // BLOCK, stream, count)[step % BLOCK]
+
+
+@lru_cache(maxsize=64)
+def _block(made: Callable[[Tensor], Tensor], seed: str, block: int, stream: int, count: int) -> Tensor:
+    """A row for each step of a block."""
+    with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+        steps = torch.arange(block * BLOCK, (block + 1) * BLOCK, device="cpu")
+        return made(integers(seed, steps.unsqueeze(-1), stream, count))
 
 
 def normal(m: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch.autograd import Function
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.elementary import MOST_NUMBERS, UNIT
-from loss_balancers.torch.portable.division import div
+from loss_balancers.torch.portable.division import div_of_kept
 from loss_balancers.torch.portable.elementary import exp, log, operand
-from loss_balancers.torch.rounding import keep
+from loss_balancers.torch.rounding import compiling, filled, keep
 from loss_balancers.torch.transforms import transformable, transformed
 
 
@@ -49,7 +49,7 @@ def softmax(x: Float[Tensor, "*shape k"]) -> Float[Tensor, "*shape k"]:
         docs/spec/2-arithmetic.md, A15.
     """
     _, powers, total = _powers(x)
-    return div(powers, total.expand(powers.shape))
+    return div_of_kept(powers, total.expand(powers.shape))
 
 
 def logsumexp(x: Float[Tensor, "*shape k"]) -> Float[Tensor, "*shape"]:
@@ -83,7 +83,7 @@ def logsumexp(x: Float[Tensor, "*shape k"]) -> Float[Tensor, "*shape"]:
         docs/spec/2-arithmetic.md, A15.
     """
     most, _, total = _powers(x)
-    return (most + log(total))[..., 0]
+    return (keep(most) + log(total))[..., 0]
 
 
 def powers_and_total(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,13 @@ def _powers(x: Any) -> tuple[Tensor, Tensor, Tensor]:
     x = operand(x)
     if not (x.ndim and 1 <= x.shape[-1] <= MOST_NUMBERS):
         raise errors.softmax_shape(x.shape, MOST_NUMBERS)
-    x = keep(_constant(x))
+    x = _constant(x)
+    if not compiling():
+        most = x.amax(-1, keepdim=True)  # in eager code NaN if a number is
+        # Not flushed: a number that a flush makes zero changes x - m by less than a rounding, or e^(x - m) is 1 either way.
+        powers = exp(x - most)
+        return most, powers, _total(powers) + (most - most)
+    x = keep(x)
     most = x.amax(-1, keepdim=True)
     powers = exp(x - most)
     # Asked of the numbers themselves: the maximum of a NaN is not the same everywhere.
@@ -107,8 +113,10 @@ def _powers(x: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _total(x: Tensor) -> Tensor:
     """RN(2^-40 times the sum of floor(2^40 x_k)) along the last axis, of numbers in [0, 1]: integers, so in any order."""
-    n = (x * float(UNIT)).long().sum(-1, keepdim=True)
-    return n.float() * (1.0 / UNIT)
+    if compiling():
+        return (x * float(UNIT)).long().sum(-1, keepdim=True).float() * (1.0 / UNIT)
+    n = (x * filled(float(UNIT), x)).sum(-1, keepdim=True, dtype=torch.int64)
+    return n * filled(1.0 / UNIT, x)  # of an int64 vector and a float32 scalar, float32
 
 
 def _constant(x: Tensor) -> Tensor:
