@@ -8,7 +8,8 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from ctypes import CDLL
 from functools import partial
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -88,9 +89,11 @@ def begin() -> None:
 
 
 def tidy() -> None:
-    """Frees what a process that `begin` began has compiled and needs no more: it grows to gigabytes, most of it in circles."""
+    """Gives back the memory of what was compiled and is needed no more: else a process that `begin` began grows to gigabytes."""
     if not gc.isenabled():
         gc.collect()
+        with suppress(OSError, AttributeError, TypeError):  # where there is glibc, whose arenas of compilers' threads keep all
+            CDLL(None).malloc_trim(0)
 
 
 def _end_with(parent: Any) -> None:

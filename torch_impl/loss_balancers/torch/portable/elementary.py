@@ -24,6 +24,8 @@ WITHOUT_FLOAT64 = ("mps",)
 #: The 14 numbers, and their logarithms.
 NEAREST = tuple((number(x), number(y)) for x, y in NEAREST_LOG.items())
 _LOGARITHM_OF = dict(NEAREST)
+#: So many numbers the host looks at sooner than kernels do.
+_FEW = 256
 _RUNS = tuple(tuple((number, 1) for number in column) for column in zip(*NEAREST, strict=True))
 _NUMBERS, _LOGARITHMS = (torch.tensor(column, device="cpu") for column in zip(*NEAREST, strict=True))
 
@@ -148,7 +150,7 @@ def _exp_gradient(g: Tensor, x: Tensor, _: None, y: Tensor, *__: Any) -> tuple[T
 def _log(x: Tensor, _: None) -> Tensor:
     x = keep(x)
     y = x.double().log().float()
-    if readable(x) and _LOGARITHM_OF.keys().isdisjoint(x.flatten().tolist()):  # this takes 3 us, what follows 20
+    if x.numel() <= _FEW and readable(x) and _LOGARITHM_OF.keys().isdisjoint(x.flatten().tolist()):  # 3 us; what follows, 20
         return y
     on_cpu = x.device.type == "cpu"
     if compiling() or not (on_cpu or can_keep_tensors(x.device)):  # a compiler fuses the selects
