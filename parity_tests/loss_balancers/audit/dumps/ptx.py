@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from loss_balancers.audit.dumps.hlo import Buffer, evaluate_entry
-from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError
+from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError, is_wide_node
 
 ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)(.*?)^\{(.*?)^\}", re.DOTALL | re.MULTILINE)
 FLOAT = re.compile(r"0f([0-9A-Fa-f]{8})$")
 #: A load; what it says of caches changes no value.
-LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8)")
-STORE = re.compile(r"st\.global\.([bf]32|b8)")
+LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8|\.[su]32|\.b64)")
+STORE = re.compile(r"st\.global\.([bf]32|b8|b64)")
 INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)$")
 #: Instructions that PTX defines as IEEE 754 operations, rounded to nearest. Without `.rn`, `mul` and `add` may be contracted.
 FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "neg.f32": "neg"}
@@ -30,7 +30,23 @@ INTEGERS = {
     "cvt.rn.f32.s32": "to_float",
     "cvt.rn.f32.u32": "to_float.u",
     "cvt.rzi.s32.f32": "to_int",
+    "max.NaN.f32": "maximum",
+    "clz.b32": "i.clz",
 }
+#: Of registers of 64 bits. The shifts take the number of places from one of 32.
+WIDE = {
+    **{f"{name}.{kind}": f"w.{name}" for name in ("add", "sub") for kind in ("s64", "u64")},
+    **{f"{name}.{sign}64": f"w.{'u' if sign == 'u' else ''}{name}" for name in ("min", "max") for sign in "su"},
+    **{f"{name}.b64": f"w.{name}" for name in ("and", "or", "xor")},
+    "mul.lo.s64": "w.mul",
+    "mul.lo.u64": "w.mul",
+    "cvt.u32.u64": "low",
+    "clz.b64": "clz",
+    "cvt.rn.f32.u64": "wide_to_float.u",
+    "cvt.rn.f32.s64": "wide_to_float",
+}
+WIDE_SHIFTS = {"shl.b64": "w.shl", "shr.u64": "w.shr", "shr.s64": "w.sar"}
+EXTENDED = {"cvt.u64.u32": "w.zext", "cvt.s64.s32": "w.sext"}
 IGNORED = ("griddepcontrol.", "ret", ".")
 #: Runs on its own where it is not told apart by thread: no more steps than this.
 STEPS = 20_000
@@ -71,7 +87,8 @@ def read_module(hlo: str, ptx: str, architecture: str, dag: Dag) -> list[Node]:
                 raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
             first = next(iter(stored))[0]
         try:
-            return [[stored[first + i, 4 * k] for k in range(size)] for i, size in enumerate(sizes)]
+            widths = [8 if is_wide_node(stored[first + i, 0]) else 4 for i in range(len(sizes))]
+            return [[stored[first + i, widths[i] * k] for k in range(size)] for i, size in enumerate(sizes)]
         except KeyError:
             raise NotEstablishedError(f"the kernel of %{name} does not store all its results") from None
 
@@ -173,13 +190,17 @@ class _Thread:
             place = self._address(arguments[0], line)
             if place in self._stored:
                 raise NotEstablishedError(f"a second store to one place: {line}")
-            if self._width(place[0]) != _width(mnemonic):
+            if place[0] < len(self._operands) and self._width(place[0]) != _width(mnemonic):
                 raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
-            self._stored[place] = self._node(arguments[1].strip("{} "), line)
+            read = self._wide if mnemonic.endswith("b64") else self._node
+            self._stored[place] = read(arguments[1].strip("{} "), line)
         elif LOAD.fullmatch(mnemonic):
             buffer, offset = self._address(arguments[1], line)
             for i, register in enumerate(re.findall(r"%\w+", arguments[0])):
-                self._registers[register] = self._loaded(buffer, offset + 4 * i, _width(mnemonic), line)
+                loaded = self._loaded(buffer, offset + 4 * i, _width(mnemonic), line)
+                if mnemonic.endswith(("s32", "u32")) and register.startswith("%rd"):  # of 64 bits
+                    loaded = self._dag.op("w.sext" if mnemonic.endswith("s32") else "w.zext", loaded, line=line)
+                self._registers[register] = loaded
         elif mnemonic == "mov.b64" and arguments[0].startswith("{"):
             pair = self._registers.get(arguments[1])
             for register, node in zip(re.findall(r"%\w+|_", arguments[0]), pair if isinstance(pair, Pair) else (), strict=False):
@@ -191,7 +212,8 @@ class _Thread:
 
     def _width(self, buffer: int) -> int:
         """How many bytes an element of a buffer has."""
-        return 1 if buffer < len(self._operands) and isinstance(self._operands[buffer], Bytes) else 4
+        held = self._operands[buffer] if buffer < len(self._operands) else ()
+        return 1 if isinstance(held, Bytes) else 8 if isinstance(held, list) and any(map(is_wide_node, held)) else 4
 
     def _loaded(self, buffer: int, offset: int, width: int, line: str) -> Node:
         held = self._operands[buffer] if buffer < len(self._operands) else ()
@@ -214,14 +236,44 @@ class _Thread:
         if mnemonic in {"mad.wide.s32", "mad.wide.u32"} and isinstance(base, tuple) and not isinstance(base, Pair):
             product = op("i.mul", *(self._node(argument, line) for argument in arguments[:2]), line=line)
             return (base[0], base[1] + int(product.value)) if product.op == "const" else self._dag.opaque(line)
+        if mnemonic.endswith(("64", ".wide.s32", ".wide.u32")) or "64." in mnemonic or mnemonic in EXTENDED:
+            return self._of_64_bits(mnemonic, arguments, line)
         return self._computed(mnemonic, [self._node(argument, line) for argument in arguments], line)
+
+    def _of_64_bits(self, mnemonic: str, arguments: list[str], line: str) -> Node:
+        op = self._dag.op
+        if mnemonic in EXTENDED:
+            return op(EXTENDED[mnemonic], self._node(arguments[0], line), line=line)
+        if match := re.fullmatch(r"(mul|mad)\.wide\.([su])32", mnemonic):
+            factors = [op("w.sext" if match[2] == "s" else "w.zext", self._node(each, line), line=line) for each in arguments[:2]]
+            product = op("w.mul", *factors, line=line)
+            return op("w.add", product, self._wide(arguments[2], line), line=line) if match[1] == "mad" else product
+        if mnemonic == "selp.b64":
+            yes, no = (self._wide(each, line) for each in arguments[:2])
+            return op("select", self._node(arguments[2], line), yes, no, line=line)
+        if mnemonic in WIDE_SHIFTS:
+            return op(WIDE_SHIFTS[mnemonic], self._wide(arguments[0], line), self._node(arguments[1], line), line=line)
+        if match := re.fullmatch(r"bfe\.([su])64", mnemonic):
+            x, start, length = self._wide(arguments[0], line), *(self._node(each, line) for each in arguments[1:])
+            if not (start.op == length.op == "const" and int(start.value) + int(length.value) <= 64):
+                return self._dag.opaque(line)
+            top = op("w.shl", x, self._dag.const(64 - int(start.value) - int(length.value)), line=line)
+            return op("w.sar" if match[1] == "s" else "w.shr", top, self._dag.const(64 - int(length.value)), line=line)
+        wide = [self._wide(argument, line) for argument in arguments]
+        if match := re.fullmatch(r"setp\.(\w+)\.([sub])64", mnemonic):
+            return op(f"wide.{'u' if match[2] == 'u' else ''}{match[1]}", *wide, line=line)
+        if mnemonic in {"mad.lo.s64", "mad.lo.u64"}:
+            return op("w.add", op("w.mul", *wide[:2], line=line), wide[2], line=line)
+        if mnemonic == "neg.s64":
+            return op("w.sub", self._dag.wide(0), wide[0], line=line)
+        if mnemonic in {"mov.b64", "mov.u64"}:
+            return wide[0]
+        return op(WIDE[mnemonic], *wide, line=line) if mnemonic in WIDE else self._dag.opaque(line)
 
     def _computed(self, mnemonic: str, nodes: list[Node], line: str) -> Node:
         op = self._dag.op
         if mnemonic in {"mov.b32", "mov.f32", "mov.u32"}:
             return nodes[0]
-        if mnemonic in {"mul.wide.s32", "mul.wide.u32"}:
-            return op("i.mul", *nodes, line=line)  # an offset: read as an address only if it is a constant
         if mnemonic.endswith(".b16"):
             return self._halfword(mnemonic.removesuffix(".b16"), nodes, line)
         if mnemonic in {"selp.f32", "selp.b32"}:
@@ -274,8 +326,8 @@ class _Thread:
         return self._dag.opaque(line)
 
     def _moved(self, mnemonic: str, held: tuple[int, int], by: str, line: str) -> Value:
-        offset = self._node(by, line)
-        if mnemonic not in {"add.s64", "add.u64"} or offset.op != "const":
+        offset = self._wide(by, line)
+        if mnemonic not in {"add.s64", "add.u64"} or offset.op != "wide":
             return self._dag.opaque(line)
         return (held[0], held[1] + int(offset.value))
 
@@ -285,6 +337,15 @@ class _Thread:
         if match is None or not isinstance(value, tuple) or isinstance(value, Pair):
             raise NotEstablishedError(f"an address that cannot be read: {line}")
         return (value[0], value[1] + int(match[2] or 0))
+
+    def _wide(self, text: str, line: str) -> Node:
+        """An operand of 64 bits."""
+        if INTEGER.match(text):
+            return self._dag.wide(int(text, 0))
+        value = self._registers.get(text)
+        if isinstance(value, Pair):
+            return self._dag.op("w.pair", *value, line=line)
+        return value if isinstance(value, Node) and is_wide_node(value) else self._dag.opaque(line)
 
     def _node(self, text: str, line: str) -> Node:
         if match := FLOAT.match(text):
@@ -297,4 +358,4 @@ class _Thread:
 
 def _width(mnemonic: str) -> int:
     """How many bytes a load or store moves for each register."""
-    return 1 if mnemonic.endswith(".b8") else 4
+    return {"b8": 1, "b64": 8}.get(mnemonic.rpartition(".")[2], 4)

@@ -1,4 +1,4 @@
-"""Expressions over 32-bit operations, in one canonical form: what the spec prescribes and what a dump shows are built with it."""
+"""Expressions over operations on words, in one canonical form: what the spec prescribes and what a dump shows are built with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loss_balancers.audit.expressions.steps import KEPT, STEP
-from loss_balancers.audit.expressions.words import folded
+from loss_balancers.audit.expressions.words import folded, is_wide
 
 #: The bits of the smallest normal number, up to which `keep` gives +0.
 TINY = 0x00800000
@@ -24,7 +24,13 @@ MAGNITUDE = 0x7FFFFFFF
 FLUSHES = ("cmp.le",)
 KEEPS = ("cmp.gtu",)
 #: Operations that give 0 or 1, the comparisons of floats apart.
-TRUTHS = ("is_weird", *(f"i.{sign}{name}" for sign in ("", "u") for name in ("lt", "le", "gt", "ge", "eq", "ne")))
+TRUTHS = (
+    "is_weird",
+    *(f"{kind}.{sign}{name}" for kind in ("i", "wide") for sign in ("", "u") for name in ("lt", "le", "gt", "ge", "eq", "ne")),
+)
+
+
+CONSTANTS = ("const", "wide")
 
 
 class NotEstablishedError(Exception):
@@ -36,7 +42,7 @@ class Node:
     """An operation on the results of others. Within one `Dag`, equal nodes are one object.
 
     Args:
-        op: ``input``, ``const``, those of `words`, or ``step``; the mnemonic itself where it is none of the canonical ones.
+        op: ``input``, ``const``, ``wide`` (a constant of 64 bits), those of `words`, or ``step``; the mnemonic itself where it is none of the canonical ones.
         args: Its operands.
         value: The number of an input, the bits of a constant, the text of what could not be read (``opaque``), the step's name.
         line: The line of the dump that it comes from.
@@ -73,6 +79,10 @@ class Dag:
         """The float32 with these bits."""
         return self._node("const", (), bits, "")
 
+    def wide(self, bits: int) -> Node:
+        """The integer of 64 bits, or the float64, with these bits."""
+        return self._node("wide", (), bits & 0xFFFFFFFFFFFFFFFF, "")
+
     def number(self, value: float) -> Node:
         """The float32 nearest to ``value``."""
         return self.const(float_bits(value))
@@ -90,9 +100,10 @@ class Dag:
         return self._simpler(op, args, line) or self._node(op, args, "", line)
 
     def _simpler(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
-        if args and all(arg.op == "const" for arg in args):
-            value = folded(op, *(int(arg.value) for arg in args))
-            return None if value is None else self.const(value)
+        if args and all(arg.op in CONSTANTS for arg in args):
+            value = folded(op, *(int(arg.value) for arg in args), wide=[arg.op == "wide" for arg in args])
+            wide = is_wide(op) or (op == "select" and args[1].op == "wide")
+            return None if value is None else self.wide(value) if wide else self.const(value)
         if op == "mul":
             return next((x for x, factor in (args, args[::-1]) if _is_const(factor, ONE)), None)
         if op == "maximum":
@@ -173,6 +184,11 @@ def is_truth(node: Node) -> bool:
     return node.op.startswith("cmp.") or node.op in TRUTHS or (node.op == "const" and node.value in {0, 1})
 
 
+def is_wide_node(node: Node) -> bool:
+    """Whether it stands for a word of 64 bits."""
+    return is_wide_node(node.args[1]) if node.op == "select" else is_wide(node.op)
+
+
 def _is_const(node: Node, bits: int) -> bool:
     return node.op == "const" and node.value == bits
 
@@ -209,6 +225,8 @@ def render(node: Node, depth: int = 3) -> str:
         assert isinstance(node.value, int)
         value = bits_float(node.value)
         return float.hex(value) if math.isfinite(value) else repr(value)
+    if node.op == "wide":
+        return hex(int(node.value))
     if node.op == "opaque":
         return "?"
     if depth == 0:

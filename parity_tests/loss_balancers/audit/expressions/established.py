@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from loss_balancers.audit.expressions.dag import INFINITY, Node, walk
+from loss_balancers.audit.expressions.dag import CONSTANTS, INFINITY, Node, walk
 from loss_balancers.audit.expressions.execute import fingerprints
 from loss_balancers.audit.expressions.steps import STEP
 from loss_balancers.audit.expressions.words import ESTIMATES, Words
@@ -55,7 +55,7 @@ class Established:
         stack = list(have.args)
         while stack:
             node = stack.pop()
-            if id(node) in seen or node.op == "const" or self._is_operand(operands, node):
+            if id(node) in seen or node.op in CONSTANTS or self._is_operand(operands, node):
                 continue
             seen.add(id(node))
             magnitude = _compared_with_infinity(node)

@@ -56,6 +56,8 @@ def _value(node: Node, args: list[Words | None], inputs: Sequence[Words], error:
         return inputs[int(node.value)]
     if node.op == "const":
         return np.full(len(inputs[0]), int(node.value), np.uint32)
+    if node.op == "wide":
+        return np.full(len(inputs[0]), int(node.value), np.uint64)
     known = [arg for arg in args if arg is not None]
     if len(known) < len(args):
         return None
@@ -94,5 +96,5 @@ def _hash(values: list[Words | None]) -> int | None:
 
 
 def one_nan(value: Words) -> Words:
-    """The words with one NaN for all."""
-    return np.where(np.isnan(floats(value)), NAN, value)
+    """The words with one NaN for all. A wide word stays: no result is one."""
+    return value if value.dtype == np.uint64 else np.where(np.isnan(floats(value)), NAN, value)

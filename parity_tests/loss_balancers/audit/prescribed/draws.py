@@ -72,3 +72,13 @@ def state(entries: Sequence[StateEntry]) -> list[Words]:
 
 def _ordinary(rng: np.random.Generator, count: int) -> Any:
     return rng.lognormal(0, 6, count).astype(np.float32)
+
+
+def hard_operands(name: str) -> list[Words]:
+    """x"""
+    return operands(2)
+
+
+def exponents(count: int) -> list[Words]:
+    """x"""
+    return losses(count)

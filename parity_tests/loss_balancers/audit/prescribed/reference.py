@@ -48,6 +48,17 @@ def div(dag: Dag, gradient: bool = False) -> list[Node]:
     return list(ops.div_gradient(dag.input(2), a, b, "f32")) if gradient else [ops.div(a, b, "f32")]
 
 
+def elementary(dag: Dag, name: str, gradient: bool = False) -> list[Node]:
+    """`exp`, `log` or `sqrt` of the first input, or the gradient to it; the second is the cotangent."""
+    ops = Nodes(dag)
+    return [getattr(ops, f"{name}_gradient")(dag.input(1), dag.input(0)) if gradient else getattr(ops, name)(dag.input(0))]
+
+
+def softmax(dag: Dag, count: int) -> list[Node]:
+    """The softmax of as many inputs."""
+    return Nodes(dag).softmax(list(map(dag.input, range(count))))
+
+
 def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
     """The values of ``roots`` in the spec's exact arithmetic, for what the spec prescribes."""
     values: dict[int, float] = {}
