@@ -13,7 +13,7 @@ ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)(.*?)^\{(.*?)^\}", re.DOTAL
 FLOAT = re.compile(r"0f([0-9A-Fa-f]{8})$")
 #: A load; what it says of caches changes no value.
 LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8|\.[su]32|\.b64)")
-STORE = re.compile(r"st\.global\.([bf]32|b8|b64)")
+STORE = re.compile(r"st\.global\.((v[24]\.)?[bf]32|b8|b64)")
 INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)$")
 #: Instructions that PTX defines as IEEE 754 operations, rounded to nearest. Without `.rn`, `mul` and `add` may be contracted.
 FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "neg.f32": "neg"}
@@ -187,13 +187,15 @@ class _Thread:
 
     def _instruction(self, mnemonic: str, arguments: list[str], line: str) -> None:
         if STORE.fullmatch(mnemonic):
-            place = self._address(arguments[0], line)
-            if place in self._stored:
-                raise NotEstablishedError(f"a second store to one place: {line}")
-            if place[0] < len(self._operands) and self._width(place[0]) != _width(mnemonic):
+            buffer, offset = self._address(arguments[0], line)
+            if buffer < len(self._operands) and self._width(buffer) != _width(mnemonic):
                 raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
             read = self._wide if mnemonic.endswith("b64") else self._node
-            self._stored[place] = read(arguments[1].strip("{} "), line)
+            for i, text in enumerate(arguments[1].strip("{} ").split(",")):
+                place = (buffer, offset + 4 * i)
+                if place in self._stored:
+                    raise NotEstablishedError(f"a second store to one place: {line}")
+                self._stored[place] = read(text.strip(), line)
         elif LOAD.fullmatch(mnemonic):
             buffer, offset = self._address(arguments[1], line)
             for i, register in enumerate(re.findall(r"%\w+", arguments[0])):
@@ -288,6 +290,10 @@ class _Thread:
         if mnemonic == "bfe.u32" and nodes[2].op == "const":
             mask = self._dag.const((1 << int(nodes[2].value)) - 1)
             return op("i.and", op("i.shr", *nodes[:2], line=line), mask, line=line)
+        if mnemonic == "shf.l.wrap.b32" and nodes[0] is nodes[1] and nodes[2].op == "const":
+            by = int(nodes[2].value) % 32
+            parts = [op(name, nodes[0], self._dag.const(n), line=line) for name, n in (("i.shl", by), ("i.shr", 32 - by))]
+            return op("i.or", *parts, line=line) if by else nodes[0]
         if mnemonic == "neg.s32":
             return op("i.sub", self._dag.const(0), nodes[0], line=line)
         if mnemonic in self._floats or mnemonic in INTEGERS or mnemonic.endswith(".f32"):

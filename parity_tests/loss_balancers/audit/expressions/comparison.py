@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loss_balancers.audit.expressions.dag import ONE, Node, NotEstablishedError, render, walk
+from loss_balancers.audit.expressions.dag import ONE, Node, NotEstablishedError, is_kept, render, walk
 from loss_balancers.audit.expressions.established import FUSED, Established, native_quotient, terms_of
 from loss_balancers.audit.expressions.steps import STEP
 from loss_balancers.audit.expressions.words import Words
@@ -67,6 +67,8 @@ class _Comparison:
     def all(self, expected: Sequence[Node], actual: Sequence[Node]) -> list[Finding]:
         for want, have in zip(expected, actual, strict=True):
             self._find(want, have)
+            if self._steps is not None and self.same(want, have) and self._steps.differ(want, have):
+                self._add(OTHER_OPERATION, want, have)
         return self._findings
 
     def same(self, want: Node, have: Node) -> bool:
@@ -78,6 +80,8 @@ class _Comparison:
     def _is_same(self, want: Node, have: Node) -> bool:
         if want.op == STEP:
             return self._steps is not None and self._steps.holds(want, have)
+        if want.op == "add" and have.op == "sub" and is_kept(want.args[0]) and is_kept(want.args[1]):
+            return self._same_difference(want, have)
         if want.op != have.op or want.op == "opaque" or want.value != have.value or len(want.args) != len(have.args):
             return False
         if all(map(self.same, want.args, have.args)):
@@ -85,6 +89,13 @@ class _Comparison:
         if want.op == "keep":
             return self._same_flushed(want.args[0], have.args[0])
         return want.op in COMMUTATIVE and all(map(self.same, want.args, have.args[::-1]))
+
+    def _same_difference(self, want: Node, have: Node) -> bool:
+        """x + keep(-y) and x - y, of what is flushed: no sign of a zero tells them apart."""
+        x, negated = want.args
+        if not (negated.op == STEP and negated.value == "negate" and is_kept(negated.args[0])):
+            return False
+        return self.same(x, have.args[0]) and self.same(negated.args[0], have.args[1])
 
     def _same_flushed(self, want: Node, have: Node) -> bool:
         """Products with a constant of at most 1 of which one flushes its operand first: what that would do, the product's does."""

@@ -16,6 +16,7 @@ ONE = 0x3F800000
 INFINITY = 0x7F800000
 MINUS_INFINITY = 0xFF800000
 ZERO = 0
+SIGN = 0x80000000
 #: All bits but the sign.
 MAGNITUDE = 0x7FFFFFFF
 
@@ -31,6 +32,7 @@ TRUTHS = (
 
 
 CONSTANTS = ("const", "wide")
+EXTENSIONS = ("w.sext", "w.zext")
 
 
 class NotEstablishedError(Exception):
@@ -62,9 +64,10 @@ class Dag:
 
     - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, ``keep(keep(x))`` is ``keep(x)``, and ``|keep(x)|`` is ``keep(|x|)``;
     - a word without its sign bit is ``|x|``;
-    - ``mul(x, 1)`` is ``x``, and ``maximum(x, -inf)`` too;
+    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, ``add(keep(x), +0)`` is ``keep(x)``, and ``|x * x|`` is ``x * x``;
     - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that;
     - ``select(|x| <= tiny, c, x + c)`` is ``keep(x) + c`` for a constant ``c``: LLVM does that too;
+    - a choice among words that are extended to 64 bits is a choice, extended;
     - what is done to integer constants and to truths (0 or 1) is worked out.
     """
 
@@ -93,6 +96,8 @@ class Dag:
 
     def step(self, name: str, *args: Node) -> Node:
         """A step of the spec that is no single operation, of `steps`."""
+        if name == "negate" and args[0].op == "const":
+            return self.op("keep", self.op("neg", args[0]))
         return self._node(STEP, args, name, "")
 
     def op(self, op: str, *args: Node, line: str = "") -> Node:
@@ -104,12 +109,16 @@ class Dag:
             value = folded(op, *(int(arg.value) for arg in args), wide=[arg.op == "wide" for arg in args])
             wide = is_wide(op) or (op == "select" and args[1].op == "wide")
             return None if value is None else self.wide(value) if wide else self.const(value)
+        if op == "add":
+            return next((x for x, zero in (args, args[::-1]) if _is_const(zero, SIGN) or (_is_const(zero, ZERO) and is_kept(x))), None)
         if op == "mul":
             return next((x for x, factor in (args, args[::-1]) if _is_const(factor, ONE)), None)
         if op == "maximum":
             return next((x for x, least in (args, args[::-1]) if _is_const(least, MINUS_INFINITY)), None)
         if op == "keep":
-            return args[0] if _is_kept(args[0]) else None
+            return args[0] if is_kept(args[0]) else None
+        if op == "abs" and args[0].op == "mul" and args[0].args[0] is args[0].args[1]:
+            return args[0]
         if op == "abs" and args[0].op in {"abs", "keep"}:
             return args[0] if args[0].op == "abs" else self.op("keep", self.op("abs", args[0].args[0], line=line), line=line)
         if op == "select":
@@ -134,6 +143,12 @@ class Dag:
             return condition
         if condition.op == "i.xor" and _is_const(condition.args[1], 1):  # the opposite
             return self.op("select", condition.args[0], no, yes, line=line)
+        for extended, constant in ((yes, no), (no, yes)):
+            if extended.op in EXTENSIONS and constant.op == "wide":
+                low = self.op("low", constant)
+                if self.op(extended.op, low) is constant:  # a choice among words, each extended
+                    x = extended.args[0]
+                    return self.op(extended.op, self.op("select", condition, *((x, low) if extended is yes else (low, x)), line=line))
         if yes.op == "select" and yes.args[0] is condition:
             return self.op("select", condition, yes.args[1], no, line=line)
         if no.op == "select" and no.args[0] is condition:
@@ -153,7 +168,7 @@ class Dag:
         tested = next((each for each in (x, *x.args) if self.op("abs", each) is magnitude), None)
         if tested is None:
             return None
-        if x.op == "add" and zero.op == "const" and set(x.args) == {tested, zero} and not _is_const(self.op("keep", zero), ZERO):
+        if x.op == "add" and zero.op == "const" and set(x.args) == {tested, zero} and not (_is_const(self.op("keep", zero), ZERO) and zero.value):
             return self.op("add", self.op("keep", tested, line=line), zero, line=x.line)
         if not _is_const(zero, ZERO):
             return None
@@ -170,10 +185,11 @@ class Dag:
         return self._nodes.setdefault(key, Node(op, args, value, line))
 
 
-def _is_kept(node: Node) -> bool:
+def is_kept(node: Node) -> bool:
     """Whether `keep` changes nothing of it, whatever it is."""
     if node.op == STEP:
-        return node.value in KEPT or (node.value == "choose" and all(map(_is_kept, node.args[1:])))
+        chosen = node.args[1:] if node.value == "choose" else node.args if node.value == "greatest" else ()
+        return node.value in KEPT or (bool(chosen) and all(map(is_kept, chosen)))
     return node.op == "keep" or (node.op == "const" and folded("keep", int(node.value)) == node.value)
 
 

@@ -6,6 +6,7 @@ Of a node of the emitted code that is to be the step, three things must hold:
   sum is finite, code may ask that of a term of the sum instead, and know no more of the term;
 - a division or a reciprocal of the device reaches it through conversions to integers and comparisons alone;
 - executed, it gives the step's bits on all inputs that were drawn, whatever the device's divisions give within `execute.ERROR`.
+  Where the spec does not define a step on the way, the greatest of numbers one of which is NaN, the results must have its bits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from loss_balancers.audit.expressions.dag import CONSTANTS, INFINITY, Node, walk
-from loss_balancers.audit.expressions.execute import fingerprints
+from loss_balancers.audit.expressions.execute import defined, fingerprints
 from loss_balancers.audit.expressions.steps import STEP
 from loss_balancers.audit.expressions.words import ESTIMATES, Words
 
@@ -34,12 +35,23 @@ class Established:
 
     def __init__(self, expected: Sequence[Node], actual: Sequence[Node], inputs: Sequence[Words], same: Same) -> None:
         self._same = same
-        self._bits = fingerprints(expected, inputs) | fingerprints(actual, inputs)
+        lanes = defined(expected, inputs)
+        some = [x[lanes] for x in inputs]
+        self._bits = fingerprints(expected, some) | fingerprints(actual, some)
+        self._rest = None
+        if not lanes.all():
+            rest = [x[~lanes] for x in inputs]
+            self._rest = fingerprints(expected, rest) | fingerprints(actual, rest)
 
     def equal(self, want: Node, have: Node) -> bool:
         """Whether both give the same bits."""
         bits = self._bits.get(id(have))
         return bits is not None and bits == self._bits[id(want)]
+
+    def differ(self, want: Node, have: Node) -> bool:
+        """Whether a result has other bits than the spec's where some step on the way to it is not defined."""
+        bits = None if self._rest is None else self._rest.get(id(have))
+        return self._rest is not None and (bits is None or bits != self._rest[id(want)])
 
     def holds(self, want: Node, have: Node) -> bool:
         """Whether ``have`` is the step ``want``."""

@@ -82,6 +82,17 @@ def _moved(quotient: Words, error: Any) -> Words:
     return np.where(ordinary, (quotient.astype(np.int64) + error).astype(np.uint32), quotient)
 
 
+def defined(expected: Sequence[Node], inputs: Sequence[Words]) -> Any:
+    """The draws on which the spec defines every step: not the greatest of numbers one of which is NaN."""
+    values = execute(expected, inputs, DEVICES[0])
+    defined = np.ones(len(inputs[0]), bool)
+    for node in walk(list(expected)):
+        value = values[id(node)]
+        if node.op == steps.STEP and node.value == "greatest" and value is not None:
+            defined &= ~np.isnan(floats(value))
+    return defined
+
+
 def fingerprints(roots: Sequence[Node], inputs: Sequence[Words]) -> dict[int, int | None]:
     """By the id of a node, a hash of its words on all inputs and devices; all NaNs are one. None for what cannot be executed."""
     runs = [execute(roots, inputs, device) for device in DEVICES]

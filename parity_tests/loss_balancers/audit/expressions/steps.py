@@ -63,6 +63,11 @@ def _total(*powers: Words) -> Words:
         return words((units / UNIT).astype(np.float32))
 
 
+def _greatest(*numbers: Words) -> Words:
+    """Whatever it is of NaN: the spec does not say, and `undefined` says where."""
+    return reduce(EXACT["maximum"], numbers)
+
+
 #: By the names of the operations of the reference, in `nodes`. A truth is 0 or 1.
 STEPS: dict[str, Callable[..., Words]] = {
     "div": quotient,
@@ -74,6 +79,7 @@ STEPS: dict[str, Callable[..., Words]] = {
     "choose": EXACT["select"],
     **{name: _elementary(name) for name in ("exp", "log", "sqrt")},
     "total": _total,
+    "greatest": _greatest,
 }
 #: Those whose result `keep` does not change.
 KEPT = ("div", "negate", "exp", "log", "sqrt")

@@ -80,6 +80,8 @@ def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
             value = EXACT.div(args[0], args[1], "f32")
         elif node.op == STEP and node.value in IN_64_BITS:
             value = getattr(EXACT, str(node.value))(*([args] if node.value == "total" else args))
+        elif node.op == STEP and node.value == "greatest":
+            value = EXACT.greatest(args)
         elif node.op == STEP:
             value = float(floats(STEPS[str(node.value)](*(words(np.array([arg], np.float32)) for arg in args)))[0])
         else:
