@@ -31,6 +31,7 @@ INTEGERS = {
     "cvt.rn.f32.u32": "to_float.u",
     "cvt.rzi.s32.f32": "to_int",
     "max.NaN.f32": "maximum",
+    "min.NaN.f32": "minimum",
     "clz.b32": "i.clz",
 }
 #: Of registers of 64 bits. The shifts take the number of places from one of 32.
@@ -79,16 +80,16 @@ def read_module(hlo: str, ptx: str, architecture: str, dag: Dag) -> list[Node]:
         match = kernels.get(re.sub(r"\W", "_", name))
         if match is None:
             raise NotEstablishedError(f"there is no PTX kernel for %{name} among {', '.join(kernels) or 'none'}")
-        stored = _run(match, operands, len(operands) + len(sizes), dag, FLOATS)
         first = len(operands)
-        if any(place < first for place, _ in stored):
-            # XLA may let a result replace an operand. With one result and one thread there is no doubt which, nor when.
-            if len({place for place, _ in stored}) > 1 or len(sizes) > 1 or _threads(match) > 1:
-                raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
-            first = next(iter(stored))[0]
+        stored, bytewise = _run(match, operands, first + len(sizes), dag, FLOATS)
+        places = [first + i for i in range(len(sizes))]
+        # XLA may let a result replace an operand. With one such result there is no doubt which.
+        replaced, missing = {place for place, _ in stored if place < first}, set(places) - {place for place, _ in stored}
+        if replaced and not len(replaced) == len(missing) == 1:
+            raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
+        places = [replaced.pop() if replaced and place in missing else place for place in places]
         try:
-            widths = [8 if is_wide_node(stored[first + i, 0]) else 4 for i in range(len(sizes))]
-            return [[stored[first + i, widths[i] * k] for k in range(size)] for i, size in enumerate(sizes)]
+            return [_buffer(stored, place, size, place in bytewise) for place, size in zip(places, sizes, strict=True)]
         except KeyError:
             raise NotEstablishedError(f"the kernel of %{name} does not store all its results") from None
 
@@ -102,7 +103,14 @@ def run_kernel(
     match = _kernels(ptx, architecture).get(name)
     if match is None:
         raise NotEstablishedError(f"there is no PTX kernel {name}")
-    return _run(match, arguments, len(arguments) + more, dag, {**FLOATS, **CONTRACTED})
+    return _run(match, arguments, len(arguments) + more, dag, {**FLOATS, **CONTRACTED})[0]
+
+
+def _buffer(stored: dict[tuple[int, int], Node], number: int, size: int, bytewise: bool) -> Buffer:
+    """What a kernel has stored in a buffer."""
+    width = 1 if bytewise else 8 if is_wide_node(stored[number, 0]) else 4
+    held = [stored[number, width * i] for i in range(size)]
+    return Bytes(held) if bytewise else held
 
 
 def _kernels(ptx: str, architecture: str) -> dict[str, re.Match[str]]:
@@ -114,16 +122,19 @@ def _kernels(ptx: str, architecture: str) -> dict[str, re.Match[str]]:
 
 def _run(
     match: re.Match[str], operands: Sequence[Buffer | int], parameters: int, dag: Dag, floats: dict[str, str]
-) -> dict[tuple[int, int], Node]:
-    """What all threads of a kernel store."""
+) -> tuple[dict[tuple[int, int], Node], set[int]]:
+    """What all threads of a kernel store, and in which buffers a byte for each element."""
     name = match[1]
     given = re.findall(rf"{name}_param_(\d+)", match[2])
     if given != [str(i) for i in range(parameters)]:
         raise NotEstablishedError(f"the kernel of %{name} should have {parameters} parameters, and has {len(given)}")
-    stored: dict[tuple[int, int], Node] = {}
+    done = _Done({}, set(), {}, {})
     for thread in range(_threads(match)):
-        _Thread(match[4], name, operands, stored, dag, thread, floats).run()
-    return stored
+        _Thread(match[4], name, operands, done, dag, thread, floats).run()
+    for place, by in done.stores.items():
+        if done.loads.get(place, set()) - {by}:
+            raise NotEstablishedError(f"a thread of %{name} loads what another stores")
+    return done.stored, done.bytewise
 
 
 def _threads(match: re.Match[str]) -> int:
@@ -134,15 +145,31 @@ def _threads(match: re.Match[str]) -> int:
     return int(threads[1])
 
 
+class _Done(NamedTuple):
+    """What the threads of a kernel have done, by buffer and bytes.
+
+    Args:
+        stored: What they have stored.
+        bytewise: The buffers in which an element is a byte.
+        stores: Which thread has stored there.
+        loads: Which threads have loaded from there.
+    """
+
+    stored: dict[tuple[int, int], Node]
+    bytewise: set[int]
+    stores: dict[tuple[int, int], int]
+    loads: dict[tuple[int, int], set[int]]
+
+
 class _Thread:
-    """One thread of a kernel. What it stores goes to ``stored``, by buffer and bytes."""
+    """One thread of a kernel. What it stores goes to ``done``."""
 
     def __init__(
         self,
         body: str,
         name: str,
         operands: Sequence[Buffer | int],
-        stored: dict[tuple[int, int], Node],
+        done: _Done,
         dag: Dag,
         thread: int,
         floats: dict[str, str],
@@ -152,7 +179,9 @@ class _Thread:
         self._labels = {line[:-1]: i for i, line in enumerate(self._lines) if re.fullmatch(r"\$?\w+:", line)}
         self._name = name
         self._operands = operands
-        self._stored = stored
+        self._done = done
+        self._stored = done.stored
+        self._thread = thread
         self._dag = dag
         self._floats = floats
         self._registers: dict[str, Value] = {"%tid.x": dag.const(thread), "%ctaid.x": dag.const(0)}
@@ -196,6 +225,9 @@ class _Thread:
                 if place in self._stored:
                     raise NotEstablishedError(f"a second store to one place: {line}")
                 self._stored[place] = read(text.strip(), line)
+                self._done.stores[place] = self._thread
+            if _width(mnemonic) == 1:
+                self._done.bytewise.add(buffer)
         elif LOAD.fullmatch(mnemonic):
             buffer, offset = self._address(arguments[1], line)
             for i, register in enumerate(re.findall(r"%\w+", arguments[0])):
@@ -219,6 +251,7 @@ class _Thread:
 
     def _loaded(self, buffer: int, offset: int, width: int, line: str) -> Node:
         held = self._operands[buffer] if buffer < len(self._operands) else ()
+        self._done.loads.setdefault((buffer, offset), set()).add(self._thread)
         if width != self._width(buffer) or isinstance(held, int) or offset % width:
             return self._dag.opaque(line)
         if (buffer, offset) in self._stored:
@@ -290,10 +323,10 @@ class _Thread:
         if mnemonic == "bfe.u32" and nodes[2].op == "const":
             mask = self._dag.const((1 << int(nodes[2].value)) - 1)
             return op("i.and", op("i.shr", *nodes[:2], line=line), mask, line=line)
-        if mnemonic == "shf.l.wrap.b32" and nodes[0] is nodes[1] and nodes[2].op == "const":
+        if mnemonic == "shf.l.wrap.b32" and nodes[2].op == "const":
             by = int(nodes[2].value) % 32
-            parts = [op(name, nodes[0], self._dag.const(n), line=line) for name, n in (("i.shl", by), ("i.shr", 32 - by))]
-            return op("i.or", *parts, line=line) if by else nodes[0]
+            low = op("i.shr", nodes[0], self._dag.const(32 - by), line=line)
+            return op("i.or", op("i.shl", nodes[1], self._dag.const(by), line=line), low, line=line) if by else nodes[1]
         if mnemonic == "neg.s32":
             return op("i.sub", self._dag.const(0), nodes[0], line=line)
         if mnemonic in self._floats or mnemonic in INTEGERS or mnemonic.endswith(".f32"):

@@ -125,6 +125,7 @@ EXACT: dict[str, Callable[..., Words]] = {
     "keep": lambda a: np.where((a & np.uint32(0x7FFFFFFF)) <= 0x00800000, np.uint32(0), a),
     "select": lambda c, a, b: np.where(c != 0, a, b),
     "maximum": lambda a, b: words(np.maximum(floats(a), floats(b))),
+    "minimum": lambda a, b: words(np.minimum(floats(a), floats(b))),
     "trunc": lambda a: words(np.trunc(floats(a))),
     "floor": lambda a: words(np.floor(floats(a))),
     "ceil": lambda a: words(np.ceil(floats(a))),
