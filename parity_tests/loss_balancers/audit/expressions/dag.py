@@ -64,7 +64,8 @@ class Dag:
 
     - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, ``keep(keep(x))`` is ``keep(x)``, and ``|keep(x)|`` is ``keep(|x|)``;
     - a word without its sign bit is ``|x|``;
-    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, ``add(keep(x), +0)`` is ``keep(x)``, and ``|x * x|`` is ``x * x``;
+    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, ``add(keep(x), +0)`` is ``keep(x)``, ``mul(x, -1)`` is ``-x``, and
+      ``|x * x|`` is ``x * x``;
     - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that;
     - ``select(|x| <= tiny, c, x + c)`` is ``keep(x) + c`` for a constant ``c``: LLVM does that too;
     - a choice among words that are extended to 64 bits is a choice, extended;
@@ -105,14 +106,14 @@ class Dag:
         return self._simpler(op, args, line) or self._node(op, args, "", line)
 
     def _simpler(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
+        if op == "add" and (same := self._unchanged(*args)):
+            return same
         if args and all(arg.op in CONSTANTS for arg in args):
             value = folded(op, *(int(arg.value) for arg in args), wide=[arg.op == "wide" for arg in args])
             wide = is_wide(op) or (op == "select" and args[1].op == "wide")
             return None if value is None else self.wide(value) if wide else self.const(value)
-        if op == "add":
-            return next((x for x, zero in (args, args[::-1]) if _is_const(zero, SIGN) or (_is_const(zero, ZERO) and is_kept(x))), None)
         if op == "mul":
-            return next((x for x, factor in (args, args[::-1]) if _is_const(factor, ONE)), None)
+            return next((self._times_one(x, factor, line) for x, factor in (args, args[::-1]) if _is_one(factor)), None)
         if op == "maximum":
             return next((x for x, least in (args, args[::-1]) if _is_const(least, MINUS_INFINITY)), None)
         if op == "keep":
@@ -126,6 +127,16 @@ class Dag:
         if op == "i.and" and any(_is_const(arg, MAGNITUDE) for arg in args):
             return self.op("abs", next(arg for arg in args if not _is_const(arg, MAGNITUDE)), line=line)
         return self._truth(op, args, line) if op in {"i.and", "i.eq", "i.ne"} else None
+
+    def _unchanged(self, a: Node, b: Node) -> Node | None:
+        """What a sum is with a zero that changes nothing."""
+        for x, zero in ((a, b), (b, a)):
+            if _is_const(zero, SIGN) or (_is_const(zero, ZERO) and is_kept(x)):
+                return x
+        return None
+
+    def _times_one(self, x: Node, factor: Node, line: str) -> Node:
+        return x if factor.value == ONE else self.op("neg", x, line=line)
 
     def _truth(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
         """A truth that is masked, or compared with 0."""
@@ -170,6 +181,8 @@ class Dag:
             return None
         if x.op == "add" and zero.op == "const" and set(x.args) == {tested, zero} and not (_is_const(self.op("keep", zero), ZERO) and zero.value):
             return self.op("add", self.op("keep", tested, line=line), zero, line=x.line)
+        if x.op == "neg" and _is_const(zero, SIGN):
+            return self.op("neg", self.op("keep", tested, line=line), line=line)
         if not _is_const(zero, ZERO):
             return None
         if tested is x:
@@ -203,6 +216,10 @@ def is_truth(node: Node) -> bool:
 def is_wide_node(node: Node) -> bool:
     """Whether it stands for a word of 64 bits."""
     return is_wide_node(node.args[1]) if node.op == "select" else is_wide(node.op)
+
+
+def _is_one(node: Node) -> bool:
+    return _is_const(node, ONE) or _is_const(node, ONE | SIGN)
 
 
 def _is_const(node: Node, bits: int) -> bool:

@@ -74,8 +74,8 @@ def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
             value = EXACT.add(args[0], args[1], "f32")
         elif node.op == "keep":
             value = EXACT.flush(args[0], "f32")
-        elif node.op == "abs":
-            value = abs(args[0])
+        elif node.op in {"abs", "neg"}:
+            value = abs(args[0]) if node.op == "abs" else -args[0]
         elif node.op == STEP and node.value == "div":
             value = EXACT.div(args[0], args[1], "f32")
         elif node.op == STEP and node.value in IN_64_BITS:
