@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from loss_balancers.audit.dumps.hlo import Buffer
+from loss_balancers.audit.dumps.llvm_vectors import Vectors, element, is_vector
 from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError, bits_float, float_bits, is_wide_node
 
 FUNCTION = re.compile(r'^define [^\n]*@"?([\w.\-]+)"?\(([^\n]*)\)[^\n]*\{\n(.*?)^\}', re.DOTALL | re.MULTILINE)
@@ -41,7 +42,7 @@ CALLS = {"@llvm.fabs.f32": "abs", "@llvm.fma.f32": "fma", "@llvm.fmuladd.f32": "
     for sign in "us"
     for name in ("min", "max")
 }
-CALLS |= {"@llvm.sqrt.f32": "sqrt", "@llvm.maximum.f32": "maximum"}
+CALLS |= {"@llvm.is.fpclass.f32": "is_of_class", "@llvm.usub.sat.i64": "w.usub.sat", "@llvm.minimum.f32": "minimum", "@llvm.sqrt.f32": "sqrt", "@llvm.maximum.f32": "maximum"}
 #: Calls whose second argument says what they do of a number that has no result: nothing may depend on that.
 BITS = ("@llvm.ctlz.i32", "@llvm.ctlz.i64", "@llvm.abs.i32", "@llvm.abs.i64")
 NAMED = {"+inf": 0x7F800000, "-inf": 0xFF800000, "+qnan": 0x7FC00000, "true": 1, "false": 0}
@@ -105,6 +106,8 @@ class Function:
         self._values: dict[str, Value] = {}
         self._entered: set[str] = set()
         self._edges: dict[tuple[str, str], Node] = {}  # from a block to another -> whether it is taken
+        self._line = ""
+        self._vectors = Vectors(self._define, self._name)
 
     def run(self, name: str, arguments: list[Value]) -> Node | None:
         """What the function returns, if that is a word."""
@@ -119,7 +122,13 @@ class Function:
             if match := re.match(r'^"?([\w.\-]+)"?:', line):
                 self._enter(f"%{match[1]}")
             elif match := re.match(r"^(%[\w.]+) = (?:tail )?(\w+) (.*)$", line):
-                self._values[match[1]] = self._value(match[2], match[3], line)
+                self._line = line
+                if is_vector(match[3]):
+                    self._vector(match[1], match[2], match[3])
+                else:
+                    self._define(*match.groups())
+            elif match := re.match(r"^(?:tail )?call void (@llvm\.(?:masked\.store|memset)\S*)\((.*)\)$", line):
+                self._store_many(match[1], match[2], line)
             elif line.startswith("store "):
                 self._store(line)
             elif line.startswith("br "):
@@ -129,6 +138,51 @@ class Function:
             elif line and not re.match(r"ret (ptr null|void)$|(tail )?call void @llvm\.(assume|experimental\.noalias)", line):
                 raise NotEstablishedError(f"an instruction that cannot be read: {line}")
         return None
+
+    def _define(self, name: str, op: str, rest: str) -> None:
+        self._values[name] = self._value(op, rest, self._line)
+
+    def _name(self, name: str, text: str) -> None:
+        """Another name for a value, or one for a constant."""
+        self._values[name] = self._values.get(text) or self._node(text, self._line)
+
+    def _vector(self, name: str, op: str, rest: str) -> None:
+        """An instruction on vectors."""
+        load = re.match(r"^<(\d+) x (float|i32|i64)>, ptr (%[\w.]+)", rest) if op == "load" else None
+        masked = re.match(
+            r"^<(\d+) x (float|i32|i64)> @llvm\.masked\.load\.\w+\.p0\(ptr [^,]*?(%[\w.]+), <\d+ x i1> (<[^>]*>|splat [^,]*), (.*)\)", rest
+        )
+        if match := load or masked:
+            base = self._values.get(match[3])
+            for i in range(int(match[1])):
+                taken = match is load or self._vectors.operand(match[4], i, "i1") == "true"
+                known = self._element(base, i, WORDS[match[2]]) if taken else None
+                self._values[element(name, i)] = known or self._dag.opaque(self._line)
+            self._vectors.defined(name, int(match[1]))
+        else:
+            self._vectors.define(name, op, rest)
+
+    def _element(self, base: Value | None, i: int, width: int) -> Node | None:
+        if not isinstance(base, Pointer) or base.kind != "buffer":
+            return None
+        return self._memory.load(base._replace(offset=base.offset + width * i), width)
+
+    def _store_many(self, name: str, given: str, line: str) -> None:
+        """A vector, or zeros."""
+        if match := re.match(r"^ptr [^,]*?(%[\w.]+), i8 0, i64 (\d+), i1 false$", given):
+            words = [("0.000000e+00", "float")] * (int(match[2]) // 4) if int(match[2]) % 4 == 0 else []
+            places: list[tuple[int, tuple[str, str]]] = list(enumerate(words))
+            pointer = self._values.get(match[1])
+        elif match := re.match(r"^<(\d+) x (\w+)> (.*), ptr [^,]*?(%[\w.]+), <\d+ x i1> (.*)$", given):
+            chosen = [i for i in range(int(match[1])) if self._vectors.operand(match[5], i, "i1") == "true"]
+            places = [(i, (self._vectors.operand(match[3], i, match[2]), match[2])) for i in chosen]
+            pointer = self._values.get(match[4])
+        else:
+            places, pointer = [], None
+        if not places or not isinstance(pointer, Pointer) or pointer.kind != "buffer":
+            raise NotEstablishedError(f"a store that cannot be read: {line}")
+        for i, (text, kind) in places:
+            self._put(pointer._replace(offset=pointer.offset + WORDS[kind] * i), self._node(text, line, kind == "i64"), line)
 
     def _enter(self, label: str) -> None:
         """A block begins. The first may have a name or none."""
@@ -159,13 +213,19 @@ class Function:
         return a
 
     def _store(self, line: str) -> None:
-        match = re.match(r"^store (float|i32|i64|i8) (\S+), ptr (%[\w.]+)", line)
-        pointer = self._values.get(match[3]) if match else None
+        match = re.match(r"^store (?:<(\d+) x )?(float|i32|i64|i8)>? (.*?), ptr (%[\w.]+)", line)
+        pointer = self._values.get(match[4]) if match else None
         if match is None or not isinstance(pointer, Pointer) or pointer.kind != "buffer":
             raise NotEstablishedError(f"a store that cannot be read: {line}")
+        for i in range(int(match[1] or 1)):
+            text = self._vectors.operand(match[3], i, match[2]) if match[1] else match[3]
+            node = self._node(text, line, match[2] == "i64")
+            self._put(pointer._replace(offset=pointer.offset + WORDS[match[2]] * i), node, line)
+
+    def _put(self, pointer: Pointer, node: Node, line: str) -> None:
         stored, place = self._memory.stored, (pointer.number, pointer.offset)
         before = stored.get(place) or self._dag.opaque(f"what was there before: {line}")
-        stored[place] = self._dag.op("select", self._reached, self._node(match[2], line, match[1] == "i64"), before, line=line)
+        stored[place] = self._dag.op("select", self._reached, node, before, line=line)
 
     def _value(self, op: str, rest: str, line: str) -> Value:
         if op in {"getelementptr", "load"}:
@@ -218,13 +278,15 @@ class Function:
         return self._dag.opaque(line)
 
     def _called(self, rest: str, line: str) -> Node:
-        match = re.match(rf"^(?:(?:fastcc|{'|'.join(PROMISES)}|range\([^()]*\)) )*(?:float|i32|i64|i1) @?\"?(@?[\w.\-]+)\"?\((.*)\)", rest)
+        match = re.match(rf"^(?:(?:fastcc|{'|'.join(PROMISES)}|reassoc|range\([^()]*\)) )*(?:float|i32|i64|i1) @?\"?(@?[\w.\-]+)\"?\((.*)\)", rest)
         if match is None:
             return self._dag.opaque(line)
         given = re.sub(r"\([^()]*\)", "", match[2])
         arguments = [argument.split()[-1] for argument in given.split(",")]
         wide = [argument.split()[0] == "i64" for argument in given.split(",")]
         name = match[1] if match[1].startswith("@") else f"@{match[1]}"
+        if rest.startswith("reassoc ") and name != "@llvm.maximum.f32":  # of which any order gives the same
+            return self._dag.opaque(line)
         if name in CALLS:
             return self._dag.op(CALLS[name], *map(self._node, arguments, [line] * len(arguments), wide), line=line)
         if name in BITS:

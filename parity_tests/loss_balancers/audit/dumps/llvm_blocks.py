@@ -33,7 +33,7 @@ def blocks(body: str) -> Blocks:
             current, ended = found.setdefault(match[1], Block(Counter(), Counter(), [])), False
         elif match := re.match(r"^\s+(%[\w.]+) = (\w+) ", line):
             kind = "sqrt" if "@llvm.sqrt.f32(" in line else FLOATS.get(match[2])
-            if kind == "mul" and re.search(r"[ ,]2\.000000e\+00(,|$)", line):
+            if kind == "mul" and re.search(r"[ ,]2\.000000e\+00\)?(,|$)", line):
                 kind = "add"  # the code generator adds a number to itself instead, which rounds neither
             if kind in KINDS:
                 (current.may if _only_chosen(match[1], uses, known) else current.must)[kind] += 1

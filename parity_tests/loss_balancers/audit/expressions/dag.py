@@ -27,6 +27,7 @@ KEEPS = ("cmp.gtu",)
 #: Operations that give 0 or 1, the comparisons of floats apart.
 TRUTHS = (
     "is_weird",
+    "is_of_class",
     *(f"{kind}.{sign}{name}" for kind in ("i", "wide") for sign in ("", "u") for name in ("lt", "le", "gt", "ge", "eq", "ne")),
 )
 

@@ -90,6 +90,16 @@ def _wide_shift(direction: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     return result
 
 
+def _of_class(a: Words, mask: Words) -> Words:
+    """Whether a float is of one of the classes of LLVM's `is.fpclass`, by their bits."""
+    magnitude, positive = a & np.uint32(0x7FFFFFFF), a < 0x80000000
+    nan = np.where(magnitude & np.uint32(0x400000), 1, 0)
+    # From -infinity to +infinity: 2 to 9.
+    size = np.select([magnitude == 0, magnitude < 0x800000, magnitude < 0x7F800000], [0, 1, 2], 3)
+    bit = np.where(magnitude > 0x7F800000, nan, np.where(positive, 6 + size, 5 - size))
+    return words((mask >> bit.astype(np.uint32)) & np.uint32(1))
+
+
 def _longs(a: Any) -> Any:
     return a.view(np.int64)
 
@@ -129,6 +139,7 @@ EXACT: dict[str, Callable[..., Words]] = {
     "trunc": lambda a: words(np.trunc(floats(a))),
     "floor": lambda a: words(np.floor(floats(a))),
     "ceil": lambda a: words(np.ceil(floats(a))),
+    "is_of_class": _of_class,
     "is_weird": lambda a: words(~np.isfinite(floats(a))),
     "to_int": to_int,
     "to_float": lambda a: words(_signed(a).astype(np.float32)),
@@ -170,6 +181,7 @@ EXACT: dict[str, Callable[..., Words]] = {
     "w.max": lambda a, b: np.maximum(_longs(a), _longs(b)).view(np.uint64),
     "w.umin": np.minimum,
     "w.umax": np.maximum,
+    "w.usub.sat": lambda a, b: np.where(a < b, np.uint64(0), a - b),
     "w.zext": lambda a: a.astype(np.uint64),
     "w.sext": lambda a: _signed(a).astype(np.int64).view(np.uint64),
     "w.pair": lambda low, high: low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32)),
