@@ -16,7 +16,7 @@ LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8|\.[
 STORE = re.compile(r"st\.global\.((v[24]\.)?[bf]32|b8|b64)")
 INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)$")
 #: Instructions that PTX defines as IEEE 754 operations, rounded to nearest. Without `.rn`, `mul` and `add` may be contracted.
-FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "neg.f32": "neg"}
+FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "abs.ftz.f32": "abs.ftz", "neg.f32": "neg"}
 #: The same, where a look at the machine code says whether they are contracted.
 CONTRACTED = {"mul.f32": "mul", "add.f32": "add", "sub.f32": "sub"}
 INTEGERS = {
@@ -46,8 +46,19 @@ WIDE = {
     "cvt.rn.f32.u64": "wide_to_float.u",
     "cvt.rn.f32.s64": "wide_to_float",
 }
+#: Of float64. Whether `mul`, `add` and `sub` are contracted, a look at the machine code says.
+DOUBLES = {
+    **{f"{name}{rounding}.f64": f"w.double.{name}" for name in ("mul", "add", "sub") for rounding in (".rn", "")},
+    "fma.rn.f64": "w.double.fma",
+    "sqrt.rn.f64": "w.double.sqrt",
+    "rcp.approx.ftz.f64": "w.double.rcp",
+    "neg.f64": "w.double.neg",
+    "abs.f64": "w.double.abs",
+    "cvt.rn.f32.f64": "double_to_float",
+}
+DOUBLE = re.compile(r"0d([0-9A-Fa-f]{16})$")
 WIDE_SHIFTS = {"shl.b64": "w.shl", "shr.u64": "w.shr", "shr.s64": "w.sar"}
-EXTENDED = {"cvt.u64.u32": "w.zext", "cvt.s64.s32": "w.sext"}
+EXTENDED = {"cvt.u64.u32": "w.zext", "cvt.s64.s32": "w.sext", "cvt.f64.f32": "w.double.widened"}
 IGNORED = ("griddepcontrol.", "ret", ".")
 #: Runs on its own where it is not told apart by thread: no more steps than this.
 STEPS = 20_000
@@ -81,15 +92,18 @@ def read_module(hlo: str, ptx: str, architecture: str, dag: Dag) -> list[Node]:
         if match is None:
             raise NotEstablishedError(f"there is no PTX kernel for %{name} among {', '.join(kernels) or 'none'}")
         first = len(operands)
-        stored, bytewise = _run(match, operands, first + len(sizes), dag, FLOATS)
+        done = _run(match, operands, first + len(sizes), dag, FLOATS)
+        if any(done.loads.get(place, set()) - {thread} for place, thread in done.stores.items()):
+            raise NotEstablishedError(f"a thread of the kernel of %{name} loads what another stores")
         places = [first + i for i in range(len(sizes))]
         # XLA may let a result replace an operand. With one such result there is no doubt which.
-        replaced, missing = {place for place, _ in stored if place < first}, set(places) - {place for place, _ in stored}
+        used = {place for place, _ in done.stored}
+        replaced, missing = {place for place in used if place < first}, set(places) - used
         if replaced and not len(replaced) == len(missing) == 1:
             raise NotEstablishedError(f"the kernel of %{name} stores to an operand")
         places = [replaced.pop() if replaced and place in missing else place for place in places]
         try:
-            return [_buffer(stored, place, size, place in bytewise) for place, size in zip(places, sizes, strict=True)]
+            return [_buffer(done.stored, place, size, place in done.bytewise) for place, size in zip(places, sizes, strict=True)]
         except KeyError:
             raise NotEstablishedError(f"the kernel of %{name} does not store all its results") from None
 
@@ -103,7 +117,7 @@ def run_kernel(
     match = _kernels(ptx, architecture).get(name)
     if match is None:
         raise NotEstablishedError(f"there is no PTX kernel {name}")
-    return _run(match, arguments, len(arguments) + more, dag, {**FLOATS, **CONTRACTED})[0]
+    return _run(match, arguments, len(arguments) + more, dag, {**FLOATS, **CONTRACTED}).stored
 
 
 def _buffer(stored: dict[tuple[int, int], Node], number: int, size: int, bytewise: bool) -> Buffer:
@@ -122,8 +136,8 @@ def _kernels(ptx: str, architecture: str) -> dict[str, re.Match[str]]:
 
 def _run(
     match: re.Match[str], operands: Sequence[Buffer | int], parameters: int, dag: Dag, floats: dict[str, str]
-) -> tuple[dict[tuple[int, int], Node], set[int]]:
-    """What all threads of a kernel store, and in which buffers a byte for each element."""
+) -> _Done:
+    """What all threads of a kernel do, one after the other."""
     name = match[1]
     given = re.findall(rf"{name}_param_(\d+)", match[2])
     if given != [str(i) for i in range(parameters)]:
@@ -131,10 +145,7 @@ def _run(
     done = _Done({}, set(), {}, {})
     for thread in range(_threads(match)):
         _Thread(match[4], name, operands, done, dag, thread, floats).run()
-    for place, by in done.stores.items():
-        if done.loads.get(place, set()) - {by}:
-            raise NotEstablishedError(f"a thread of %{name} loads what another stores")
-    return done.stored, done.bytewise
+    return done
 
 
 def _threads(match: re.Match[str]) -> int:
@@ -174,14 +185,18 @@ class _Thread:
         thread: int,
         floats: dict[str, str],
     ) -> None:
+        # A block of its own, whose register nothing else names.
+        body = re.sub(r"\{ \.reg \.b32 tmp; (mov\.b64 \{[^}]*\}, %\w+;) \}", lambda match: match[1].replace("tmp", "_"), body)
         text = re.sub(r"//[^\n]*|^\s*\.(?:loc|pragma)[^\n]*", "", body, flags=re.MULTILINE).replace("\t", " ")
-        self._lines = [" ".join(part.split()) for part in re.split(r";|(?<=:)\n", text) if part.strip()]
+        self._lines = [" ".join(part.split()) for part in re.split(r";|(?<=:) *\n", text) if part.strip()]
         self._labels = {line[:-1]: i for i, line in enumerate(self._lines) if re.fullmatch(r"\$?\w+:", line)}
         self._name = name
         self._operands = operands
         self._done = done
         self._stored = done.stored
         self._thread = thread
+        self._here = dag.const(1)  # whether a path that is taken has come to this line
+        self._waiting: dict[int, Node] = {}  # the label of a line further on -> whether a path has gone there
         self._dag = dag
         self._floats = floats
         self._registers: dict[str, Value] = {"%tid.x": dag.const(thread), "%ctaid.x": dag.const(0)}
@@ -197,14 +212,17 @@ class _Thread:
     def _step(self, line: str, place: int) -> int:
         """Executes a line; the place of the next."""
         if line.endswith(":"):
-            return place + 1
+            return self._joined(place)
         if match := re.fullmatch(r"@(!?)(%p\d+) (.*)", line):
             condition = self._registers.get(match[2])
+            if isinstance(condition, Node) and condition.op != "const" and match[3].startswith("bra "):
+                taken = self._dag.op("i.xor", condition, self._dag.const(1), line=line) if match[1] else condition
+                return self._branched(taken, match[3], place)
             if not isinstance(condition, Node) or condition.op != "const":
                 raise NotEstablishedError(f"{self._name} branches on what it computes: {line}")
             return self._step(match[3], place) if bool(condition.value) != bool(match[1]) else place + 1
         if match := re.fullmatch(r"bra(?:\.uni)? (\S+)", line):
-            return self._labels[match[1]]
+            return self._branched(self._dag.const(1), line, place) if self._waiting else self._labels[match[1]]
         if line == "ret":
             return len(self._lines)
         mnemonic, _, rest = line.partition(" ")
@@ -214,9 +232,42 @@ class _Thread:
             self._instruction(mnemonic, re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest), line)
         return place + 1
 
+    def _branched(self, taken: Node, line: str, place: int) -> int:
+        """A branch forward by what is computed: every line is executed, and counts for the paths that come to it."""
+        label = self._labels[line.split()[-1]]
+        if label <= place or taken.op == "opaque":
+            raise NotEstablishedError(f"{self._name} branches in a way that cannot be read: {line}")
+        zero = self._dag.const(0)
+        there = self._dag.op("select", self._here, taken, zero)
+        before = self._waiting.get(label)
+        self._waiting[label] = there if before is None else self._dag.op("i.or", before, there)
+        self._here = self._dag.op("select", self._here, self._dag.op("i.xor", taken, self._dag.const(1)), zero)
+        return place + 1
+
+    def _joined(self, label: int) -> int:
+        """Paths that have gone to a label. When none waits for another, all have come to it."""
+        if label in self._waiting:
+            self._here = self._dag.op("i.or", self._here, self._waiting.pop(label))
+            if not self._waiting:
+                self._here = self._dag.const(1)
+        return label + 1
+
+    def _assign(self, register: str, value: Value, line: str) -> None:
+        before = self._registers.get(register)
+        if self._waiting and before is not None:
+            wide = isinstance(value, Pair) or (isinstance(value, Node) and is_wide_node(value))
+            if not isinstance(before, (Node, Pair)) or not isinstance(value, (Node, Pair)):
+                raise NotEstablishedError(f"an address that depends on the path: {line}")
+            self._registers["%new"] = value
+            values = [(self._wide if wide else self._node)(each, line) for each in ("%new", register)]
+            value = self._dag.op("select", self._here, *values, line=line)
+        self._registers[register] = value
+
     def _instruction(self, mnemonic: str, arguments: list[str], line: str) -> None:
         if STORE.fullmatch(mnemonic):
             buffer, offset = self._address(arguments[0], line)
+            if self._waiting:
+                raise NotEstablishedError(f"a store that depends on the path: {line}")
             if buffer < len(self._operands) and self._width(buffer) != _width(mnemonic):
                 raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
             read = self._wide if mnemonic.endswith("b64") else self._node
@@ -234,15 +285,17 @@ class _Thread:
                 loaded = self._loaded(buffer, offset + 4 * i, _width(mnemonic), line)
                 if mnemonic.endswith(("s32", "u32")) and register.startswith("%rd"):  # of 64 bits
                     loaded = self._dag.op("w.sext" if mnemonic.endswith("s32") else "w.zext", loaded, line=line)
-                self._registers[register] = loaded
+                self._assign(register, loaded, line)
         elif mnemonic == "mov.b64" and arguments[0].startswith("{"):
             pair = self._registers.get(arguments[1])
+            if isinstance(pair, Node) and is_wide_node(pair):
+                pair = Pair(*(self._dag.op(half, pair, line=line) for half in ("low", "high")))
             for register, node in zip(re.findall(r"%\w+|_", arguments[0]), pair if isinstance(pair, Pair) else (), strict=False):
-                self._registers[register] = node
+                self._assign(register, node, line)
         elif mnemonic.startswith("st.") or not arguments or not arguments[0].startswith("%"):
             raise NotEstablishedError(f"an instruction that cannot be read: {line}")
         else:
-            self._registers[arguments[0]] = self._value(mnemonic, arguments[1:], line)
+            self._assign(arguments[0], self._value(mnemonic, arguments[1:], line), line)
 
     def _width(self, buffer: int) -> int:
         """How many bytes an element of a buffer has."""
@@ -283,7 +336,7 @@ class _Thread:
             factors = [op("w.sext" if match[2] == "s" else "w.zext", self._node(each, line), line=line) for each in arguments[:2]]
             product = op("w.mul", *factors, line=line)
             return op("w.add", product, self._wide(arguments[2], line), line=line) if match[1] == "mad" else product
-        if mnemonic == "selp.b64":
+        if mnemonic in {"selp.b64", "selp.f64"}:
             yes, no = (self._wide(each, line) for each in arguments[:2])
             return op("select", self._node(arguments[2], line), yes, no, line=line)
         if mnemonic in WIDE_SHIFTS:
@@ -303,7 +356,11 @@ class _Thread:
             return op("w.sub", self._dag.wide(0), wide[0], line=line)
         if mnemonic in {"mov.b64", "mov.u64"}:
             return wide[0]
-        return op(WIDE[mnemonic], *wide, line=line) if mnemonic in WIDE else self._dag.opaque(line)
+        if match := re.fullmatch(r"setp\.(\w+)\.f64", mnemonic):
+            return op(f"double.{match[1]}", *wide, line=line)
+        name = DOUBLES.get(mnemonic) if self._floats is not FLOATS else None
+        name = name or WIDE.get(mnemonic)
+        return op(name, *wide, line=line) if name else self._dag.opaque(line)
 
     def _computed(self, mnemonic: str, nodes: list[Node], line: str) -> Node:
         op = self._dag.op
@@ -381,6 +438,8 @@ class _Thread:
         """An operand of 64 bits."""
         if INTEGER.match(text):
             return self._dag.wide(int(text, 0))
+        if match := DOUBLE.match(text):
+            return self._dag.wide(int(match[1], 16))
         value = self._registers.get(text)
         if isinstance(value, Pair):
             return self._dag.op("w.pair", *value, line=line)

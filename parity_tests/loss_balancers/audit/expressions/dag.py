@@ -13,6 +13,7 @@ from loss_balancers.audit.expressions.words import folded, is_wide
 #: The bits of the smallest normal number, up to which `keep` gives +0.
 TINY = 0x00800000
 ONE = 0x3F800000
+TWO = 0x40000000
 INFINITY = 0x7F800000
 MINUS_INFINITY = 0xFF800000
 ZERO = 0
@@ -65,8 +66,8 @@ class Dag:
 
     - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, ``keep(keep(x))`` is ``keep(x)``, and ``|keep(x)|`` is ``keep(|x|)``;
     - a word without its sign bit is ``|x|``;
-    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, ``add(keep(x), +0)`` is ``keep(x)``, ``mul(x, -1)`` is ``-x``, and
-      ``|x * x|`` is ``x * x``;
+    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, ``add(keep(x), +0)`` is ``keep(x)``, ``mul(x, -1)`` is ``-x``,
+      ``x + x`` is ``mul(x, 2)``, ``keep(-keep(x))`` is ``keep(-x)``, and ``|x * x|`` is ``x * x``;
     - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that;
     - ``select(|x| <= tiny, c, x + c)`` is ``keep(x) + c`` for a constant ``c``: LLVM does that too;
     - a choice among words that are extended to 64 bits is a choice, extended;
@@ -107,7 +108,7 @@ class Dag:
         return self._simpler(op, args, line) or self._node(op, args, "", line)
 
     def _simpler(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
-        if op == "add" and (same := self._unchanged(*args)):
+        if op == "add" and (same := self._added(*args, line)):
             return same
         if args and all(arg.op in CONSTANTS for arg in args):
             value = folded(op, *(int(arg.value) for arg in args), wide=[arg.op == "wide" for arg in args])
@@ -117,6 +118,8 @@ class Dag:
             return next((self._times_one(x, factor, line) for x, factor in (args, args[::-1]) if _is_one(factor)), None)
         if op == "maximum":
             return next((x for x, least in (args, args[::-1]) if _is_const(least, MINUS_INFINITY)), None)
+        if op == "keep" and args[0].op == "neg" and args[0].args[0].op == "keep":
+            return self.op("keep", self.op("neg", args[0].args[0].args[0], line=line), line=line)
         if op == "keep":
             return args[0] if is_kept(args[0]) else None
         if op == "abs" and args[0].op == "mul" and args[0].args[0] is args[0].args[1]:
@@ -129,8 +132,10 @@ class Dag:
             return self.op("abs", next(arg for arg in args if not _is_const(arg, MAGNITUDE)), line=line)
         return self._truth(op, args, line) if op in {"i.and", "i.eq", "i.ne"} else None
 
-    def _unchanged(self, a: Node, b: Node) -> Node | None:
-        """What a sum is with a zero that changes nothing."""
+    def _added(self, a: Node, b: Node, line: str) -> Node | None:
+        """A sum with a zero that changes nothing, or of a number and itself."""
+        if a is b and a.op != "const":
+            return self.op("mul", a, self.const(TWO), line=line)
         for x, zero in ((a, b), (b, a)):
             if _is_const(zero, SIGN) or (_is_const(zero, ZERO) and is_kept(x)):
                 return x
@@ -199,12 +204,23 @@ class Dag:
         return self._nodes.setdefault(key, Node(op, args, value, line))
 
 
-def is_kept(node: Node) -> bool:
-    """Whether `keep` changes nothing of it, whatever it is."""
+def is_kept(node: Node, depth: int = 6) -> bool:
+    """Whether `keep` changes nothing of it, whatever it is. Of what is chosen from among many, it may not know."""
+    chosen = node.args[1:] if node.op == "select" or (node.op == STEP and node.value == "choose") else ()
+    if node.op == STEP and node.value == "greatest":
+        chosen = node.args
+    if chosen:
+        return depth > 0 and all(is_kept(each, depth - 1) for each in chosen)
     if node.op == STEP:
-        chosen = node.args[1:] if node.value == "choose" else node.args if node.value == "greatest" else ()
-        return node.value in KEPT or (bool(chosen) and all(map(is_kept, chosen)))
+        return node.value in KEPT
+    if node.op == "mul":
+        return any(_doubles(factor) and is_kept(x, depth - 1) for x, factor in (node.args, node.args[::-1]) if depth)
     return node.op == "keep" or (node.op == "const" and folded("keep", int(node.value)) == node.value)
+
+
+def _doubles(node: Node) -> bool:
+    """Whether a product with it is exact, and no smaller: a power of two, of at least 2."""
+    return node.op == "const" and TWO <= int(node.value) < INFINITY and not int(node.value) & 0x7FFFFF
 
 
 def is_truth(node: Node) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from loss_balancers.audit.expressions import steps
 from loss_balancers.audit.expressions.dag import Node, walk
-from loss_balancers.audit.expressions.words import ESTIMATES, EXACT, ROUNDED, Words, away_from_zero, floats, flushed, to_int
+from loss_balancers.audit.expressions.words import ESTIMATES, EXACT, ROUNDED, WIDE_ESTIMATES, Words, away_from_zero, floats, flushed, to_int
 
 #: By how many units in the last place the estimates are moved. `portable.div` is made for a quotient that is 30 off.
 ERROR = 8
@@ -69,10 +69,19 @@ def _value(node: Node, args: list[Words | None], inputs: Sequence[Words], error:
         return to_int(np.where(error > 0, away_from_zero(known[0]), known[0]))
     if node.op not in ROUNDED:
         return None
+    if "double" in node.op:  # of which no device flushes the subnormal numbers
+        return _moved_far(ROUNDED[node.op](*known), error) if node.op in WIDE_ESTIMATES else ROUNDED[node.op](*known)
     result = ROUNDED[node.op](*(map(flushed, known) if flushes else known))
     if node.op in ESTIMATES:
         result = _moved(result, error)
     return flushed(result) if flushes else result
+
+
+def _moved_far(estimate: Any, error: Any) -> Any:
+    """A float64 of which the upper 32 bits are estimated, as many eighths of the last of these off."""
+    exponent = (estimate >> np.uint64(52)) & np.uint64(2047)
+    ordinary = (exponent > 1) & (exponent < 2046)
+    return np.where(ordinary, (estimate.view(np.int64) + (error << 29)).view(np.uint64), estimate)
 
 
 def _moved(quotient: Words, error: Any) -> Words:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from loss_balancers.audit.expressions import doubles
+
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
 #: What a conversion gives where no integer is near enough: the compilers guard it, and nothing may depend on it.
@@ -119,18 +121,23 @@ def _ordered(compare: Callable[[Any, Any], Any], unordered: bool) -> Callable[[W
 
 _COMPARE = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}
 
+#: Reciprocals of float64 that a device estimates.
+WIDE_ESTIMATES = ("w.double.rcp",)
 #: Operations that round, and flush where the processor does.
 ROUNDED: dict[str, Callable[..., Words]] = {
     "mul": lambda a, b: words(floats(a) * floats(b)),
     "add": lambda a, b: words(floats(a) + floats(b)),
     "sub": lambda a, b: words(floats(a) - floats(b)),
     **{name: _reciprocal if "rcp" in name else _quotient for name in QUOTIENTS},
+    **doubles.ROUNDED,
     **{name: _reciprocal_root if "rsqrt" in name else _root for name in ROOTS},
 }
 
 #: All others.
 EXACT: dict[str, Callable[..., Words]] = {
+    **doubles.EXACT,
     "abs": lambda a: a & np.uint32(0x7FFFFFFF),
+    "abs.ftz": lambda a: flushed(a) & np.uint32(0x7FFFFFFF),
     "neg": lambda a: a ^ np.uint32(0x80000000),
     "keep": lambda a: np.where((a & np.uint32(0x7FFFFFFF)) <= 0x00800000, np.uint32(0), a),
     "select": lambda c, a, b: np.where(c != 0, a, b),
