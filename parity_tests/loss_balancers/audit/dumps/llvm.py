@@ -42,6 +42,7 @@ CALLS = {"@llvm.fabs.f32": "abs", "@llvm.fma.f32": "fma", "@llvm.fmuladd.f32": "
     for sign in "us"
     for name in ("min", "max")
 }
+CALLS |= {f"@llvm.{name}.f32": name for name in ("floor", "ceil", "trunc")}
 CALLS |= {"@llvm.is.fpclass.f32": "is_of_class", "@llvm.usub.sat.i64": "w.usub.sat", "@llvm.minimum.f32": "minimum", "@llvm.sqrt.f32": "sqrt", "@llvm.maximum.f32": "maximum"}
 #: Calls whose second argument says what they do of a number that has no result: nothing may depend on that.
 BITS = ("@llvm.ctlz.i32", "@llvm.ctlz.i64", "@llvm.abs.i32", "@llvm.abs.i64")

@@ -14,11 +14,18 @@ COMMUTATIVE = ("mul", "add")
 #: By how a mnemonic starts.
 APPROXIMATE = ("div.full", "div.approx", "rcp", "vrcp", "rsqrt", "vrsqrt", "sqrt.approx", "ex2", "lg2", "vpow2", "vlog2")
 
+#: Instructions and calls that are no root, exponential or logarithm but nearly one.
+APPROXIMATE_FUNCTIONS = ("ex2", "lg2", "vpow2", "vlog2", "tanh", "rsqrt")
+ELEMENTARY = ("exp", "log", "sqrt")
+
 FUSED_MULTIPLY_ADD = "fused multiply-add"
 MISSING_BARRIER = "missing barrier"
 MISSING_FLUSH = "missing flush"
 APPROXIMATE_DIVISION = "approximate division"
 UNREPAIRED_DIVISION = "unrepaired division"
+APPROXIMATE_FUNCTION = "approximate function"
+#: A step that is executed, and gives other bits than the spec.
+OTHER_BITS = "other bits"
 REASSOCIATED_SUM = "reassociated sum"
 OTHER_OPERATION = "other operation"
 #: What `races` finds.
@@ -136,8 +143,12 @@ class _Comparison:
         inner = have.args[0] if have.op == "keep" else have
         reciprocal = inner if inner.op == "mul" and any(arg.op == "const" for arg in inner.args) else None
         opaque = next((node for node in walk([have]) if node.op == "opaque"), None)
-        if fused is not None:
+        if want.value in ELEMENTARY and (approximate := _first(have, APPROXIMATE_FUNCTIONS)) is not None:
+            self._add(APPROXIMATE_FUNCTION, want, have, approximate)
+        elif fused is not None:
             self._add(FUSED_MULTIPLY_ADD, want, have, fused)
+        elif want.value in ELEMENTARY and native is not None:
+            self._add(APPROXIMATE_FUNCTION, want, have, native)
         elif native is not None:
             self._add(APPROXIMATE_DIVISION if native.op.startswith(APPROXIMATE) else UNREPAIRED_DIVISION, want, have, native)
         elif opaque is not None:
@@ -146,8 +157,11 @@ class _Comparison:
             raise NotEstablishedError(f"expected {render(want)}; the bits are its, but {self._steps.objection(want, have)}")
         elif reciprocal is not None and want.value == "div":
             self._add(APPROXIMATE_DIVISION, want, have, reciprocal)
+        elif (unknown := None if self._steps is None else self._steps.not_executed(have)) is not None:
+            raise NotEstablishedError(f"expected {render(want)}, but this cannot be executed: {unknown.line or unknown}")
         else:
-            self._add(UNREPAIRED_DIVISION if _divides(want) else OTHER_OPERATION, want, have)
+            executed = self._steps is not None and want.value in (*ELEMENTARY, "total")
+            self._add(OTHER_BITS if executed else UNREPAIRED_DIVISION if _divides(want) else OTHER_OPERATION, want, have)
 
     def _reordered(self, want: Node, have: Node) -> bool:
         """Whether both are sums of the same terms, and of three or more."""

@@ -48,6 +48,10 @@ class Established:
         bits = self._bits.get(id(have))
         return bits is not None and bits == self._bits[id(want)]
 
+    def not_executed(self, have: Node) -> Node | None:
+        """What on the way to a node cannot be executed, first."""
+        return next((node for node in walk([have]) if self._bits.get(id(node)) is None), None)
+
     def differ(self, want: Node, have: Node) -> bool:
         """Whether a result has other bits than the spec's where some step on the way to it is not defined."""
         bits = None if self._rest is None else self._rest.get(id(have))

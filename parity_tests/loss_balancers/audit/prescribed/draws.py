@@ -85,14 +85,14 @@ def _ordinary(rng: np.random.Generator, count: int) -> Any:
 
 
 def hard_operands(function: str) -> list[Words]:
-    """Operands of `exp`, `log` or `sqrt`: the numbers that are hardest to round, next to the special ones, and of all sizes; and a
-    cotangent for each.
+    """Operands of `exp`, `log` or `sqrt`: the numbers that are hardest to round, many that are hard, those next to the special ones, and
+    any of all sizes; and a cotangent for each.
     """
     rng = np.random.default_rng(5)
     x, cotangent = (rng.integers(0, 2**32, COUNT, np.uint32) for _ in range(2))
     part = COUNT // 4
     low, high = {"exp": (-104.0, 89.5), "log": (0.5, 2.0), "sqrt": (1.0, 4.0)}[function]
-    x[part : 2 * part] = words(rng.uniform(low, high, part).astype(np.float32))
+    x[part : 2 * part] = _nearest_to_middles(function, rng.uniform(low, high, 128 * part).astype(np.float32), part)
     x[2 * part : 3 * part] = _next_to_squares(rng, part) if function == "sqrt" else words(_ordinary(rng, part))
     special = words(np.array(SPECIAL, np.float32)).astype(np.int64)
     near = np.concatenate([special + by for by in range(-4, 5)]) % 2**32
@@ -100,6 +100,15 @@ def hard_operands(function: str) -> list[Words]:
     x[-len(hardest) :] = hardest
     cotangent[:part] = words(_ordinary(rng, part))
     return [x, cotangent]
+
+
+def _nearest_to_middles(function: str, x: Any, count: int) -> Words:
+    """Those of the numbers whose result is nearest to the middle between two floats: hard to round, though not the hardest."""
+    y = getattr(np, function)(x.astype(np.float64))
+    with np.errstate(over="ignore"):
+        nearest = y.astype(np.float32)
+        off = np.abs(y - nearest) / np.spacing(nearest)
+    return words(x[np.argsort(np.nan_to_num(off))[-count:]].copy())
 
 
 def _next_to_squares(rng: np.random.Generator, count: int) -> Words:

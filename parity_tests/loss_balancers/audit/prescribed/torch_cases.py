@@ -51,6 +51,7 @@ def torch_cases() -> list[TorchCase]:
         "planted: no barrier": lambda: no_barrier,
         "planted: tree sum": _tree_sum,
         "planted: native division": lambda: _natively(_div),
+        **{f"planted: native {name}": lambda name=name: _native(name) for name in ELEMENTARY},
         f"planted: native division, {EMA.balancer}": lambda: _natively(lambda: _balancer(Balancer(EMA, EMA.names))),
         f"planted: native division, {RATIOS.balancer}": lambda: _natively(lambda: _balancer(Balancer(RATIOS, RATIO_NAMES))),
     }
@@ -85,6 +86,14 @@ def _elementary(name: str) -> Callable[..., Any]:
     from loss_balancers.torch import portable
 
     return getattr(portable, name)
+
+
+def _native(name: str) -> Callable[..., Any]:
+    import torch
+
+    from loss_balancers.torch.rounding import keep
+
+    return lambda x: keep(getattr(torch, name)(keep(x)))
 
 
 def _softmax() -> Callable[..., Any]:
