@@ -375,6 +375,8 @@ class _Thread:
             return op(prefix + match[1].replace("nan", "uno").replace("num", "ord"), *nodes, line=line)
         if mnemonic == "not.pred":
             return op("i.xor", nodes[0], self._dag.const(1), line=line)
+        if mnemonic in {"max.NaN.f32", "min.NaN.f32"} and len(nodes) == 3:
+            return op(INTEGERS[mnemonic], op(INTEGERS[mnemonic], *nodes[:2], line=line), nodes[2], line=line)
         if mnemonic == "mad.lo.s32":
             return op("i.add", op("i.mul", *nodes[:2], line=line), nodes[2], line=line)
         if mnemonic == "bfe.u32" and nodes[2].op == "const":

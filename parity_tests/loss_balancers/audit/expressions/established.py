@@ -88,20 +88,22 @@ class Established:
         return any(self._same(operand, node) for operand in operands)
 
 
-def _operands(want: Node) -> Iterator[Node]:
+def _operands(want: Node, seen: set[int] | None = None) -> Iterator[Node]:
     """What a step is computed from: its operands, with and without `keep`, and what steps among them are computed from.
 
     Compilers merge a step with the next: they test a choice's condition once, or work on the bits of what is to be flushed.
     """
+    seen = set() if seen is None else seen
     for arg in want.args:
-        if arg.op == "const":
+        if arg.op == "const" or id(arg) in seen:
             continue
+        seen.add(id(arg))
         yield arg
         inner = arg.args[0] if arg.op == "keep" else arg
         if inner is not arg:
             yield inner
         if inner.op == STEP:
-            yield from _operands(inner)
+            yield from _operands(inner, seen)
 
 
 def _terms_that_must_be_finite(want: Node) -> list[Node]:
