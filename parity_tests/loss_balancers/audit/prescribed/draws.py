@@ -91,7 +91,7 @@ def hard_operands(function: str) -> list[Words]:
     rng = np.random.default_rng(5)
     x, cotangent = (rng.integers(0, 2**32, COUNT, np.uint32) for _ in range(2))
     part = COUNT // 4
-    low, high = {"exp": (-104.0, 89.5), "log": (0.5, 2.0), "sqrt": (1.0, 4.0)}[function]
+    low, high = {"exp": (-87.3, 88.7), "log": (0.5, 2.0), "sqrt": (1.0, 4.0)}[function]
     x[part : 2 * part] = _nearest_to_middles(function, rng.uniform(low, high, 128 * part).astype(np.float32), part)
     x[2 * part : 3 * part] = _next_to_squares(rng, part) if function == "sqrt" else words(_ordinary(rng, part))
     special = words(np.array(SPECIAL, np.float32)).astype(np.int64)
@@ -107,7 +107,7 @@ def _nearest_to_middles(function: str, x: Any, count: int) -> Words:
     y = getattr(np, function)(x.astype(np.float64))
     with np.errstate(over="ignore"):
         nearest = y.astype(np.float32)
-        off = np.abs(y - nearest) / np.spacing(nearest)
+        off = np.abs(y - nearest) / np.spacing(np.abs(nearest))
     return words(x[np.argsort(np.nan_to_num(off))[-count:]].copy())
 
 
