@@ -43,7 +43,15 @@ def test_a_balancer_that_joins_the_registry_is_audited(monkeypatch):
 NOT_FOLLOWED = {
     "cpu": {"SoftAdaptLossBalancer"},
     "cuda": {"FAMOLossBalancer"},
-    "cuda-torch": {"DWALossBalancer", "SoftAdaptLossBalancer", "GeometricLossBalancer", "RandomLossBalancer", "FAMOLossBalancer"},
+    "cuda-torch": {
+        "DWALossBalancer",
+        "SoftAdaptLossBalancer",
+        "GeometricLossBalancer",
+        "RandomLossBalancer",
+        "UncertaintyLossBalancer",
+        "IMTLLossBalancer",
+        "FAMOLossBalancer",
+    },
     "tpu": {
         "DWALossBalancer",
         "SoftAdaptLossBalancer",
@@ -57,7 +65,7 @@ NOT_FOLLOWED = {
 ONE_KIND = {
     "cpu": {"GeometricLossBalancer", "STCHLossBalancer", "FAMOLossBalancer"},
     "cuda": {"STCHLossBalancer"},
-    "cuda-torch": {"UncertaintyLossBalancer", "IMTLLossBalancer"},
+    "cuda-torch": set(),
     "tpu": {"UncertaintyLossBalancer", "IMTLLossBalancer"},
 }
 

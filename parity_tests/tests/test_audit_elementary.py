@@ -94,7 +94,9 @@ def test_a_fault_in_exp_is_found(form, old, new, kind):
 def test_a_fault_that_shows_at_the_hardest_inputs_alone_is_found():
     """A result that is another at one number, of those that are hardest to round."""
     hardest = hard_inputs.EXP[0]
-    fault = f"setp.eq.b32 %p0, %r1, {hardest};\nselp.b32 %r7, 2143289344, %r6, %p5;\nadd.s32 %r8, %r7, 1;\nselp.b32 %r7, %r8, %r7, %p0;"
+    fault = (
+        f"setp.eq.b32 %p0, %r1, {hardest};\nselp.b32 %r7, 2143289344, %r6, %p5;\nadd.s32 %r8, %r7, 1;\nselp.b32 %r7, %r8, %r7, %p0;"
+    )
     assert kinds.OTHER_BITS in outcome("ptx", PTX.replace("selp.b32 \t%r7, 2143289344, %r6, %p5;", fault))
 
 

@@ -43,7 +43,13 @@ CALLS = {"@llvm.fabs.f32": "abs", "@llvm.fma.f32": "fma", "@llvm.fmuladd.f32": "
     for name in ("min", "max")
 }
 CALLS |= {f"@llvm.{name}.f32": name for name in ("floor", "ceil", "trunc")}
-CALLS |= {"@llvm.is.fpclass.f32": "is_of_class", "@llvm.usub.sat.i64": "w.usub.sat", "@llvm.minimum.f32": "minimum", "@llvm.sqrt.f32": "sqrt", "@llvm.maximum.f32": "maximum"}
+CALLS |= {
+    "@llvm.is.fpclass.f32": "is_of_class",
+    "@llvm.usub.sat.i64": "w.usub.sat",
+    "@llvm.minimum.f32": "minimum",
+    "@llvm.sqrt.f32": "sqrt",
+    "@llvm.maximum.f32": "maximum",
+}
 #: Calls whose second argument says what they do of a number that has no result: nothing may depend on that.
 BITS = ("@llvm.ctlz.i32", "@llvm.ctlz.i64", "@llvm.abs.i32", "@llvm.abs.i64")
 NAMED = {"+inf": 0x7F800000, "-inf": 0xFF800000, "+qnan": 0x7FC00000, "true": 1, "false": 0}
@@ -151,7 +157,8 @@ class Function:
         """An instruction on vectors."""
         load = re.match(r"^<(\d+) x (float|i32|i64)>, ptr (%[\w.]+)", rest) if op == "load" else None
         masked = re.match(
-            r"^<(\d+) x (float|i32|i64)> @llvm\.masked\.load\.\w+\.p0\(ptr [^,]*?(%[\w.]+), <\d+ x i1> (<[^>]*>|splat [^,]*), (.*)\)", rest
+            r"^<(\d+) x (float|i32|i64)> @llvm\.masked\.load\.\w+\.p0\(ptr [^,]*?(%[\w.]+), <\d+ x i1> (<[^>]*>|splat [^,]*), .*\)",
+            rest,
         )
         if match := load or masked:
             base = self._values.get(match[3])
@@ -279,7 +286,10 @@ class Function:
         return self._dag.opaque(line)
 
     def _called(self, rest: str, line: str) -> Node:
-        match = re.match(rf"^(?:(?:fastcc|{'|'.join(PROMISES)}|reassoc|range\([^()]*\)) )*(?:float|i32|i64|i1) @?\"?(@?[\w.\-]+)\"?\((.*)\)", rest)
+        match = re.match(
+            rf"^(?:(?:fastcc|{'|'.join(PROMISES)}|reassoc|range\([^()]*\)) )*(?:float|i32|i64|i1) @?\"?(@?[\w.\-]+)\"?\((.*)\)",
+            rest,
+        )
         if match is None:
             return self._dag.opaque(line)
         given = re.sub(r"\([^()]*\)", "", match[2])

@@ -16,7 +16,15 @@ LOAD = re.compile(r"ld\.global(\.nc)?(\.L[12]::\w+)*((\.v[24])?\.[bf]32|\.b8|\.[
 STORE = re.compile(r"st\.global\.((v[24]\.)?[bf]32|b8|b64)")
 INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)$")
 #: Instructions that PTX defines as IEEE 754 operations, rounded to nearest. Without `.rn`, `mul` and `add` may be contracted.
-FLOATS = {"mul.rn.f32": "mul", "add.rn.f32": "add", "sub.rn.f32": "sub", "div.rn.f32": "div", "abs.f32": "abs", "abs.ftz.f32": "abs.ftz", "neg.f32": "neg"}
+FLOATS = {
+    "mul.rn.f32": "mul",
+    "add.rn.f32": "add",
+    "sub.rn.f32": "sub",
+    "div.rn.f32": "div",
+    "abs.f32": "abs",
+    "abs.ftz.f32": "abs.ftz",
+    "neg.f32": "neg",
+}
 #: The same, where a look at the machine code says whether they are contracted.
 CONTRACTED = {"mul.f32": "mul", "add.f32": "add", "sub.f32": "sub"}
 INTEGERS = {
@@ -134,9 +142,7 @@ def _kernels(ptx: str, architecture: str) -> dict[str, re.Match[str]]:
     return {match[1]: match for match in ENTRY.finditer(ptx)}
 
 
-def _run(
-    match: re.Match[str], operands: Sequence[Buffer | int], parameters: int, dag: Dag, floats: dict[str, str]
-) -> _Done:
+def _run(match: re.Match[str], operands: Sequence[Buffer | int], parameters: int, dag: Dag, floats: dict[str, str]) -> _Done:
     """What all threads of a kernel do, one after the other."""
     name = match[1]
     given = re.findall(rf"{name}_param_(\d+)", match[2])
@@ -234,7 +240,7 @@ class _Thread:
 
     def _branched(self, taken: Node, line: str, place: int) -> int:
         """A branch forward by what is computed: every line is executed, and counts for the paths that come to it."""
-        label = self._labels[line.split()[-1]]
+        label = self._labels[line.rsplit(maxsplit=1)[-1]]
         if label <= place or taken.op == "opaque":
             raise NotEstablishedError(f"{self._name} branches in a way that cannot be read: {line}")
         zero = self._dag.const(0)
@@ -263,22 +269,25 @@ class _Thread:
             value = self._dag.op("select", self._here, *values, line=line)
         self._registers[register] = value
 
+    def _store(self, mnemonic: str, arguments: list[str], line: str) -> None:
+        buffer, offset = self._address(arguments[0], line)
+        if self._waiting:
+            raise NotEstablishedError(f"a store that depends on the path: {line}")
+        if buffer < len(self._operands) and self._width(buffer) != _width(mnemonic):
+            raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
+        read = self._wide if mnemonic.endswith("b64") else self._node
+        for i, text in enumerate(arguments[1].strip("{} ").split(",")):
+            place = (buffer, offset + 4 * i)
+            if place in self._stored:
+                raise NotEstablishedError(f"a second store to one place: {line}")
+            self._stored[place] = read(text.strip(), line)
+            self._done.stores[place] = self._thread
+        if _width(mnemonic) == 1:
+            self._done.bytewise.add(buffer)
+
     def _instruction(self, mnemonic: str, arguments: list[str], line: str) -> None:
         if STORE.fullmatch(mnemonic):
-            buffer, offset = self._address(arguments[0], line)
-            if self._waiting:
-                raise NotEstablishedError(f"a store that depends on the path: {line}")
-            if buffer < len(self._operands) and self._width(buffer) != _width(mnemonic):
-                raise NotEstablishedError(f"a store of another width than the buffer's elements have: {line}")
-            read = self._wide if mnemonic.endswith("b64") else self._node
-            for i, text in enumerate(arguments[1].strip("{} ").split(",")):
-                place = (buffer, offset + 4 * i)
-                if place in self._stored:
-                    raise NotEstablishedError(f"a second store to one place: {line}")
-                self._stored[place] = read(text.strip(), line)
-                self._done.stores[place] = self._thread
-            if _width(mnemonic) == 1:
-                self._done.bytewise.add(buffer)
+            self._store(mnemonic, arguments, line)
         elif LOAD.fullmatch(mnemonic):
             buffer, offset = self._address(arguments[1], line)
             for i, register in enumerate(re.findall(r"%\w+", arguments[0])):
@@ -290,7 +299,8 @@ class _Thread:
             pair = self._registers.get(arguments[1])
             if isinstance(pair, Node) and is_wide_node(pair):
                 pair = Pair(*(self._dag.op(half, pair, line=line) for half in ("low", "high")))
-            for register, node in zip(re.findall(r"%\w+|_", arguments[0]), pair if isinstance(pair, Pair) else (), strict=False):
+            halves = pair if isinstance(pair, Pair) else [self._dag.opaque(line)] * 2
+            for register, node in zip(re.findall(r"%\w+|_", arguments[0]), halves, strict=True):
                 self._assign(register, node, line)
         elif mnemonic.startswith("st.") or not arguments or not arguments[0].startswith("%"):
             raise NotEstablishedError(f"an instruction that cannot be read: {line}")

@@ -98,7 +98,7 @@ class _Comparison:
         return want.op in COMMUTATIVE and all(map(self.same, want.args, have.args[::-1]))
 
     def _same_difference(self, want: Node, have: Node) -> bool:
-        """x + keep(-y) and x - y, of what is flushed: no sign of a zero tells them apart."""
+        """X + keep(-y) and x - y, of what is flushed: no sign of a zero tells them apart."""
         x, negated = want.args
         if not (negated.op == STEP and negated.value == "negate" and is_kept(negated.args[0])):
             return False

@@ -46,7 +46,8 @@ class Node:
     """An operation on the results of others. Within one `Dag`, equal nodes are one object.
 
     Args:
-        op: ``input``, ``const``, ``wide`` (a constant of 64 bits), those of `words`, or ``step``; the mnemonic itself where it is none of the canonical ones.
+        op: ``input``, ``const``, ``wide`` (a constant of 64 bits), those of `words`, or ``step``; the mnemonic itself where it is
+            none of the canonical ones.
         args: Its operands.
         value: The number of an input, the bits of a constant, the text of what could not be read (``opaque``), the step's name.
         line: The line of the dump that it comes from.
@@ -66,8 +67,8 @@ class Dag:
 
     - ``select(|x| <= tiny, +0, x)`` is ``keep(x)``, ``keep(keep(x))`` is ``keep(x)``, and ``|keep(x)|`` is ``keep(|x|)``;
     - a word without its sign bit is ``|x|``;
-    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, ``add(keep(x), +0)`` is ``keep(x)``, ``mul(x, -1)`` is ``-x``,
-      ``x + x`` is ``mul(x, 2)``, ``keep(-keep(x))`` is ``keep(-x)``, and ``|x * x|`` is ``x * x``;
+    - ``mul(x, 1)``, ``add(x, -0)`` and ``maximum(x, -inf)`` are ``x``, and ``add(keep(x), +0)`` is ``keep(x)``;
+    - ``mul(x, -1)`` is ``-x``, ``x + x`` is ``mul(x, 2)``, ``keep(-keep(x))`` is ``keep(-x)``, and ``|x * x|`` is ``x * x``;
     - ``select(|x| <= tiny, +0, x * w)`` is ``keep(x) * w`` for a finite constant ``w`` without a sign: LLVM does that;
     - ``select(|x| <= tiny, c, x + c)`` is ``keep(x) + c`` for a constant ``c``: LLVM does that too;
     - a choice among words that are extended to 64 bits is a choice, extended;
@@ -165,7 +166,9 @@ class Dag:
                 low = self.op("low", constant)
                 if self.op(extended.op, low) is constant:  # a choice among words, each extended
                     x = extended.args[0]
-                    return self.op(extended.op, self.op("select", condition, *((x, low) if extended is yes else (low, x)), line=line))
+                    return self.op(
+                        extended.op, self.op("select", condition, *((x, low) if extended is yes else (low, x)), line=line)
+                    )
         if yes.op == "select" and yes.args[0] is condition:
             return self.op("select", condition, yes.args[1], no, line=line)
         if no.op == "select" and no.args[0] is condition:
@@ -185,7 +188,12 @@ class Dag:
         tested = next((each for each in (x, *x.args) if self.op("abs", each) is magnitude), None)
         if tested is None:
             return None
-        if x.op == "add" and zero.op == "const" and set(x.args) == {tested, zero} and not (_is_const(self.op("keep", zero), ZERO) and zero.value):
+        if (
+            x.op == "add"
+            and zero.op == "const"
+            and set(x.args) == {tested, zero}
+            and not (_is_const(self.op("keep", zero), ZERO) and zero.value)
+        ):
             return self.op("add", self.op("keep", tested, line=line), zero, line=x.line)
         if x.op == "neg" and _is_const(zero, SIGN):
             return self.op("neg", self.op("keep", tested, line=line), line=line)

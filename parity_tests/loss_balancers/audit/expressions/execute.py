@@ -13,7 +13,17 @@ import numpy as np
 
 from loss_balancers.audit.expressions import steps
 from loss_balancers.audit.expressions.dag import Node, walk
-from loss_balancers.audit.expressions.words import ESTIMATES, EXACT, ROUNDED, WIDE_ESTIMATES, Words, away_from_zero, floats, flushed, to_int
+from loss_balancers.audit.expressions.words import (
+    ESTIMATES,
+    EXACT,
+    ROUNDED,
+    WIDE_ESTIMATES,
+    Words,
+    away_from_zero,
+    floats,
+    flushed,
+    to_int,
+)
 
 #: By how many units in the last place the estimates are moved. `portable.div` is made for a quotient that is 30 off.
 ERROR = 8

@@ -83,5 +83,5 @@ STEPS: dict[str, Callable[..., Words]] = {
 }
 #: Those whose result `keep` does not change.
 KEPT = ("div", "negate", "exp", "log", "sqrt")
-#: Those that code works out in integers of 64 bits or in float64: the reader of dumps has words of 32 bits.
+#: Those that code works out in integers of 64 bits or in float64, or on TPU in pairs of words.
 IN_64_BITS = ("exp", "log", "sqrt", "total")

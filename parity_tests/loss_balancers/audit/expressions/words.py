@@ -197,9 +197,7 @@ EXACT: dict[str, Callable[..., Words]] = {
     "clz": _leading_zeros,
     "wide_to_float": lambda a: words(_longs(a).astype(np.float32)),
     "wide_to_float.u": lambda a: words(a.astype(np.float32)),
-    **{
-        f"wide.{name}": (lambda a, b, compare=compare: words(compare(_longs(a), _longs(b)))) for name, compare in _COMPARE.items()
-    },
+    **{f"wide.{name}": (lambda a, b, compare=compare: words(compare(_longs(a), _longs(b)))) for name, compare in _COMPARE.items()},
     **{f"wide.u{name}": (lambda a, b, compare=compare: words(compare(a, b))) for name, compare in _COMPARE.items()},
 }
 

@@ -106,7 +106,11 @@ class Case:
 
 def all_cases() -> list[Case]:
     """Every case that must be as specified."""
-    return [*_div_cases(), *_elementary_cases(), *(balancer_case(name, each, kind == "gradient") for name, each in balancers().items() for kind in KINDS)]
+    return [
+        *_div_cases(),
+        *_elementary_cases(),
+        *(balancer_case(name, each, kind == "gradient") for name, each in balancers().items() for kind in KINDS),
+    ]
 
 
 def balancer_case(name: str, each: Balancer, gradient: bool) -> Case:
@@ -148,7 +152,12 @@ def _elementary_cases() -> list[Case]:
                 )
             )
     softmax = Case(
-        "softmax forward", SOFTMAX, SOFTMAX, lambda dag: reference.softmax(dag, SOFTMAX), _softmax, draws=lambda: draws.exponents(SOFTMAX)
+        "softmax forward",
+        SOFTMAX,
+        SOFTMAX,
+        lambda dag: reference.softmax(dag, SOFTMAX),
+        _softmax,
+        draws=lambda: draws.exponents(SOFTMAX),
     )
     return [*cases, softmax]
 

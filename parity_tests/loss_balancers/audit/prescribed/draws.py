@@ -85,8 +85,9 @@ def _ordinary(rng: np.random.Generator, count: int) -> Any:
 
 
 def hard_operands(function: str) -> list[Words]:
-    """Operands of `exp`, `log` or `sqrt`: the numbers that are hardest to round, many that are hard, those next to the special ones, and
-    any of all sizes; and a cotangent for each.
+    """Operands of `exp`, `log` or `sqrt`, and a cotangent for each.
+
+    They are the numbers that are hardest to round, many that are hard, those next to the special ones, and any of all sizes.
     """
     rng = np.random.default_rng(5)
     x, cotangent = (rng.integers(0, 2**32, COUNT, np.uint32) for _ in range(2))
@@ -118,7 +119,7 @@ def _next_to_squares(rng: np.random.Generator, count: int) -> Words:
 
 
 def exponents(count: int) -> list[Words]:
-    """Operands of `softmax`: losses; the hardest of `exp` and numbers of its range below a 0; all nearly equal; any special ones."""
+    """Operands of `softmax`: losses; the hardest of `exp` and numbers of its range below a 0; all nearly equal; special ones."""
     rng = np.random.default_rng(6)
     drawn, part = losses(count), COUNT // 4
     below = [-np.abs(rng.uniform(0, 40, part)).astype(np.float32) for _ in range(count)]

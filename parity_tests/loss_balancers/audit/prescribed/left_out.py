@@ -53,6 +53,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         **_ema("K=12", "Inductor stacks so many losses by a kernel of its own kind, and reduces over threads"),
         **_cases((*UNCERTAINTY, *IMTL), _PARAMETER),
         **_cases(GEOMETRIC, "LLVM multiplies the logarithms that are listed by the weight beforehand"),
+        **_cases(STCH[1:2], "the reader does not recognise the numbers of which the greatest is taken"),
         **_cases(STCH[2:], _THREADS),
         **_cases((*DWA, *SOFT_ADAPT, *RANDOM, *RELOBRALO, *FAMO), _THREADS),
         "softmax forward": _THREADS,

@@ -19,7 +19,17 @@ from loss_balancers.audit.expressions.comparison import (
 from loss_balancers.audit.expressions.dag import Dag, Node
 from loss_balancers.audit.expressions.words import Words
 from loss_balancers.audit.prescribed import draws, reference
-from loss_balancers.audit.prescribed.cases import SOFTMAX, EMA, RATIO_NAMES, RATIOS, Balancer, Case, balancer_case, div_forward, forward
+from loss_balancers.audit.prescribed.cases import (
+    EMA,
+    RATIO_NAMES,
+    RATIOS,
+    SOFTMAX,
+    Balancer,
+    Case,
+    balancer_case,
+    div_forward,
+    forward,
+)
 
 WEIGHTS = (0.25, 0.3, 0.15, 0.3)
 
