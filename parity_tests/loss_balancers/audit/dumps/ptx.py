@@ -228,7 +228,11 @@ class _Thread:
                 raise NotEstablishedError(f"{self._name} branches on what it computes: {line}")
             return self._step(match[3], place) if bool(condition.value) != bool(match[1]) else place + 1
         if match := re.fullmatch(r"bra(?:\.uni)? (\S+)", line):
-            return self._branched(self._dag.const(1), line, place) if self._waiting else self._labels[match[1]]
+            if self._waiting:
+                return self._branched(self._dag.const(1), line, place)
+            if match[1] not in self._labels:
+                raise NotEstablishedError(f"{self._name} branches in a way that cannot be read: {line}")
+            return self._labels[match[1]]
         if line == "ret":
             return len(self._lines)
         mnemonic, _, rest = line.partition(" ")
@@ -240,7 +244,7 @@ class _Thread:
 
     def _branched(self, taken: Node, line: str, place: int) -> int:
         """A branch forward by what is computed: every line is executed, and counts for the paths that come to it."""
-        label = self._labels[line.rsplit(maxsplit=1)[-1]]
+        label = self._labels.get(line.rsplit(maxsplit=1)[-1], place)
         if label <= place or taken.op == "opaque":
             raise NotEstablishedError(f"{self._name} branches in a way that cannot be read: {line}")
         zero = self._dag.const(0)
