@@ -208,7 +208,9 @@ def test_what_is_rewritten_is_the_same_on_every_input():
     kept, raw = dag.op("keep", n), {"add": np.add, "mul": np.multiply}
 
     def run(node):
-        return execute([node], [x], DEVICES[0])[id(node)].view(np.float32)
+        value = execute([node], [x], DEVICES[0])[id(node)]
+        assert value is not None
+        return value.view(np.float32)
 
     with np.errstate(all="ignore"):
         k, f = run(kept), x.view(np.float32)

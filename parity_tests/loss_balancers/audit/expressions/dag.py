@@ -109,7 +109,7 @@ class Dag:
         return self._simpler(op, args, line) or self._node(op, args, "", line)
 
     def _simpler(self, op: str, args: tuple[Node, ...], line: str) -> Node | None:
-        if op == "add" and (same := self._added(*args, line)):
+        if op == "add" and (same := self._added(args[0], args[1], line)):
             return same
         if args and all(arg.op in CONSTANTS for arg in args):
             value = folded(op, *(int(arg.value) for arg in args), wide=[arg.op == "wide" for arg in args])

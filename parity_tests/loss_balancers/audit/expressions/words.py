@@ -13,7 +13,8 @@ import numpy as np
 
 from loss_balancers.audit.expressions import doubles
 
-Words = np.ndarray[Any, np.dtype[np.uint32]]
+#: uint32, or uint64 of wide words.
+Words = np.ndarray[Any, np.dtype[Any]]
 
 #: What a conversion gives where no integer is near enough: the compilers guard it, and nothing may depend on it.
 NO_INTEGER = 0x5A5A5A5A

@@ -64,6 +64,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         **_ema("K=1", "libtpu divides and moves elements across lanes in one fusion, for the v5e"),
         **_ema("K=12", "libtpu divides and moves elements across lanes in one fusion"),
         "softmax forward": _LANES,
+        "planted: softmax by a sum that is cut": _LANES,
         **_cases((*DWA, *SOFT_ADAPT, *GEOMETRIC, *STCH, *RANDOM, *RELOBRALO, *FAMO), _LANES),
         **_cases((*UNCERTAINTY, *IMTL), _LANES, ("forward",)),
     },
