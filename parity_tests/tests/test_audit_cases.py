@@ -3,9 +3,8 @@
 from loss_balancers import spec
 from loss_balancers.audit import TARGETS, Dag, compare
 from loss_balancers.audit.__main__ import every_case
-from loss_balancers.audit.prescribed import reference
+from loss_balancers.audit.prescribed import left_out, reference
 from loss_balancers.audit.prescribed.cases import ELEMENTARY, KINDS, all_cases, balancers
-from loss_balancers.audit.prescribed.left_out import LEFT_OUT
 from loss_balancers.audit.prescribed.planted import planted_cases
 from loss_balancers.spec import registry
 
@@ -70,11 +69,13 @@ ONE_KIND = {
 }
 
 
-def test_what_is_left_out_exists_and_what_is_followed_of_each_balancer_is_said_here():
+def test_what_is_left_out_exists_and_what_is_followed_of_each_balancer_is_said_here(monkeypatch):
+    monkeypatch.setattr(left_out, "_vectors_are_short", lambda: False)
     names, kinds = {case.name for case in every_case()}, {name.partition(":")[0] for name in TARGETS}
-    assert set(LEFT_OUT) == kinds
-    assert {name for left_out in LEFT_OUT.values() for name in left_out} <= names
-    assert all(reason for left_out in LEFT_OUT.values() for reason in left_out.values())
+    assert set(left_out.LEFT_OUT) == kinds
+    every = [*left_out.LEFT_OUT.values(), left_out.SHORT_VECTORS]
+    assert {name for each in every for name in each} <= names
+    assert all(reason for each in every for reason in each.values())
     for target in TARGETS.values():
         audited = {case.name for case in target.cases(every_case())}
         kind_of_target = target.name.partition(":")[0]
@@ -83,3 +84,9 @@ def test_what_is_left_out_exists_and_what_is_followed_of_each_balancer_is_said_h
             missing = 2 if balancer in NOT_FOLLOWED[kind_of_target] else 1 if balancer in ONE_KIND[kind_of_target] else 0
             assert len(found) == 2 - missing, (target.name, balancer, found)
         assert {f"{name} {kind}" for name in ELEMENTARY for kind in KINDS} <= audited
+
+
+def test_what_llvm_makes_a_loop_of_is_left_out_where_vectors_are_short(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=SSE4_2")
+    assert set(left_out.SHORT_VECTORS) <= set(TARGETS["cpu"].left_out)
+    assert not set(left_out.SHORT_VECTORS) & set(TARGETS["tpu:v6e"].left_out) - set(left_out.LEFT_OUT["tpu"])

@@ -5,7 +5,10 @@ Each has its reason, which the audit prints and its page shows. `exp`, `log` and
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 BOTH = ("forward", "gradient")
 DWA = ("DWALossBalancer dwa", "DWALossBalancer dwa-bounded")
@@ -71,6 +74,23 @@ LEFT_OUT: dict[str, dict[str, str]] = {
 }
 
 
+#: Where vectors are short, beyond those that are left out everywhere on the CPU.
+SHORT_VECTORS = {
+    **_cases((*DWA, *RANDOM), "LLVM computes the powers in a loop, without AVX2"),
+    **_cases(FAMO, "LLVM computes the powers in a loop, without AVX2", ("forward",)),
+    **dict.fromkeys(
+        ("softmax forward", "planted: softmax by a sum that is cut"), "LLVM computes the powers in a loop, without AVX2"
+    ),
+}
+
+
 def left_out(kind: str) -> dict[str, str]:
     """The cases that are not compiled for targets of this kind, each with the reason."""
-    return LEFT_OUT[kind]
+    return LEFT_OUT[kind] | (SHORT_VECTORS if kind == "cpu" and _vectors_are_short() else {})
+
+
+def _vectors_are_short() -> bool:
+    """Whether the host's processor has no AVX2, or XLA is held to less."""
+    described = Path("/proc/cpuinfo")
+    has_avx2 = described.exists() and " avx2 " in described.read_text("utf-8")
+    return not has_avx2 or bool(re.search(r"--xla_cpu_max_isa=(SSE4_2|AVX)(\s|$)", os.environ.get("XLA_FLAGS", "")))
