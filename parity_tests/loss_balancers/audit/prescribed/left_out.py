@@ -76,6 +76,8 @@ LEFT_OUT: dict[str, dict[str, str]] = {
 
 #: Where vectors are short, beyond those that are left out everywhere on the CPU.
 SHORT_VECTORS = {
+    "planted: native exp": "the object code rounds to an integer by an instruction that the reader does not know, without AVX2",
+    "planted: native log": "the object code adds where the IR subtracts, without AVX2",
     **_cases((*DWA, *RANDOM), "LLVM computes the powers in a loop, without AVX2"),
     **_cases(FAMO, "LLVM computes the powers in a loop, without AVX2", ("forward",)),
     **dict.fromkeys(
