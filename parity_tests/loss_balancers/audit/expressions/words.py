@@ -23,7 +23,7 @@ NO_WIDE_INTEGER = 0x5A5A5A5A5A5A5A5A
 #: Divisions and reciprocals. Whatever their rounding, they are estimates only: compilers rewrite and approximate them.
 QUOTIENTS = ("div", "div.full.f32", "div.approx.f32", "rcp.approx.f32", "rcp.approx.ftz.f32", "vrcp.f32")
 #: Roots, and reciprocals of roots.
-ROOTS = ("sqrt", "sqrt.approx.f32", "sqrt.approx.ftz.f32", "vrsqrt.f32")
+ROOTS = ("sqrt", "sqrt.rn.f32", "sqrt.approx.f32", "sqrt.approx.ftz.f32", "vrsqrt.f32")
 ESTIMATES = (*QUOTIENTS, *ROOTS)
 
 

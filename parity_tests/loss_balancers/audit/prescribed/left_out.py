@@ -60,6 +60,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         **_cases(STCH[2:], _THREADS),
         **_cases((*DWA, *SOFT_ADAPT, *RANDOM, *RELOBRALO, *FAMO), _THREADS),
         "softmax forward": _THREADS,
+        "planted: native exp": "its machine code saturates a sum, which the reader does not know",
         "ReLoBRaLoLossBalancer step()": "the disassembler shows no instructions of so long a kernel",
     },
     "tpu": {
