@@ -138,8 +138,68 @@ $L1:
 """
     (root,) = ptx.read_module(hlo, text, "sm_90", Dag())
     assert str(root) == "add(x0, mul(x1, x2))"
-    with pytest.raises(NotEstablishedError, match="branches on what it computes"):
-        ptx.read_module(hlo, text.replace("setp.eq.b32 %p1, %r1, 0", "setp.eq.b32 %p1, %r2, 0"), "sm_90", Dag())
+    # A branch by what is computed becomes a choice. It may not go back, nor a store depend on it, nor a load on another thread.
+    computed = text.replace("setp.eq.b32 %p1, %r1, 0", "setp.eq.f32 %p1, %r2, 0f3F800000")
+    (root,) = ptx.read_module(hlo, computed, "sm_90", Dag())
+    inputs = [words(np.array(each, np.float32)) for each in ([1.0, 3.0], [1.0, 5.0], [7.0, 7.0])]
+    value = execute([root], inputs, DEVICES[0])[id(root)]
+    assert value is not None
+    assert value.view(np.float32).tolist() == [2.0, 56.0]
+    for old, new, reason in (
+        ("bra $L1", "bra $L0", "branches in a way that cannot be read"),
+        (
+            "$L1:\n  add.s64 %rd6, %rd3, %rd4;",
+            "add.s64 %rd6, %rd3, %rd4;\n  st.global.b32 [%rd6], %r3;\n$L1:",
+            "depends on the path",
+        ),
+        ("ld.global.nc.b32 %r3, [%rd2]", "ld.global.nc.b32 %r3, [%rd3]", "loads what another stores"),
+    ):
+        assert old in computed
+        wrong = computed.replace("  mov.u32 %r1", "$L0:\n  mov.u32 %r1").replace(old, new)
+        with pytest.raises(NotEstablishedError, match=reason):
+            ptx.read_module(hlo, wrong, "sm_90", Dag())
+
+
+def test_vectors_of_llvm_are_read_element_by_element():
+    body = """\
+  %2 = getelementptr inbounds nuw i8, ptr %0, i64 24
+  %3 = load ptr, ptr %2, align 8
+  %4 = load ptr, ptr %3, align 8
+  %5 = call <4 x float> @llvm.masked.load.v4f32.p0(ptr align 4 %4, <4 x i1> <i1 true, i1 true, i1 0, i1 0>, <4 x float> poison)
+  %6 = fmul <4 x float> %5, <float 3.000000e+00, float 5.000000e+00, float poison, float poison>
+  %7 = bitcast <4 x float> %6 to <4 x i32>
+  %8 = zext <4 x i32> %7 to <4 x i64>
+  %9 = and <4 x i64> %8, splat (i64 4294967295)
+  %10 = shufflevector <4 x i64> %9, <4 x i64> poison, <2 x i32> <i32 1, i32 0>
+  %11 = call i64 @llvm.vector.reduce.add.v2i64(<2 x i64> %10)
+  %12 = trunc i64 %11 to i32
+  %13 = extractelement <4 x float> %6, i64 1
+  %14 = getelementptr inbounds nuw i8, ptr %3, i64 16
+  %15 = load ptr, ptr %14, align 8
+  %16 = bitcast i32 %12 to float
+  %17 = insertelement <2 x float> poison, float %13, i64 0
+  %18 = insertelement <2 x float> %17, float %16, i64 1
+  store <2 x float> %18, ptr %15, align 4
+  ret ptr null
+"""
+    hlo = ONE_KERNEL.replace("ROOT %k = f32[]", "ROOT %k = f32[2]").replace("f32[] parameter", "f32[2] parameter")
+
+    def read(text):
+        object_code = "0000000000000000 <k>:\n   0:\tmulps  %xmm1,%xmm0\n   4:\tret"
+        return cpu.read_module(hlo, kernel(text), object_code, Dag()).results
+
+    second, total = read(body)
+    assert str(second) == "mul(x1, 0x1.4000000000000p+2)"
+    inputs = [words(np.array([each], np.float32)) for each in (7.0, 11.0)]
+    value = execute([total], inputs, DEVICES[0])[id(total)]
+    assert value is not None
+    assert int(value[0]) == (float_bits(21.0) + float_bits(55.0)) % 2**32
+    # What was not loaded is not known.
+    assert str(read(body.replace("%6, i64 1", "%6, i64 2"))[0]) == "?" or "?" in str(
+        read(body.replace("%6, i64 1", "%6, i64 2"))[0]
+    )
+    with pytest.raises(NotEstablishedError, match="an instruction on vectors that cannot be read"):
+        read(body.replace("@llvm.masked.load", "@llvm.masked.gather"))
 
 
 TOP_LEVEL = """\

@@ -8,14 +8,15 @@ from typing import Any
 HEAD = """\
 # The audit of compiled code
 
-What compilers emit for the balancers and for `div`, read back operation by operation and compared with the spec. No TPU and no
-GPU was present. [The audit](../audit.md) says what this establishes, and what it does not. `cuda-torch` is PyTorch, the rest JAX.
+What compilers emit for the balancers, `div`, `exp`, `log`, `sqrt` and `softmax`, read back operation by operation and compared with
+the spec. No TPU and no GPU was present. [The audit](../audit.md) says what this establishes, and what it does not. `cuda-torch` is
+PyTorch, the rest JAX.
 
 Obtained on {date}, on {host}, with loss-balancers {library}, by `make audit-evidence`, which wrote this page. In brackets: how
-many multiplications and additions the spec prescribes for the results, then how many quotients; the flushes (`keep`) are compared
-too. No brackets: only that no launch has a race, and that nothing is computed from state after it was overwritten; this holds of
-the other cases on `cuda-torch` too. A planted fault must be *found*. K is the number of KD losses; the student's comes on top.
-– was not compiled. What overwrites state is compiled for one GPU.
+many multiplications and additions the spec prescribes for the results, then how many quotients; the flushes (`keep`), exponentials,
+logarithms and roots are compared too. No brackets, of a balancer: only that no launch has a race, and that nothing is computed from
+state after it was overwritten; this holds of the other cases on `cuda-torch` too. A planted fault must be *found*. K is the number
+of KD losses; the student's comes on top. – was not compiled. What overwrites state is compiled for one GPU.
 """
 LEFT_OUT = """\
 ## What is left out

@@ -19,9 +19,11 @@ OPERATIONS = {
     **{f"{name}.f32": name for name in ("mul", "add", "sub", "ceil", "floor", "trunc")},
     **{f"{name}.s32": f"i.{name}" for name in ("add", "sub")},
     **{f"{name}.u32": f"i.{name}" for name in ("mul", "and", "or", "xor")},
-    "shll.u32": "i.shl",
-    "shrl.u32": "i.shr",
-    "shra.s32": "i.sar",
+    # By 32 places or more: nothing of the number is left, or its sign alone. HLO defines it so, and its shifts become these.
+    "shll.u32": "i.shl.out",
+    "shrl.u32": "i.shr.out",
+    "shra.s32": "i.sar.out",
+    "clz": "i.clz",
     "cvt.s32.f32": "to_float",
     "weird.f32": "is_weird",
 }

@@ -17,6 +17,7 @@ MACHINE = {
     "add": re.compile(r"^v?add[sp]s$|^fadd$"),
     "sub": re.compile(r"^v?sub[sp]s$|^fsub$|^fabd$"),
     "div": re.compile(r"^v?div[sp]s$|^fdiv$"),
+    "sqrt": re.compile(r"^v?sqrt[sp]s$|^fsqrt$"),
     "fma": re.compile(r"^v4?fn?m(add|sub)\w*$|^fn?m(add|sub|la|ls|ad|sb)\w*$|^fcmla$"),
     "rcp": re.compile(r"^v?(rcp|rsqrt)\w*$|^fr(ecp|sqrt)[esx]$"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import prod
 from typing import NamedTuple
 
 from loss_balancers.audit.expressions.dag import Dag, Node, NotEstablishedError
@@ -14,7 +15,7 @@ Buffer = list[Node]
 Kernel = Callable[[str, list[Buffer], list[int]], list[Buffer]]
 
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = (\([^()]*(?:\([^()]*\)[^()]*)*\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
-SHAPE = re.compile(r"\b(f32|s32|u32|pred)\[(\d*)\]")
+SHAPE = re.compile(r"\b(f32|s32|u32|s64|u64|pred)\[([\d,]*)\]")
 ALIASES = ("bitcast", "copy")
 
 
@@ -39,11 +40,11 @@ class Instruction(NamedTuple):
         """How many elements the results have.
 
         Raises:
-            NotEstablishedError: One is no scalar or vector of 32-bit words or truths.
+            NotEstablishedError: One is no array of words or truths.
         """
-        sizes = [int(size or 1) for _, size in SHAPE.findall(self.shape)]
+        sizes = [prod(map(int, size.split(","))) if size else 1 for _, size in SHAPE.findall(self.shape)]
         if not sizes or len(sizes) != len(re.findall(r"\[", re.sub(r"\{[^}]*\}", "", self.shape))):
-            raise NotEstablishedError(f"%{self.name} is no scalar or vector of 32 bits but {self.shape}")
+            raise NotEstablishedError(f"%{self.name} is no array of words but {self.shape}")
         return sizes
 
 

@@ -23,6 +23,7 @@ def blocks(body: str) -> Blocks:
     """
     lines = [line.partition(";")[0].rstrip() for line in body.replace('"', "").splitlines()]
     uses = _uses(lines)
+    known: dict[str, bool] = {}
     current = Block(Counter(), Counter(), [])
     found, ended = {"": current}, False
     for line in lines:
@@ -31,8 +32,11 @@ def blocks(body: str) -> Blocks:
                 current.successors.append(match[1])  # only the nameless block before the first name falls through
             current, ended = found.setdefault(match[1], Block(Counter(), Counter(), [])), False
         elif match := re.match(r"^\s+(%[\w.]+) = (\w+) ", line):
-            if (kind := FLOATS.get(match[2])) in KINDS:
-                (current.may if _only_chosen(match[1], uses) else current.must)[kind] += 1
+            kind = "sqrt" if "@llvm.sqrt.f32(" in line else FLOATS.get(match[2])
+            if kind == "mul" and re.search(r"[ ,]2\.000000e\+00\)?(,|$)", line):
+                kind = "add"  # the code generator adds a number to itself instead, which rounds neither
+            if kind in KINDS:
+                (current.may if _only_chosen(match[1], uses, known) else current.must)[kind] += 1
         elif re.match(r"^\s+(br|ret|unreachable)\b", line):
             current.successors.extend(re.findall(r"label %([\w.\-]+)", line))
             ended = True
@@ -58,6 +62,8 @@ def _uses(lines: list[str]) -> Uses:
     return uses
 
 
-def _only_chosen(name: str, uses: Uses) -> bool:
-    """Whether all that needs a value is a choice that may take another."""
-    return all(use is not None and (use == CHOICE or _only_chosen(use, uses)) for use in uses[name])
+def _only_chosen(name: str, uses: Uses, known: dict[str, bool]) -> bool:
+    """Whether all that needs a value is a choice that may take another. What is ``known`` is not asked again."""
+    if name not in known:
+        known[name] = all(use is not None and (use == CHOICE or _only_chosen(use, uses, known)) for use in uses[name])
+    return known[name]

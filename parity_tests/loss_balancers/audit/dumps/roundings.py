@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from loss_balancers.audit.expressions.dag import NotEstablishedError
 
-KINDS = ("mul", "add", "sub", "div")
+KINDS = ("mul", "add", "sub", "div", "sqrt")
 #: How many of each kind.
 Counts = tuple[int, ...]
 

@@ -169,7 +169,8 @@ def _machine_code(file: Path) -> list[Finding]:
     kinds = re.findall(r"^\s+(mul|add|sub|div|rcp)(?:\.\w+)*\.f32(x2)?\s", file.read_text("utf-8"), re.MULTILINE)
     emitted = Counter("".join(kind) for kind in kinds)
     lines = _instructions(file)
-    found = Counter(operation for _, operation, _ in lines)
+    # A sum with zero only moves a magnitude.
+    found = Counter(operation for _, operation, rest in lines if not (operation in SUMS and re.search(r", -?RZ\b", rest)))
     odd = [full for full, operation, _ in lines if operation in PRODUCTS + SUMS and re.search(r"\.R[MPZ]|\.SAT", full)]
     if odd:
         raise NotEstablishedError(f"machine code that does not round to nearest: {odd[0]}")
@@ -179,7 +180,17 @@ def _machine_code(file: Path) -> list[Finding]:
         held = tuple(found[operations[bool(kind)]] for operations in (PRODUCTS, SUMS))
         if held != wanted and not (fused or emitted["div"] or emitted["rcp"]):
             raise NotEstablishedError(f"the PTX has {wanted} products and sums ({kind or 'single'}), the machine code {held}")
+    _same_doubles(file.read_text("utf-8"), found)
     return _findings(fused)
+
+
+def _same_doubles(emitted: str, found: Counter[str]) -> None:
+    """In float64 as many operations of each kind as the PTX has: none is fused. A root or a quotient becomes many."""
+    kinds = Counter(re.findall(r"^\s+(fma|mul|add|sub|sqrt|div)(?:\.\w+)*\.f64\s", emitted, re.MULTILINE))
+    wanted = (kinds["fma"], kinds["mul"], kinds["add"] + kinds["sub"])
+    held = tuple(found[operation] for operation in ("DFMA", "DMUL", "DADD"))
+    if held != wanted and not (kinds["sqrt"] or kinds["div"]):
+        raise NotEstablishedError(f"the PTX has {wanted} fused operations, products and sums of float64, the machine code {held}")
 
 
 def fused(folder: Path) -> list[Finding]:

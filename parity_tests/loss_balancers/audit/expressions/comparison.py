@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loss_balancers.audit.expressions.dag import ONE, Node, NotEstablishedError, render, walk
+from loss_balancers.audit.expressions.dag import ONE, Node, NotEstablishedError, is_kept, render, walk
 from loss_balancers.audit.expressions.established import FUSED, Established, native_quotient, terms_of
 from loss_balancers.audit.expressions.steps import STEP
 from loss_balancers.audit.expressions.words import Words
@@ -14,11 +14,18 @@ COMMUTATIVE = ("mul", "add")
 #: By how a mnemonic starts.
 APPROXIMATE = ("div.full", "div.approx", "rcp", "vrcp", "rsqrt", "vrsqrt", "sqrt.approx", "ex2", "lg2", "vpow2", "vlog2")
 
+#: Instructions and calls that are no root, exponential or logarithm but nearly one.
+APPROXIMATE_FUNCTIONS = ("ex2", "lg2", "vpow2", "vlog2", "tanh", "rsqrt")
+ELEMENTARY = ("exp", "log", "sqrt")
+
 FUSED_MULTIPLY_ADD = "fused multiply-add"
 MISSING_BARRIER = "missing barrier"
 MISSING_FLUSH = "missing flush"
 APPROXIMATE_DIVISION = "approximate division"
 UNREPAIRED_DIVISION = "unrepaired division"
+APPROXIMATE_FUNCTION = "approximate function"
+#: A step that is executed, and gives other bits than the spec.
+OTHER_BITS = "other bits"
 REASSOCIATED_SUM = "reassociated sum"
 OTHER_OPERATION = "other operation"
 #: What `races` finds.
@@ -67,6 +74,8 @@ class _Comparison:
     def all(self, expected: Sequence[Node], actual: Sequence[Node]) -> list[Finding]:
         for want, have in zip(expected, actual, strict=True):
             self._find(want, have)
+            if self._steps is not None and self.same(want, have) and self._steps.differ(want, have):
+                self._add(OTHER_OPERATION, want, have)
         return self._findings
 
     def same(self, want: Node, have: Node) -> bool:
@@ -78,6 +87,8 @@ class _Comparison:
     def _is_same(self, want: Node, have: Node) -> bool:
         if want.op == STEP:
             return self._steps is not None and self._steps.holds(want, have)
+        if want.op == "add" and have.op == "sub" and is_kept(want.args[0]) and is_kept(want.args[1]):
+            return self._same_difference(want, have)
         if want.op != have.op or want.op == "opaque" or want.value != have.value or len(want.args) != len(have.args):
             return False
         if all(map(self.same, want.args, have.args)):
@@ -85,6 +96,13 @@ class _Comparison:
         if want.op == "keep":
             return self._same_flushed(want.args[0], have.args[0])
         return want.op in COMMUTATIVE and all(map(self.same, want.args, have.args[::-1]))
+
+    def _same_difference(self, want: Node, have: Node) -> bool:
+        """X + keep(-y) and x - y, of what is flushed: no sign of a zero tells them apart."""
+        x, negated = want.args
+        if not (negated.op == STEP and negated.value == "negate" and is_kept(negated.args[0])):
+            return False
+        return self.same(x, have.args[0]) and self.same(negated.args[0], have.args[1])
 
     def _same_flushed(self, want: Node, have: Node) -> bool:
         """Products with a constant of at most 1 of which one flushes its operand first: what that would do, the product's does."""
@@ -125,8 +143,12 @@ class _Comparison:
         inner = have.args[0] if have.op == "keep" else have
         reciprocal = inner if inner.op == "mul" and any(arg.op == "const" for arg in inner.args) else None
         opaque = next((node for node in walk([have]) if node.op == "opaque"), None)
-        if fused is not None:
+        if want.value in ELEMENTARY and (approximate := _first(have, APPROXIMATE_FUNCTIONS)) is not None:
+            self._add(APPROXIMATE_FUNCTION, want, have, approximate)
+        elif fused is not None:
             self._add(FUSED_MULTIPLY_ADD, want, have, fused)
+        elif want.value in ELEMENTARY and native is not None:
+            self._add(APPROXIMATE_FUNCTION, want, have, native)
         elif native is not None:
             self._add(APPROXIMATE_DIVISION if native.op.startswith(APPROXIMATE) else UNREPAIRED_DIVISION, want, have, native)
         elif opaque is not None:
@@ -135,8 +157,11 @@ class _Comparison:
             raise NotEstablishedError(f"expected {render(want)}; the bits are its, but {self._steps.objection(want, have)}")
         elif reciprocal is not None and want.value == "div":
             self._add(APPROXIMATE_DIVISION, want, have, reciprocal)
+        elif (unknown := None if self._steps is None else self._steps.not_executed(have)) is not None:
+            raise NotEstablishedError(f"expected {render(want)}, but this cannot be executed: {unknown.line or unknown}")
         else:
-            self._add(UNREPAIRED_DIVISION if _divides(want) else OTHER_OPERATION, want, have)
+            executed = self._steps is not None and want.value in (*ELEMENTARY, "total")
+            self._add(OTHER_BITS if executed else UNREPAIRED_DIVISION if _divides(want) else OTHER_OPERATION, want, have)
 
     def _reordered(self, want: Node, have: Node) -> bool:
         """Whether both are sums of the same terms, and of three or more."""

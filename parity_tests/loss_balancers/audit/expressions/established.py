@@ -6,14 +6,15 @@ Of a node of the emitted code that is to be the step, three things must hold:
   sum is finite, code may ask that of a term of the sum instead, and know no more of the term;
 - a division or a reciprocal of the device reaches it through conversions to integers and comparisons alone;
 - executed, it gives the step's bits on all inputs that were drawn, whatever the device's divisions give within `execute.ERROR`.
+  Where the spec does not define a step on the way, the greatest of numbers one of which is NaN, the results must have its bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from loss_balancers.audit.expressions.dag import INFINITY, Node, walk
-from loss_balancers.audit.expressions.execute import fingerprints
+from loss_balancers.audit.expressions.dag import CONSTANTS, INFINITY, Node, walk
+from loss_balancers.audit.expressions.execute import defined, fingerprints
 from loss_balancers.audit.expressions.steps import STEP
 from loss_balancers.audit.expressions.words import ESTIMATES, Words
 
@@ -34,12 +35,27 @@ class Established:
 
     def __init__(self, expected: Sequence[Node], actual: Sequence[Node], inputs: Sequence[Words], same: Same) -> None:
         self._same = same
-        self._bits = fingerprints(expected, inputs) | fingerprints(actual, inputs)
+        lanes = defined(expected, inputs)
+        some = [x[lanes] for x in inputs]
+        self._bits = fingerprints(expected, some) | fingerprints(actual, some)
+        self._rest = None
+        if not lanes.all():
+            rest = [x[~lanes] for x in inputs]
+            self._rest = fingerprints(expected, rest) | fingerprints(actual, rest)
 
     def equal(self, want: Node, have: Node) -> bool:
         """Whether both give the same bits."""
         bits = self._bits.get(id(have))
         return bits is not None and bits == self._bits[id(want)]
+
+    def not_executed(self, have: Node) -> Node | None:
+        """What on the way to a node cannot be executed, first."""
+        return next((node for node in walk([have]) if self._bits.get(id(node)) is None), None)
+
+    def differ(self, want: Node, have: Node) -> bool:
+        """Whether a result has other bits than the spec's where some step on the way to it is not defined."""
+        bits = None if self._rest is None else self._rest.get(id(have))
+        return self._rest is not None and (bits is None or bits != self._rest[id(want)])
 
     def holds(self, want: Node, have: Node) -> bool:
         """Whether ``have`` is the step ``want``."""
@@ -55,7 +71,7 @@ class Established:
         stack = list(have.args)
         while stack:
             node = stack.pop()
-            if id(node) in seen or node.op == "const" or self._is_operand(operands, node):
+            if id(node) in seen or node.op in CONSTANTS or self._is_operand(operands, node):
                 continue
             seen.add(id(node))
             magnitude = _compared_with_infinity(node)
@@ -72,20 +88,22 @@ class Established:
         return any(self._same(operand, node) for operand in operands)
 
 
-def _operands(want: Node) -> Iterator[Node]:
+def _operands(want: Node, seen: set[int] | None = None) -> Iterator[Node]:
     """What a step is computed from: its operands, with and without `keep`, and what steps among them are computed from.
 
     Compilers merge a step with the next: they test a choice's condition once, or work on the bits of what is to be flushed.
     """
+    seen = set() if seen is None else seen
     for arg in want.args:
-        if arg.op == "const":
+        if arg.op == "const" or id(arg) in seen:
             continue
+        seen.add(id(arg))
         yield arg
         inner = arg.args[0] if arg.op == "keep" else arg
         if inner is not arg:
             yield inner
         if inner.op == STEP:
-            yield from _operands(inner)
+            yield from _operands(inner, seen)
 
 
 def _terms_that_must_be_finite(want: Node) -> list[Node]:

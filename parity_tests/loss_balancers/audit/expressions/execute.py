@@ -13,7 +13,17 @@ import numpy as np
 
 from loss_balancers.audit.expressions import steps
 from loss_balancers.audit.expressions.dag import Node, walk
-from loss_balancers.audit.expressions.words import ESTIMATES, EXACT, ROUNDED, Words, away_from_zero, floats, flushed, to_int
+from loss_balancers.audit.expressions.words import (
+    ESTIMATES,
+    EXACT,
+    ROUNDED,
+    WIDE_ESTIMATES,
+    Words,
+    away_from_zero,
+    floats,
+    flushed,
+    to_int,
+)
 
 #: By how many units in the last place the estimates are moved. `portable.div` is made for a quotient that is 30 off.
 ERROR = 8
@@ -56,6 +66,8 @@ def _value(node: Node, args: list[Words | None], inputs: Sequence[Words], error:
         return inputs[int(node.value)]
     if node.op == "const":
         return np.full(len(inputs[0]), int(node.value), np.uint32)
+    if node.op == "wide":
+        return np.full(len(inputs[0]), int(node.value), np.uint64)
     known = [arg for arg in args if arg is not None]
     if len(known) < len(args):
         return None
@@ -67,10 +79,19 @@ def _value(node: Node, args: list[Words | None], inputs: Sequence[Words], error:
         return to_int(np.where(error > 0, away_from_zero(known[0]), known[0]))
     if node.op not in ROUNDED:
         return None
+    if "double" in node.op:  # of which no device flushes the subnormal numbers
+        return _moved_far(ROUNDED[node.op](*known), error) if node.op in WIDE_ESTIMATES else ROUNDED[node.op](*known)
     result = ROUNDED[node.op](*(map(flushed, known) if flushes else known))
     if node.op in ESTIMATES:
         result = _moved(result, error)
     return flushed(result) if flushes else result
+
+
+def _moved_far(estimate: Any, error: Any) -> Any:
+    """A float64 of which the upper 32 bits are estimated, as many eighths of the last of these off."""
+    exponent = (estimate >> np.uint64(52)) & np.uint64(2047)
+    ordinary = (exponent > 1) & (exponent < 2046)
+    return np.where(ordinary, (estimate.view(np.int64) + (error << 29)).view(np.uint64), estimate)
 
 
 def _moved(quotient: Words, error: Any) -> Words:
@@ -78,6 +99,17 @@ def _moved(quotient: Words, error: Any) -> Words:
     exponent = (quotient >> np.uint32(23)) & np.uint32(255)
     ordinary = (exponent > 1) & (exponent < 254)
     return np.where(ordinary, (quotient.astype(np.int64) + error).astype(np.uint32), quotient)
+
+
+def defined(expected: Sequence[Node], inputs: Sequence[Words]) -> Any:
+    """The draws on which the spec defines every step: not the greatest of numbers one of which is NaN."""
+    values = execute(expected, inputs, DEVICES[0])
+    defined = np.ones(len(inputs[0]), bool)
+    for node in walk(list(expected)):
+        value = values[id(node)]
+        if node.op == steps.STEP and node.value == "greatest" and value is not None:
+            defined &= ~np.isnan(floats(value))
+    return defined
 
 
 def fingerprints(roots: Sequence[Node], inputs: Sequence[Words]) -> dict[int, int | None]:
@@ -94,5 +126,5 @@ def _hash(values: list[Words | None]) -> int | None:
 
 
 def one_nan(value: Words) -> Words:
-    """The words with one NaN for all."""
-    return np.where(np.isnan(floats(value)), NAN, value)
+    """The words with one NaN for all. A wide word stays: no result is one."""
+    return value if value.dtype == np.uint64 else np.where(np.isnan(floats(value)), NAN, value)

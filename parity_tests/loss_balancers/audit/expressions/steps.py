@@ -63,6 +63,11 @@ def _total(*powers: Words) -> Words:
         return words((units / UNIT).astype(np.float32))
 
 
+def _greatest(*numbers: Words) -> Words:
+    """Whatever it is of NaN: the spec does not say, and `undefined` says where."""
+    return reduce(EXACT["maximum"], numbers)
+
+
 #: By the names of the operations of the reference, in `nodes`. A truth is 0 or 1.
 STEPS: dict[str, Callable[..., Words]] = {
     "div": quotient,
@@ -74,8 +79,9 @@ STEPS: dict[str, Callable[..., Words]] = {
     "choose": EXACT["select"],
     **{name: _elementary(name) for name in ("exp", "log", "sqrt")},
     "total": _total,
+    "greatest": _greatest,
 }
 #: Those whose result `keep` does not change.
 KEPT = ("div", "negate", "exp", "log", "sqrt")
-#: Those that code works out in integers of 64 bits or in float64: the reader of dumps has words of 32 bits.
+#: Those that code works out in integers of 64 bits or in float64, or on TPU in pairs of words.
 IN_64_BITS = ("exp", "log", "sqrt", "total")

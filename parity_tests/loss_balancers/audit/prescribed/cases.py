@@ -20,6 +20,9 @@ from loss_balancers.spec.keys import EXAMPLE_NAMES
 
 #: What is compiled of each.
 KINDS = ("forward", "gradient")
+ELEMENTARY = ("exp", "log", "sqrt")
+#: Of how many numbers.
+SOFTMAX = 3
 KD_COUNTS = (1, 3, 12)
 EMA_KD_COUNTS = (1, 2, 3, 12)
 
@@ -103,7 +106,11 @@ class Case:
 
 def all_cases() -> list[Case]:
     """Every case that must be as specified."""
-    return [*_div_cases(), *(balancer_case(name, each, kind == "gradient") for name, each in balancers().items() for kind in KINDS)]
+    return [
+        *_div_cases(),
+        *_elementary_cases(),
+        *(balancer_case(name, each, kind == "gradient") for name, each in balancers().items() for kind in KINDS),
+    ]
 
 
 def balancer_case(name: str, each: Balancer, gradient: bool) -> Case:
@@ -127,6 +134,53 @@ def _div_cases() -> list[Case]:
         Case("div forward", 2, 1, reference.div, div_forward, draws=from_operands),
         Case("div gradient", 3, 2, lambda dag: reference.div(dag, gradient=True), _div_gradient, draws=with_cotangent),
     ]
+
+
+def _elementary_cases() -> list[Case]:
+    """`exp`, `log` and `sqrt`, forward and gradient, and `softmax`, which has no gradient."""
+    cases = []
+    for name in ELEMENTARY:
+        for gradient in (False, True):
+            cases.append(
+                Case(
+                    f"{name} {KINDS[gradient]}",
+                    1 + gradient,
+                    1,
+                    lambda dag, name=name, gradient=gradient: reference.elementary(dag, name, gradient),
+                    lambda name=name, gradient=gradient: (_elementary_gradient if gradient else elementary)(name),
+                    draws=lambda name=name, gradient=gradient: draws.hard_operands(name)[: 1 + gradient],
+                )
+            )
+    softmax = Case(
+        "softmax forward",
+        SOFTMAX,
+        SOFTMAX,
+        lambda dag: reference.softmax(dag, SOFTMAX),
+        _softmax,
+        draws=lambda: draws.exponents(SOFTMAX),
+    )
+    return [*cases, softmax]
+
+
+def elementary(name: str) -> Callable[..., Any]:
+    """`portable.exp`, `log` or `sqrt`."""
+    from loss_balancers.jax import portable
+
+    return getattr(portable, name)
+
+
+def _elementary_gradient(name: str) -> Callable[..., Any]:
+    import jax
+
+    return lambda x, cotangent: jax.vjp(elementary(name), x)[1](cotangent)[0]
+
+
+def _softmax() -> Callable[..., Any]:
+    import jax.numpy as jnp
+
+    from loss_balancers.jax.portable import softmax
+
+    return lambda *numbers: tuple(softmax(jnp.stack(numbers)))
 
 
 def div_forward() -> Callable[..., Any]:

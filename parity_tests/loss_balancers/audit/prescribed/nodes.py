@@ -56,6 +56,9 @@ class Nodes(Ops):
     def total(self, powers: Sequence[Operand]) -> Node:
         return self._step("total", *powers)
 
+    def greatest(self, numbers: Sequence[Operand]) -> Node:
+        return self._step("greatest", *numbers) if len(numbers) > 1 else self.node(numbers[0])
+
     def magnitude(self, a: Operand) -> Node:
         return self._op("abs", "f32", a)
 

@@ -48,6 +48,17 @@ def div(dag: Dag, gradient: bool = False) -> list[Node]:
     return list(ops.div_gradient(dag.input(2), a, b, "f32")) if gradient else [ops.div(a, b, "f32")]
 
 
+def elementary(dag: Dag, name: str, gradient: bool = False) -> list[Node]:
+    """`exp`, `log` or `sqrt` of the first input, or the gradient to it; the second is the cotangent."""
+    ops = Nodes(dag)
+    return [getattr(ops, f"{name}_gradient")(dag.input(1), dag.input(0)) if gradient else getattr(ops, name)(dag.input(0))]
+
+
+def softmax(dag: Dag, count: int) -> list[Node]:
+    """The softmax of as many inputs."""
+    return Nodes(dag).softmax(list(map(dag.input, range(count))))
+
+
 def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
     """The values of ``roots`` in the spec's exact arithmetic, for what the spec prescribes."""
     values: dict[int, float] = {}
@@ -63,12 +74,14 @@ def evaluate(roots: Sequence[Node], inputs: Sequence[float]) -> list[float]:
             value = EXACT.add(args[0], args[1], "f32")
         elif node.op == "keep":
             value = EXACT.flush(args[0], "f32")
-        elif node.op == "abs":
-            value = abs(args[0])
+        elif node.op in {"abs", "neg"}:
+            value = abs(args[0]) if node.op == "abs" else -args[0]
         elif node.op == STEP and node.value == "div":
             value = EXACT.div(args[0], args[1], "f32")
         elif node.op == STEP and node.value in IN_64_BITS:
             value = getattr(EXACT, str(node.value))(*([args] if node.value == "total" else args))
+        elif node.op == STEP and node.value == "greatest":
+            value = EXACT.greatest(args)
         elif node.op == STEP:
             value = float(floats(STEPS[str(node.value)](*(words(np.array([arg], np.float32)) for arg in args)))[0])
         else:

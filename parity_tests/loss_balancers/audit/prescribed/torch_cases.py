@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from loss_balancers.audit.prescribed.cases import EMA, RATIO_NAMES, RATIOS, Balancer, Case, all_cases, balancers
+from loss_balancers.audit.prescribed.cases import ELEMENTARY, EMA, RATIO_NAMES, RATIOS, Balancer, Case, all_cases, balancers
 from loss_balancers.audit.prescribed.planted import no_barrier, planted_cases, tree_sum
 from loss_balancers.audit.prescribed.reference import COMMITS
 from loss_balancers.audit.prescribed.state_cases import state_cases
@@ -46,9 +46,12 @@ def torch_cases() -> list[TorchCase]:
     forwards = {
         **{name: lambda each=each: _balancer(each) for name, each in balancers().items()},
         "div": _div,
+        **{name: lambda name=name: _elementary(name) for name in ELEMENTARY},
+        "softmax": _softmax,
         "planted: no barrier": lambda: no_barrier,
         "planted: tree sum": _tree_sum,
         "planted: native division": lambda: _natively(_div),
+        **{f"planted: native {name}": lambda name=name: _native(name) for name in ELEMENTARY},
         f"planted: native division, {EMA.balancer}": lambda: _natively(lambda: _balancer(Balancer(EMA, EMA.names))),
         f"planted: native division, {RATIOS.balancer}": lambda: _natively(lambda: _balancer(Balancer(RATIOS, RATIO_NAMES))),
     }
@@ -77,6 +80,28 @@ def _div() -> Callable[..., Any]:
     from loss_balancers.torch.portable import div
 
     return div
+
+
+def _elementary(name: str) -> Callable[..., Any]:
+    from loss_balancers.torch import portable
+
+    return getattr(portable, name)
+
+
+def _native(name: str) -> Callable[..., Any]:
+    import torch
+
+    from loss_balancers.torch.rounding import keep
+
+    return lambda x: keep(getattr(torch, name)(keep(x)))
+
+
+def _softmax() -> Callable[..., Any]:
+    import torch
+
+    from loss_balancers.torch.portable import softmax
+
+    return lambda *numbers: softmax(torch.stack(numbers))
 
 
 def _tree_sum() -> Callable[..., Any]:
