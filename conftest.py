@@ -5,6 +5,7 @@ import gc
 import os
 import tempfile
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -31,32 +32,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The mark of a test that is expensive, and has a row for each balancer, mode, format or so."""
-    config.addinivalue_line("markers", "in_turn(n): one row in n is run, unless with --every-row, or asked for by its id")
+    config.addinivalue_line("markers", "in_turn(n): about one row in n is run, unless with --every-row, -k or the id of a row")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the rows whose turn it is not."""
-    if config.getoption("--every-row") or any("[" in arg for arg in config.args):
+    asked_for = config.option.keyword or any("::" in arg and "[" in arg for arg in config.args)
+    if config.getoption("--every-row") or asked_for:
         return
-    places: dict[tuple[str, str], dict[int, int]] = {}
-    left_out = {item for item in items if not has_its_turn(item, places)}
+    tests: dict[str, list[Any]] = {}
+    for item in items:
+        if item.get_closest_marker("in_turn") and hasattr(item, "callspec"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {row for rows in tests.values() for row in rows} - {row for rows in tests.values() for row in in_turn(rows)}
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
 
-def has_its_turn(item: Any, places: dict[tuple[str, str], dict[int, int]]) -> bool:
-    """Whether a row is run: each value of a parameter has one row in n, with others of the others, and each test begins elsewhere.
+def in_turn(rows: Sequence[Any]) -> list[Any]:
+    """The rows of a test that are run: one in n, and as many more as it takes that each value of a parameter with few is run."""
+    (n,) = rows[0].get_closest_marker("in_turn").args
+    places: dict[str, dict[int, int]] = {name: {} for name in rows[0].callspec.params}  # of a value, by its identity
 
-    ``places`` are those of the values of each parameter of each test, by their identity, in order of appearance.
-    """
-    if (mark := item.get_closest_marker("in_turn")) is None:
-        return True
-    test, _, _ = item.nodeid.partition("[")
-    turn = zlib.crc32(item.originalname.encode())
-    for name, value in item.callspec.params.items():
-        of_values = places.setdefault((test, name), {})
-        turn += of_values.setdefault(id(value), len(of_values))
-    return turn % mark.args[0] == 0
+    def place(row: Any) -> int:
+        return sum(of.setdefault(id(row.callspec.params[name]), len(of)) for name, of in places.items())
+
+    start = zlib.crc32(rows[0].originalname.encode())  # so that another test begins with another row
+    run = [row for row in rows if (start + place(row)) % n == 0]
+    few = [name for name, of in places.items() if len(of) * n <= len(rows)]
+
+    def values(row: Any) -> set[tuple[str, int]]:
+        return {(name, id(row.callspec.params[name])) for name in few}
+
+    seen = {value for row in run for value in values(row)}
+    for row in rows:
+        if not run or not values(row) <= seen:
+            run.append(row)
+            seen |= values(row)
+    return run
 
 
 @pytest.hookimpl(trylast=True)

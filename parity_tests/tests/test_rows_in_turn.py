@@ -22,6 +22,17 @@ def test_both(balancer, mode): pass
 @pytest.mark.parametrize("balancer", ["a", "b", "c", "d", "e"])
 def test_one(balancer): pass
 
+@pytest.mark.in_turn(3)
+@pytest.mark.parametrize(("balancer", "mode"), list(zip("abcdefghi", 3 * ["eager", "jit", "scan"])))
+def test_together(balancer, mode): pass
+
+@pytest.mark.in_turn(2)
+@pytest.mark.parametrize("format", ["f32"])
+def test_alone(format): pass
+
+@pytest.mark.in_turn(2)
+def test_without_rows(): pass
+
 @pytest.mark.parametrize("balancer", ["a", "b", "c", "d", "e"])
 def test_unmarked(balancer): pass
 """
@@ -49,12 +60,17 @@ def test_each_value_has_its_turn_and_unmarked_tests_have_all_rows(rows: Callable
     assert len(both) in (6, 7)  # of 20
     assert {value for row in both for value in row} == {*"abcde", "eager", "jit", "scan", "step"}
     assert len([row for row in run if row.startswith("test_one")]) in (1, 2)  # of 5
+    together = [row[len("test_together[") : -1].split("-") for row in run if row.startswith("test_together")]
+    assert {mode for _, mode in together} == {"eager", "jit", "scan"}  # though they vary with the balancer
+    assert len(together) <= 5
+    assert {"test_alone[f32]", "test_without_rows"} <= set(run)
     assert len([row for row in run if row.startswith("test_unmarked")]) == 5
     assert run == rows()
 
 
 def test_every_row_is_run_on_demand(rows: Callable[..., list[str]]) -> None:
     every = rows("--every-row")
-    assert len(every) == 30
+    assert len(every) == 41
     left_out = sorted(set(every) - set(rows()))[0]
     assert rows(file=f"test_it.py::{left_out}") == [left_out]
+    assert len(rows("-k", "test_one")) == 5

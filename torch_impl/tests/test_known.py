@@ -13,7 +13,8 @@ from with_state import EXAMPLES, train
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.torch import functional
-from loss_balancers.torch.known import LastFactors, Seen
+from loss_balancers.torch.known import LastFactors
+from loss_balancers.torch.observing import without_losses
 
 
 def other_values(balancer):
@@ -179,7 +180,7 @@ def made(monkeypatch):
     calls = []
     get = LastFactors.get
     monkeypatch.setattr(
-        LastFactors, "get", lambda self, state, table, make: get(self, state, table, lambda seen: calls.append(1) or make(seen))
+        LastFactors, "get", lambda self, state, table, make: get(self, state, table, lambda: calls.append(1) or make())
     )
     return calls
 
@@ -303,7 +304,7 @@ def test_minus_zero_is_another_value(draw):
     makes = []
     for value in (0.0, -0.0, 0.0):
         x.fill_(value)
-        last.get({"x": x}, None, lambda seen: makes.append(1) or torch.ones_like(seen["x"]))
+        last.get([x], None, lambda: makes.append(1) or torch.ones(2))
     assert len(makes) == 3
     assert np.signbit(-0.0)
 
@@ -320,18 +321,18 @@ def test_known_factors_in_a_function_that_is_compiled_by_itself(function):
         assert_same_bits(got, wanted)
 
 
-def test_no_entry_is_handed_out_that_is_not_noted():
-    """Or factors would be kept when it changes."""
-    seen = Seen({"a": torch.zeros(1), "b": torch.ones(1)})
-    for way in (
-        lambda: seen | {},
-        lambda: {} | seen,
-        lambda: {**seen},
-        lambda: dict(seen),
-        lambda: list(seen),
-        lambda: seen.get("a"),
-    ):
-        with pytest.raises(NotImplementedError, match="by name"):
-            way()
-    assert seen["b"] == 1
-    assert seen.values_asked_for == {"b": torch.ones(1).numpy().tobytes()}
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_factors_follow_from_what_is_declared(name):
+    """Or they would be kept when what they are made of changes."""
+    from loss_balancers import torch as in_torch
+    from loss_balancers.spec import registry
+
+    balancer = registry.make(EXAMPLES[name], in_torch)
+    if balancer._settings.sees_losses:
+        pytest.skip("its factors are made of the losses too")
+    state = {entry: torch.rand_like(x.float()).mul(3).to(x.dtype) for entry, x in balancer._values().items()}
+    before = balancer._factors(state, without_losses(balancer.names))
+    for entry in state.keys() - set(balancer._factors_follow_from(state)):
+        for value in (1, 7, 61):
+            others = state | {entry: torch.full_like(state[entry], value)}
+            assert_same_bits(balancer._factors(others, without_losses(balancer.names)), before)

@@ -4,6 +4,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from with_state import FIRST
 
@@ -11,7 +12,7 @@ import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import registry
 from loss_balancers.torch import functional
-from loss_balancers.torch.portable import div, rmul
+from loss_balancers.torch.portable import div, exp, log, rmul, sqrt
 
 pytestmark = [
     # PyTorch 2.13's own, for every autograd.Function that Dynamo traces, and at the first compilation or forward mode of a process.
@@ -192,3 +193,31 @@ def test_a_map_that_keeps_its_tensors(wrap):
     f, x = of_a_vector(balancer, names), torch.arange(1.0, 6.0)
     expected = derivatives_of_a_square(f, x)
     assert_same_bits(wrap(hessian(lambda x: f(x) ** 2))(x), expected.T.contiguous())
+
+
+SQUARES = {
+    "rmul": lambda x: rmul(x, x),
+    "div": lambda x: div(x, x * x + 1),
+    "exp": exp,
+    "log": log,
+    "sqrt": sqrt,
+    "geometric": of_a_vector(loss_balancers.torch.GeometricLossBalancer(("A_0", "A_1")), ("A_0", "A_1")),
+    "stch": of_a_vector(loss_balancers.torch.STCHLossBalancer(("A_0", "A_1"), form="log"), ("A_0", "A_1")),
+    "imtl": of_a_vector(loss_balancers.torch.IMTLLossBalancer(("A_0", "A_1")), ("A_0", "A_1")),
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("x", [(2.5149147, 3.0111676), (2.0**-126, 1.5)])
+def test_the_tangent_of_a_gradient_is_the_same_with_a_graph_and_without(name, x):
+    """Forward over reverse: a backward without ``create_graph`` is differentiated too."""
+    tangents = []
+    with forward_ad.dual_level():
+        for create_graph in (False, True):
+            dual = forward_ad.make_dual(torch.tensor(x, requires_grad=True), torch.tensor([-1.4171834, 0.90609437]))
+            (gradient,) = torch.autograd.grad(SQUARES[name](dual).sum(), dual, create_graph=create_graph)
+            tangents.append(forward_ad.unpack_dual(gradient).tangent)
+    if tangents[1] is None:
+        assert tangents[0] is None
+    else:
+        assert_same_bits(tangents[0].detach(), tangents[1].detach())

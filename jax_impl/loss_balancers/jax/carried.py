@@ -83,7 +83,7 @@ def check_axis_name(axis_name: Any) -> None:
 
 
 class Forwards:
-    """How many training calls there were before the first `step()`, or steps before the first `update()`; -1 from then on.
+    """How many training calls there were before the first `step()`, or the first `update()`; -1 from then on.
 
     Kept out of what JAX compares, like `WarnedOnce`.
     """

@@ -177,7 +177,7 @@ class FAMOLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = FAMOLossBalancerSettings(names, lr, weight_decay, min_losses, eps, total_weight)
         super().__init__(settings, auto_step, axis_name)
-        self._steps_alone = Forwards()
+        self._forwards_alone = Forwards()
 
     def update(self, loss: Mapping[str, Any], *, count: Any = None, share: Any = None) -> None:
         """Observes the losses after the optimizer's step: call it before `step()`, with the student's new losses on the same batch.
@@ -187,22 +187,26 @@ class FAMOLossBalancer(StatefulLossBalancer):
         ``share`` and what it raises: as `__call__`.
         """
         self._observe(self._inputs(loss, count, share), stacklevel=3, after=True)
-        self._steps_alone.count = -1
 
     def step(self) -> None:
-        """Commits what was observed since the last call: once per optimizer step, after `update()`; warns after 100 without it."""
+        """Commits what was observed since the last call: once per optimizer step, after `update()`; warns if none ever came."""
         super().step()
         self._warn_if_never_updated(stacklevel=3)
+
+    def _observe(self, inputs: Inputs, stacklevel: int, after: bool = False) -> None:
+        super()._observe(inputs, stacklevel + 1, after)
+        if after:
+            self._forwards_alone.count = -1
+        elif self._forwards_alone.count >= 0:
+            self._forwards_alone.count += 1
 
     def _committed(self, state: State, mean: Array, present: Array) -> State:
         return committed(state, mean, present, self._settings)
 
     def _warn_if_never_updated(self, stacklevel: int) -> None:
-        if self._steps_alone.count >= 0:
-            self._steps_alone.count += 1
-            if self._steps_alone.count == PATIENCE:
-                self._steps_alone.count = -1
-                warnings.warn(errors.never_updated(PATIENCE), UserWarning, stacklevel=stacklevel)
+        if self._forwards_alone.count >= PATIENCE:
+            warnings.warn(errors.never_updated(self._forwards_alone.count), UserWarning, stacklevel=stacklevel)
+            self._forwards_alone.count = -1
 
     def _aggregate(self, state: State, inputs: Inputs) -> Array:
         parts = inputs.amounts if inputs.shares else None

@@ -308,18 +308,44 @@ def test_a_loss_that_starts_afresh_has_corrections_of_its_own(framework, make_fa
 def test_who_never_updates_is_warned_once_and_by_line(make_famo, losses_of):
     balancer = make_famo()
     for _ in range(99):
+        balancer(losses_of((1.0, 1.0, 1.0)))
         balancer.step()
-    with pytest.warns(UserWarning, match=r"`update\(\)` was not called in 100 steps: .*docs/spec Q4") as caught:
+    balancer(losses_of((1.0, 1.0, 1.0)))
+    with pytest.warns(UserWarning, match=r"`update\(\)` was not called in 100 training forwards: .*docs/spec Q4") as caught:
         balancer.step()
     assert caught[0].filename == __file__
+    for _ in range(105):  # a second warning would be an error
+        balancer(losses_of((1.0, 1.0, 1.0)))
+        balancer.step()
+
+
+def test_who_observes_nothing_is_not_warned(make_famo, losses_of):
+    """A rank without data, say, or a validation."""
+    balancer = make_famo()
     for _ in range(105):
-        balancer.step()  # a second warning would be an error
+        balancer.step()
+    balancer.eval()
+    for _ in range(105):
+        balancer(losses_of((1.0, 1.0, 1.0)))
+        balancer.step()
+
+
+def test_an_update_after_many_micro_batches_is_in_time(make_famo, losses_of):
+    balancer = make_famo()
+    for _ in range(99):
+        balancer.observe(losses_of((1.0, 1.0, 1.0)))
+    balancer.update(losses_of((1.0, 1.0, 1.0)))
+    balancer.step()
+    for _ in range(105):
+        balancer(losses_of((1.0, 1.0, 1.0)))
+        balancer.step()
 
 
 def test_who_updates_is_not_warned_however_seldom(make_famo, losses_of):
     balancer = make_famo()
     balancer.update(losses_of((1.0, 1.0, 1.0)))
     for _ in range(205):
+        balancer(losses_of((1.0, 1.0, 1.0)))
         balancer.step()
 
 
@@ -328,6 +354,7 @@ def test_an_update_that_is_compiled_counts(framework, make_famo, losses_of):
     balancer = make_famo()
     update = framework.compiled(lambda balancer, losses: balancer.update(losses))
     for _ in range(105):
+        balancer(losses_of((1.0, 1.0, 1.0)))
         update(balancer, losses_of((1.0, 1.0, 1.0)))
         balancer.step()
 

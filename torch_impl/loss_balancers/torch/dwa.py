@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,6 +157,10 @@ class DWALossBalancer(StatefulLossBalancer):
         if self._settings.epoch_steps is not None:
             raise errors.epochs_end_by_themselves(self._settings.epoch_steps)
         return rolled(state)
+
+    def _factors_follow_from(self, state: State) -> Iterable[str]:
+        del state
+        return ("last", "before") if len(self._settings.table) == 1 else ("last", "before", "steps")
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         return taken(state, mean, present, self._settings.epoch_steps)

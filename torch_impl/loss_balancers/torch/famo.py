@@ -131,7 +131,7 @@ class FAMOLossBalancer(StatefulLossBalancer):
     ) -> None:
         settings = FAMOLossBalancerSettings(names, lr, weight_decay, min_losses, eps, total_weight)
         super().__init__(settings, auto_step, process_group)
-        self._steps_alone = 0
+        self._forwards_alone = 0
         self._floors = as_text(settings.floors) if any(settings.floors) else ""
         self._rates, self._decays, self._rests = as_text(settings.rates), as_text(settings.decays), as_text(settings.rests)
         self._offset, self._factor = settings.offset.hex(), settings.factor.hex()
@@ -144,13 +144,18 @@ class FAMOLossBalancer(StatefulLossBalancer):
         ``share`` and what it raises: as `forward`.
         """
         self._observe(self._inputs(loss, count, share), stacklevel=3, after=True)
-        self._steps_alone = -1
 
     def step(self) -> None:
-        """Commits what was observed since the last call: once per optimizer step, after `update()`; warns after 100 without it."""
+        """Commits what was observed since the last call: once per optimizer step, after `update()`; warns if none ever came."""
         super().step()
-        if not is_dynamo_compiling():
-            self._warn_if_never_updated(stacklevel=3)
+        self._warn_if_never_updated(stacklevel=3)
+
+    def _observe(self, inputs: Inputs, stacklevel: int, after: bool = False) -> None:
+        super()._observe(inputs, stacklevel + 1, after)
+        if after:
+            self._forwards_alone = -1
+        elif not is_dynamo_compiling() and self._forwards_alone >= 0:
+            self._forwards_alone += 1
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:
         (lr, weight_decay, adam_eps), device = numbers(self._rates), mean.device
@@ -165,11 +170,9 @@ class FAMOLossBalancer(StatefulLossBalancer):
         return moved(state, gradient, known, decays, rests, lr, adam_eps)
 
     def _warn_if_never_updated(self, stacklevel: int) -> None:
-        if self._steps_alone >= 0:
-            self._steps_alone += 1
-            if self._steps_alone == PATIENCE:
-                self._steps_alone = -1
-                warnings.warn(errors.never_updated(PATIENCE), UserWarning, stacklevel=stacklevel)
+        if not is_dynamo_compiling() and self._forwards_alone >= PATIENCE:
+            warnings.warn(errors.never_updated(self._forwards_alone), UserWarning, stacklevel=stacklevel)
+            self._forwards_alone = -1
 
     def _aggregate(self, state: State, inputs: Inputs) -> Tensor:
         losses, present = entered(inputs), inputs.present

@@ -17,7 +17,7 @@ from loss_balancers import spec
 from loss_balancers.spec import errors
 from loss_balancers.torch.autograd import LinearMap, total_in_eager, total_in_graph, total_of_vector_in_eager
 from loss_balancers.torch.host import host_constant
-from loss_balancers.torch.rounding import FLOAT, TINY, can_keep_tensors, compute_dtype, keep, vector_of
+from loss_balancers.torch.rounding import FLOAT, TINY, can_keep_tensors, can_read, compute_dtype, keep, vector_of
 
 FORMATS = {getattr(torch, fmt.dtype): fmt.name for fmt in spec.FORMATS.values()}
 
@@ -187,7 +187,7 @@ def sum_terms(
 def sum_of_vector(vector: Tensor, weights: tuple[float, ...] | Tensor | None = None) -> Tensor:
     """`sum_terms` of the elements of a float32 vector; without weights their sum."""
     count = vector.shape[0]
-    if is_dynamo_compiling() or type(vector) is not Tensor or not can_keep_tensors(vector.device):
+    if is_dynamo_compiling() or type(vector) is not Tensor or not can_read(vector.device):
         return sum_terms(list(vector.unbind(0)), (FLOAT,) * count, (1.0,) * count if weights is None else weights, FLOAT)
     if isinstance(weights, Tensor):
         return total_of_vector_in_eager(*_of_vector(None, count, vector.device), weights.detach(), vector)

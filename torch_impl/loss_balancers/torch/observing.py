@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
-from torch.nn.functional import pad
+from torch.nn.functional import pad, threshold
 
 from loss_balancers import spec
 from loss_balancers.torch.amounts import on_device, presence, validity, without_absent
@@ -130,7 +130,7 @@ def pending_mean(pending: Tensor) -> tuple[Tensor, Tensor]:
 def advanced(state: State, pending: Tensor) -> State:
     """The counters after a commit of ``pending``, the sums cleared (spec T4)."""
     steps, skipped, calls, left_out = state["steps"], state["skipped"], pending[-2], pending[-1]
-    left_out = left_out + torch.hardshrink(calls, spec.MOST_CALLS - 1.0)  # whole numbers: the calls, if they are too many to count
+    left_out = left_out + threshold(calls, spec.MOST_CALLS - 1.0, 0.0)  # whole numbers: the calls, if they are too many to count
     more = left_out.clamp(max=spec.MOST_LEFT_OUT).to(torch.int32)
     return {
         "steps": steps.clamp(max=spec.MOST_STEPS - 1) + beside(1, steps),

@@ -108,9 +108,13 @@ def can_keep_tensors(device: torch.device) -> bool:
 
 def readable(x: Tensor) -> bool:
     """Whether the host can read the values of ``x`` at once: it is a plain tensor on the CPU, and nothing traces this call."""
-    if is_dynamo_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    return x.is_cpu and type(x) is Tensor and can_keep_tensors(x.device)
+    return not is_dynamo_compiling() and x.is_cpu and type(x) is Tensor and can_read(x.device)
+
+
+def can_read(device: torch.device) -> bool:
+    """Whether nothing that is active now would miss what the host reads: a trace, a mode, what `can_keep_tensors` asks."""
+    nothing_traces = torch._C._get_tracing_state() is None and not torch._C._len_torch_function_stack()
+    return nothing_traces and can_keep_tensors(device)
 
 
 def on_host(x: Tensor) -> int | None:

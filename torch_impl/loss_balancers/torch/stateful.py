@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -125,7 +125,12 @@ class StatefulLossBalancer(MovesState, CarriesState, WeighedLossBalancer):
 
     def _factors_of(self, state: State) -> KnownFactors | None:
         """The factors that follow from committed state alone."""
-        return self._last_factors.get(state, self._table, lambda seen: self._factors(seen, without_losses(self.names)))
+        read = [state[name] for name in self._factors_follow_from(state)]
+        return self._last_factors.get(read, self._table, lambda: self._factors(state, without_losses(self.names)))
+
+    def _factors_follow_from(self, state: State) -> Iterable[str]:
+        """The entries of ``state`` that factors of committed state are made of."""
+        return (name for name in state if name != "pending")
 
     def _observe(self, inputs: Inputs, stacklevel: int, after: bool = False) -> None:
         if recomputing():

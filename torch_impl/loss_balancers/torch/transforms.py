@@ -28,6 +28,11 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def differentiated() -> bool:
+    """Whether derivatives are taken of what a backward computes: by ``create_graph=True``, or forward over reverse."""
+    return torch.is_grad_enabled() or transformed()
+
+
 @traced_as_constant
 def under_torch_func() -> bool:
     """Whether a transform of `torch.func` is active, which may not change state; in a graph, where it is traced."""

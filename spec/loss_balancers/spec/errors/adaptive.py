@@ -93,10 +93,11 @@ def never_learned(parameter: str) -> str:
     )
 
 
-def never_updated(steps: int) -> str:
+def never_updated(forwards: int) -> str:
     return (
-        f"`update()` was not called in {steps} steps: the balancer still has the weights it began with. Evaluate the student again "
-        "after the optimizer's step, on the same batch, and give the losses to `update()` before `step()`. (docs/spec Q4)"
+        f"`update()` was not called in {forwards} training forwards: the balancer still has the weights it began with. Evaluate "
+        "the student again after the optimizer's step, on the same batch, and give the losses to `update()` before `step()`. "
+        "(docs/spec Q4)"
         "\n    optimizer.step()"
         "\n    balancer.update(losses_of(student, batch))  # add this line"
         "\n    balancer.step()"

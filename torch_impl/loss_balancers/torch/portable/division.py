@@ -23,6 +23,7 @@ from torch.compiler import is_dynamo_compiling
 from loss_balancers.spec import errors
 from loss_balancers.torch.rounding import bitcast, compiling, keep
 from loss_balancers.torch.transforms import (
+    differentiated,
     negative_of_tangent,
     refuse_dual_level_outside,
     sum_of_tangents,
@@ -201,7 +202,7 @@ def _div_tangents(da: Tensor, db: Tensor, a: Tensor, b: Tensor, q: Tensor) -> tu
 
 
 def _rmul_gradient(g: Tensor, a: Tensor, b: Tensor, p: Tensor, both: bool = True) -> tuple[Tensor, Tensor | None]:
-    if torch.is_grad_enabled():  # create_graph=True
+    if differentiated():
         return rmul(g, b), rmul(g, a) if both else None
     g = keep(g)
     return rmul_of_kept(g, keep(b)), rmul_of_kept(g, keep(a)) if both else None

@@ -17,7 +17,7 @@ from loss_balancers.spec import errors
 from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
 from loss_balancers.torch.portable.division import MAPS, Map, apply, div, div_of_kept, kind_of, rmul, rmul_of_kept
 from loss_balancers.torch.rounding import can_keep_tensors, compiling, keep, kept, readable
-from loss_balancers.torch.transforms import sum_of_tangents
+from loss_balancers.torch.transforms import differentiated, sum_of_tangents
 
 #: Devices that have no float64.
 WITHOUT_FLOAT64 = ("mps",)
@@ -144,7 +144,7 @@ def _exp(x: Tensor, _: None) -> Tensor:
 
 
 def _exp_gradient(g: Tensor, x: Tensor, _: None, y: Tensor, *__: Any) -> tuple[Tensor, None]:
-    return rmul(g, y) if torch.is_grad_enabled() else rmul_of_kept(keep(g), y), None
+    return rmul(g, y) if differentiated() else rmul_of_kept(keep(g), y), None
 
 
 def _log(x: Tensor, _: None) -> Tensor:
@@ -163,7 +163,7 @@ def _log(x: Tensor, _: None) -> Tensor:
 
 
 def _log_gradient(g: Tensor, x: Tensor, _: None, y: Tensor, *__: Any) -> tuple[Tensor, None]:
-    return div(g, x) if torch.is_grad_enabled() else div_of_kept(keep(g), keep(x)), None
+    return div(g, x) if differentiated() else div_of_kept(keep(g), keep(x)), None
 
 
 def _sqrt(x: Tensor, _: None) -> Tensor:

@@ -73,7 +73,7 @@ def _drawn(made: Callable[[Tensor], Tensor], seed: str, steps: Tensor, stream: i
     return _block(made, seed, step // BLOCK, stream, count)[step % BLOCK]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _block(made: Callable[[Tensor], Tensor], seed: str, block: int, stream: int, count: int) -> Tensor:
     """A row for each step of a block."""
     with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
