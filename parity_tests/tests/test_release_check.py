@@ -135,7 +135,8 @@ def test_the_workflow_uploads_what_was_checked_and_holds_no_secret() -> None:
     assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads `on` as true
     assert workflow["permissions"] == {"contents": "read"}
     check, publish = workflow["jobs"]["check"], workflow["jobs"]["publish"]
-    (run,) = (step for step in check["steps"] if "run" in step)
+    rows, run = (step for step in check["steps"] if "run" in step)
+    assert rows["run"] == "make test-all"
     assert (run["run"], run["env"]) == ("make release-check", {"TAG": "${{ github.ref_name }}"})
     assert "permissions" not in check
     assert publish["needs"] == "check"
