@@ -289,7 +289,7 @@ def test_a_planted_fault_replaces_what_the_case_calls(planted, monkeypatch):
         return plant(target, name, replaced[name])
 
     monkeypatch.setattr(patch, "object", counting)
-    monkeypatch.setattr(known, "can_be_read", lambda tensors: False)  # compiled code keeps no factors
+    monkeypatch.setattr(known, "values_of", lambda tensors: None)  # compiled code keeps no factors
     with planted.fault():
         planted.function()(*[torch.tensor(1.0)] * planted.losses)
     assert len(replaced) == 1
