@@ -221,3 +221,26 @@ def test_the_tangent_of_a_gradient_is_the_same_with_a_graph_and_without(name, x)
         assert tangents[0] is None
     else:
         assert_same_bits(tangents[0].detach(), tangents[1].detach())
+
+
+LINEAR = {
+    "static": of_a_vector(loss_balancers.torch.StaticLossBalancer([0.3, 0.7]), ("A_0", "A_1")),
+    "weights-above-1": of_a_vector(loss_balancers.torch.WeightedSumLossBalancer({"A_0": 3.0, "A_1": 0.3}), ("A_0", "A_1")),
+    "float64": lambda x: LINEAR["static"](x.double()),
+    "ema": of_a_vector(loss_balancers.torch.EMANormalizedLossBalancer(("A_0", "A_1")).eval(), ("A_0", "A_1")),
+}
+
+
+@pytest.mark.parametrize("cotangent", [0.0, 1.0])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", [*SQUARES, *LINEAR])
+def test_a_backward_within_a_dual_level_of_a_graph_from_before_it(name, create_graph, cotangent):
+    """The gradient is linear in the cotangent: its tangent is the gradient with that of the cotangent in its place, at 0 too."""
+    f, x = (SQUARES | LINEAR)[name], torch.tensor([2.5149147, 3.0111676], requires_grad=True)
+    y = f(x).sum()
+    (expected,) = torch.autograd.grad(y, x, torch.full_like(y, 0.3), retain_graph=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.full_like(y, cotangent), torch.full_like(y, 0.3))
+        (gradient,) = torch.autograd.grad(y, x, dual, create_graph=create_graph)
+        tangent = forward_ad.unpack_dual(gradient).tangent
+    assert_same_bits(tangent.detach(), expected)

@@ -152,6 +152,7 @@ class DWALossBalancer(StatefulLossBalancer):
         self._write(self._epoch_ended(self._values()))
 
     def _epoch_ended(self, state: State) -> State:
+        """What the end of an epoch changes of ``state``."""
         if self._settings.epoch_steps is not None:
             raise errors.epochs_end_by_themselves(self._settings.epoch_steps)
         return rolled(state)

@@ -122,10 +122,9 @@ class FunctionalForm:
             RuntimeError: An epoch ends by itself: `epoch_steps` is set.
         """
         self._check(state)
-        ended = getattr(self._balancer, "_epoch_ended", None)
-        if ended is None:
+        if not (self._entries and self._balancer._settings.has_epochs):
             raise spec.errors.without_epochs(type(self._balancer).__name__)
-        return {**state, **ended(state)}
+        return {**state, **self._balancer._epoch_ended(state)}
 
     def commit(self, state: State) -> State:
         """The state after an optimizer step: what was observed since the last commit moves the weights."""

@@ -63,6 +63,7 @@ class DWALossBalancerSettings(ByFactors):
     total_weight: Any = "paper"
 
     balancer: ClassVar[str] = "DWALossBalancer"
+    has_epochs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         names, steps = checked_names(self.names), self.epoch_steps

@@ -43,11 +43,11 @@ FORMAT_OF_DTYPE: dict[str, FormatName] = {f.dtype: f.name for f in FORMATS.value
 MOST_STEPS = 2**31 - 1
 #: The largest float32 below `MOST_STEPS`.
 MOST_LEFT_OUT = 2**31 - 128
+#: From this number of pending calls on, float32 cannot count them, and a commit takes in none of them.
+MOST_CALLS = 2**24
 
 #: After how many training forwards without a `step()`, or without an `update()`, a balancer warns.
 PATIENCE = 100
-#: From this number of pending calls on, float32 cannot count them, and a commit takes in none of them.
-MOST_CALLS = 2**24
 
 
 def compute_format(formats: Iterable[str]) -> FormatName:

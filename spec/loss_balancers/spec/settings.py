@@ -36,6 +36,8 @@ class Settings(ABC):
     takes_float64: ClassVar[bool] = True
     #: Whether the balancer has `update()`, which observes the losses after the optimizer's step as well.
     updates: ClassVar[bool] = False
+    #: Whether the balancer has `end_epoch()`.
+    has_epochs: ClassVar[bool] = False
 
     @property
     def sees_losses(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, hardshrink
 from torch.autograd import Function
 
 from loss_balancers.torch.rounding import narrow, widen
-from loss_balancers.torch.transforms import refuse_dual_level_outside, transformable, transformed
+from loss_balancers.torch.transforms import differentiated, refuse_dual_level_outside, transformable, transformed
 
 
 class LinearMap(NamedTuple):
@@ -105,8 +105,8 @@ class _Total(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, None, *_Spread.apply(ctx.linear, ctx.weights, g)
+        if differentiated():
+            return None, None, *_spread_again(ctx.linear, ctx.weights, g)
         return None, None, *spread(ctx.linear, ctx.weights, g)
 
 
@@ -129,8 +129,8 @@ class _ScalarTotal(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, *_Spread.apply(ctx.linear, None, g)
+        if differentiated():
+            return None, *_spread_again(ctx.linear, None, g)
         weights, tiny, _, _ = ctx.linear.scalar
         if ctx.linear.large:
             g = hardshrink(g, tiny)
@@ -159,8 +159,8 @@ class _VectorTotal(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,), linear = grad_outputs, ctx.linear
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, None, None, torch.stack(_Spread.apply(linear, ctx.weights, g))
+        if differentiated():
+            return None, None, None, torch.stack(_spread_again(linear, ctx.weights, g))
         factors = linear.weights if ctx.weights is None else ctx.weights
         if linear.large or not isinstance(factors, Tensor):
             g = hardshrink(g, linear.tiny)
@@ -176,6 +176,11 @@ class _Spread(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         return None, None, _Total.apply(ctx.linear, ctx.weights, *grad_outputs)
+
+
+def _spread_again(linear: LinearMap, weights: Tensor | None, g: Tensor) -> Sequence[Tensor]:
+    """`spread` in a backward that is differentiated: by ``create_graph=True``, or by a dual level around it alone."""
+    return _transformable_spread(linear, weights, g) if transformed() else _Spread.apply(linear, weights, g)
 
 
 class _Whole:

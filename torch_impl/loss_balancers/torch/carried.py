@@ -85,7 +85,7 @@ class CarriesState(nn.Module):
     def _scheduled(self, state: State) -> Tensor:
         """What the schedules give at the step of ``state``."""
         assert self._table is not None
-        return look_up(self._table, state)
+        return look_up(self._table, state["steps"])
 
     def _bring_table(self) -> None:
         """Makes the table anew on the device of the state: FSDP2 moves single buffers, and accelerate only those that are saved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,11 +139,11 @@ def advanced(state: State, pending: Tensor) -> State:
     }
 
 
-def look_up(table: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+def look_up(table: Tensor, step: Tensor) -> Tensor:
     """The row of a step; from the table's end on, the last row."""
     if table.shape[0] == 1 and not is_dynamo_compiling():
         return table[0].clone()  # not a view: what `weights()` returns may be written to
-    return table.index_select(0, state["steps"].clamp(max=len(table) - 1).reshape(1)).squeeze(0)
+    return table.index_select(0, step.clamp(max=len(table) - 1).reshape(1)).squeeze(0)
 
 
 def expanded(factors: Tensor, count: int) -> Tensor:

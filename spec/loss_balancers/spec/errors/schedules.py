@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loss_balancers.spec.errors.words import NUMBERS, UNBOUNDED, in_its_place, shown
+from loss_balancers.spec.errors.words import NUMBERS, UNBOUNDED, instead_of_a_number, shown
 
 
 def setting_value(where: str, expected: str, received: Any) -> ValueError:
@@ -49,7 +49,7 @@ def schedule_not_callable(received: Any) -> TypeError:
 def not_a_number_or_schedule(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number ({NUMBERS}) or a schedule. Received {shown(received)} of type "
-        f"{type(received).__name__}. {in_its_place(received) or 'Make a schedule of a function with `schedules.tabulate`.'} "
+        f"{type(received).__name__}. {instead_of_a_number(received) or 'Make a schedule of a function with `schedules.tabulate`.'} "
         "(docs/spec W5)"
     )
 

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from loss_balancers.spec.errors.words import NUMBERS, UNBOUNDED, in_its_place, shown
+from loss_balancers.spec.errors.words import NUMBERS, UNBOUNDED, instead_of_a_number, shown
 
 
 def weight_type(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number ({NUMBERS}). Received {shown(received)} of type {type(received).__name__}. "
-        f"{in_its_place(received) or 'Pass a plain number.'} (docs/spec W5)"
+        f"{instead_of_a_number(received) or 'Pass a plain number.'} (docs/spec W5)"
     )
 
 
@@ -20,7 +20,7 @@ def kd_loss_weight_type(where: str, received: Any) -> TypeError:
     return TypeError(
         f"`{where}` must be a real number ({NUMBERS}), a sequence of them (one weight per KD loss in canonical order) or a mapping "
         f"from loss name to weight. Received {shown(received)} of type {type(received).__name__}. "
-        f"{in_its_place(received) or 'Pass a number, a list or a dict; an array must have one dimension.'} (docs/spec W5)"
+        f"{instead_of_a_number(received) or 'Pass a number, a list or a dict; an array must have one dimension.'} (docs/spec W5)"
     )
 
 

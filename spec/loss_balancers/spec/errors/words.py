@@ -49,7 +49,7 @@ def kind_of(value: Any) -> str:
     return name if dtype is None or str(dtype) == name else f"{name} of {dtype}"
 
 
-def in_its_place(received: Any) -> str:
+def instead_of_a_number(received: Any) -> str:
     """What to do about text, or a schedule, in place of a number; empty if ``received`` is neither."""
     if type(received).__name__ == "Schedule":
         return "Schedules are weights of `ScheduledLossBalancer`, and of other balancers that count steps."
