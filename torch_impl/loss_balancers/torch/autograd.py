@@ -178,7 +178,7 @@ class _Spread(Function):
         return None, None, _Total.apply(ctx.linear, ctx.weights, *grad_outputs)
 
 
-def _spread_again(linear: LinearMap, weights: Tensor | None, g: Tensor) -> Sequence[Tensor]:
+def _spread_again(linear: LinearMap, weights: Tensor | None, g: Tensor) -> tuple[Tensor, ...]:
     """`spread` in a backward that is differentiated: by ``create_graph=True``, or by a dual level around it alone."""
     return _transformable_spread(linear, weights, g) if transformed() else _Spread.apply(linear, weights, g)
 
