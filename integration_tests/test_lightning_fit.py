@@ -117,7 +117,7 @@ def test_averaged_buffers_are_another_state(tmp_path, state_of):
 
 def test_the_page_runs(run_page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_page("lightning_fit") >= 1
+    run_page("lightning_fit")
 
 
 def test_the_example_runs(run_example):

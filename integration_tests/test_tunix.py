@@ -298,4 +298,4 @@ def test_the_example_runs(run_example):
 
 
 def test_the_page_runs(run_page):
-    assert run_page("tunix_distill") >= 1
+    run_page("tunix_distill")
