@@ -31,7 +31,7 @@ RESULTS = Path(measured.__file__).parent / measured.FILE
 #: Environments of 5 to 7 GB each, made once, and beside each what came out there.
 FOLDER = ROOT / ".venv-versions"
 #: What the lanes and the unit tests need besides the frameworks.
-PROJECT = ("-e", f"{ROOT}[test]", "beartype>=0.22", "orbax-checkpoint>=0.11")
+PROJECT = ("-e", f"{ROOT}[test]", "beartype>=0.22", "orbax-checkpoint>=0.11", "pytest-xdist>=3.8")
 TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests/each_framework")
 PARITY = ("-c", "from loss_balancers.parity.cli import main; main()", "parity", "--json")
 
@@ -174,7 +174,7 @@ def environment(pair: Pair, interpreter: str) -> str | None:
 def unit_tests(python: str) -> tuple[str, bool]:
     """How the tests of spec and twins end, such as "812 passed, 3 skipped", and whether none failed."""
     # Warnings of other versions are other ones; that ours raise none, `make test` holds.
-    command = [python, "-m", "pytest", "-q", "-o", "filterwarnings=", *TESTS]
+    command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-o", "filterwarnings=", *TESTS]
     # A version is measured with what it compiles itself, not with what it finds compiled (`conftest.py`).
     environment = {**os.environ, "PYTHONPATH": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     last = ""
