@@ -38,8 +38,9 @@ What older versions lack, in every function and every module:
   uncompiled to read them. The process crashes where a program calls `torch.compiler.set_stance("eager_then_compile")` and has
   called `torch.compiler.reset()` before.
 
-A cell shows how many results had the bits of the exact reference, and how many results there were. In the unit tests the warnings
-of the frameworks are ignored, since each version has its own; `make test` takes none.
+A cell shows how many results had the bits of the exact reference, and how many results there were: vectors that were added since a
+pair was measured are not among them. In the unit tests the warnings of the frameworks are ignored, since each version has its own;
+`make test` takes none. What the command costs stands in [decision 0017](../decisions/0017-what-the-versions-cost.md).
 
 `make versions` takes whichever interpreters are on `PATH` as `python3.11`, `python3.12` and `python3.13`, and installs each pair
 with pip into `.venv-versions`. The registry's PyTorch for Linux x86-64 is built for CUDA and does not import without NVIDIA's
@@ -52,8 +53,8 @@ def page(measured: Sequence[dict[str, Any]]) -> str:
     """The page as text."""
     supported = ", ".join(f"{TITLES[name]} {version}" for name, version in OLDEST.items())
     text = TOP.format(labels=", ".join(LABELS), supported=f"{supported}, Python 3.11")
-    rows = [[*(_version(pair, name) for name in TITLES), _vectors(pair), _tests(pair)] for pair in measured]
-    text += table([*TITLES.values(), "golden vectors, bit-identical", "unit tests"], rows)
+    rows = [[*(_version(pair, name) for name in TITLES), _vectors(pair), _tests(pair), _date(pair)] for pair in measured]
+    text += table([*TITLES.values(), "golden vectors, bit-identical", "unit tests", "measured on"], rows)
     for framework, modes in MODES.items():
         ordered = sorted(measured, key=lambda pair: release(_version(pair, framework)))
         cells = [[_version(pair, framework), *(_cell(pair, f"{framework}-cpu-{mode}") for mode in modes)] for pair in ordered]
@@ -78,6 +79,10 @@ def _vectors(pair: dict[str, Any]) -> str:
 
 def _tests(pair: dict[str, Any]) -> str:
     return pair["tests"] or "not run"
+
+
+def _date(pair: dict[str, Any]) -> str:
+    return pair.get("created", "")[:10]
 
 
 def _cell(pair: dict[str, Any], lane: str) -> str:
