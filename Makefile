@@ -35,8 +35,8 @@ test: ruff ## lint, types and the tests
 	@$(BIN)/pyright & types=$$!; $(MAKE) --no-print-directory unit; tests=$$?; \
 		wait $$types || { echo "==> pyright found errors: see above, or run make lint"; exit 1; }; exit $$tests
 
-test-all: ROWS := --every-row
-test-all: test ## the same, with every row of the tests that compile much (half an hour; before a release)
+test-all: ## the same, with every row of the tests that compile much (half an hour; before a release)
+	@$(MAKE) --no-print-directory test ROWS=--every-row
 
 lint: ruff ## ruff and pyright
 	@$(BIN)/pyright

@@ -72,7 +72,8 @@ def main() -> int:
         begun = time.monotonic()
         say(f"[{number}/{len(chosen)}] {pair.name}: Python {pair.python}, {', '.join(pair.packages)}")
         found = measure(pair, given.vectors_only)
-        good &= found["good"]
+        # A Python that is not here is no fault, unless just this pair was asked for.
+        good &= found["good"] and not (given.pair and found["why"])
         say(f"{pair.name}: {found['why'] or 'measured'} ({time.monotonic() - begun:.0f} s)")
         if not given.vectors_only:
             keep(found)
@@ -87,10 +88,11 @@ def say(text: str) -> None:
 
 
 def keep(found: dict[str, Any]) -> None:
-    """Writes what was found of a pair where the kit and the page have it. What was measured earlier stays, where nothing is now."""
+    """Writes what was found of a pair where the kit and the page have it. Where nothing was, what was measured earlier stays."""
     earlier = {pair["name"]: pair for pair in (measurements() if RESULTS.exists() else [])}
-    if found["results"] or found["name"] not in earlier:
-        earlier[found["name"]] = found
+    before = earlier.get(found["name"])
+    stays = before is not None and before["results"] and not found["results"]
+    earlier[found["name"]] = {**before, "why": found["why"]} if stays else found
     ordered = [earlier[pair.name] for pair in PAIRS if pair.name in earlier]
     write_json(RESULTS, ordered)
     write_text(FILE, page(ordered))

@@ -18,7 +18,8 @@ TOP = """\
 # Versions
 
 Written by `make versions`, from what it measured. Each row of the first table is an environment of its own, in which the golden
-vectors ran on every lane of a CPU, in all formats ({labels}), and the unit tests of the spec and of both twins.
+vectors ran on every lane of a CPU, in all formats ({labels}), and, where the table says so, the unit tests of the spec and of both
+twins.
 
 Supported are {supported}, and all later versions: nothing is pinned from above. A version that is not in
 the table was not measured. `loss-balancers lanes` says whether yours was, and `loss-balancers parity` measures it.
@@ -43,9 +44,10 @@ pair was measured are not among them. In the unit tests the warnings of the fram
 `make test` takes none. What the command costs stands in [decision 0017](../decisions/0017-what-the-versions-cost.md).
 
 `make versions` takes whichever interpreters are on `PATH` as `python3.11`, `python3.12` and `python3.13`, and installs each pair
-with pip into `.venv-versions`. The registry's PyTorch for Linux x86-64 is built for CUDA and does not import without NVIDIA's
-libraries, so pip installs these too: 3 GB to download, 5 to 7 GB on disk and about three minutes for a pair (`--discard` removes
-each after use). Where pip finds a build for the CPU, it takes that. Only the lanes of the CPU ran, whatever the build.
+with pip into `.venv-versions`, which is kept: remove it to find a newer "newest". The registry's PyTorch for Linux x86-64 is built
+for CUDA and does not import without NVIDIA's libraries, so pip installs these too: 3 GB to download, 5 to 7 GB on disk and about
+three minutes for a pair (`--discard` removes each after use). Where pip finds a build for the CPU, it takes that. Only the lanes of
+the CPU ran, whatever the build.
 """
 
 
@@ -59,8 +61,8 @@ def page(measured: Sequence[dict[str, Any]]) -> str:
         ordered = sorted(measured, key=lambda pair: release(_version(pair, framework)))
         cells = [[_version(pair, framework), *(_cell(pair, f"{framework}-cpu-{mode}") for mode in modes)] for pair in ordered]
         text += "\n" + table([TITLES[framework], *modes], cells)
-    ran = next((pair for pair in measured if pair["results"]), None)
-    made = f"\nMeasured on {ran['processor']}, {ran['system']}.\n" if ran else ""
+    hosts = dict.fromkeys(f"{pair['processor']}, {pair['system']}" for pair in measured if pair["results"])
+    made = f"\nMeasured on {'; '.join(hosts)}.\n" if hosts else ""
     return text + made + END
 
 
@@ -74,7 +76,10 @@ def _version(pair: dict[str, Any], name: str) -> str:
 
 
 def _vectors(pair: dict[str, Any]) -> str:
-    return f"{pair['identical']:,} of {pair['results']:,}" if pair["results"] else f"not measured: {pair['why']}"
+    missing = f"not measured: {pair['why']}" if pair["why"] else ""
+    if not pair["results"]:
+        return missing
+    return f"{pair['identical']:,} of {pair['results']:,}" + (f"; since then {missing}" if missing else "")
 
 
 def _tests(pair: dict[str, Any]) -> str:

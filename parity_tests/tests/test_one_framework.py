@@ -95,6 +95,16 @@ def test_a_framework_that_is_too_old_is_absent_too(run, tmp_path: Path) -> None:
     )
 
 
+def test_a_framework_that_cannot_be_imported_is_absent_too(run, tmp_path: Path) -> None:
+    """As PyTorch for CUDA without NVIDIA's libraries."""
+    (tmp_path / "torch.py").write_text("raise ValueError('libcudart.so.*[0-9] not found in the system path')\n", "utf-8")
+    result = run(MAIN, "lanes", without=())
+    assert result.returncode == 0, result.stderr
+    words = " ".join(result.stdout.split())
+    assert "torch-* absent: `loss_balancers.torch` cannot be imported: ValueError: libcudart.so.*[0-9] not found" in words
+    assert "jax-cpu-jit present" in words
+
+
 def test_without_any_framework_nothing_is_compared(run) -> None:
     result = run(MAIN, "parity", without=TORCH + JAX)
     assert result.returncode == 2
