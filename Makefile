@@ -35,8 +35,8 @@ test: ruff ## lint, types and the tests
 	@$(BIN)/pyright & types=$$!; $(MAKE) --no-print-directory unit; tests=$$?; \
 		wait $$types || { echo "==> pyright found errors: see above, or run make lint"; exit 1; }; exit $$tests
 
-test-all: ROWS := --every-row
-test-all: test ## the same, with every row of the tests that compile much (half an hour; before a release)
+test-all: ## the same, with every row of the tests that compile much (half an hour; before a release)
+	@$(MAKE) --no-print-directory test ROWS=--every-row
 
 lint: ruff ## ruff and pyright
 	@$(BIN)/pyright
@@ -106,7 +106,9 @@ exhaustive: $(STAMP) ## exp, log and sqrt of all 2^32 float32 numbers on every l
 drawn-runs: $(STAMP) ## whole runs of every balancer whose weights follow from losses, against the exact reference (BALANCER=, SEQUENCES=: a part)
 	@PYTHONPATH=parity_tests/helpers $(BIN)/python tools/drawn_runs.py $(if $(BALANCER),--balancer $(BALANCER)) $(if $(SEQUENCES),--sequences $(SEQUENCES))
 
-bench: $(STAMP) ## forward and backward against ModelOpt's balancer, what a count costs, and the kernels of a step
+bench: $(STAMP) ## every balancer next to its peers, as a table, out/bench.json and out/bench.png (half an hour, on a quiet machine)
+	@mkdir -p out
+	@$(BIN)/python benchmarks/bench.py --json out/bench.json --png out/bench.png $(BENCH)
 	@$(BIN)/python benchmarks/against_modelopt.py
 	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/cost_of_counts.py

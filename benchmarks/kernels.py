@@ -9,6 +9,7 @@ step that is counted ends none. On a CPU random numbers are made for 64 steps at
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def balancers() -> dict[str, Callable[..., Any]]:
 
 def kernels(call: Callable[[], object]) -> Counter[str]:
     """The operations of a call that compute or copy, by name."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds print a line as it starts and as it ends
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
     found: Counter[str] = Counter()

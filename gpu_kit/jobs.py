@@ -46,11 +46,12 @@ def parts(device: str) -> list[Part]:
         return [f"{lane}.{balancer}" for balancer in BALANCERS] if lane in one_by_one else [lane]
 
     others = [tuple(job for lane in of_one[1:] for job in jobs(lane)) for of_one in lanes.values()]
-    compilers = max(1, (os.cpu_count() or 1) // 2 - 1)  # Inductor starts helpers of its own
+    cores = os.cpu_count() or 1
+    compilers, programs = max(1, cores // 2 - 1), max(1, cores // 4)  # Inductor starts helpers of its own, XLA has threads
     return [
         Part("versions and devices", 0.12, tuple(Queue((f"host-{name}",)) for name in MODES)),
         Part("golden vectors", 0.3, tuple(Queue((of_one[0],)) for of_one in lanes.values())),
-        Part("golden vectors, other modes", 0.68, (Queue(others[0], compilers), Queue(others[1]))),
+        Part("golden vectors, other modes", 0.68, (Queue(others[0], compilers), Queue(others[1], programs))),
         Part("quotients", 0.78, tuple(Queue((f"quotients-{name}",)) for name in MODES)),
         Part("costs", 0.97, (Queue(("costs-kernels", "costs-eager", "costs-graph", "costs-compiled")),)),
     ]

@@ -25,6 +25,7 @@ from loss_balancers.parity.certificates import measured
 from loss_balancers.parity.certificates.host import FRAMEWORKS
 from loss_balancers.parity.certificates.measured import measurements
 from loss_balancers.parity.files import write_json, write_text
+from loss_balancers.parity.lanes.known import MODES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(measured.__file__).parent / measured.FILE
@@ -33,10 +34,11 @@ FOLDER = ROOT / ".venv-versions"
 #: What the lanes and the unit tests need besides the frameworks.
 PROJECT = ("-e", f"{ROOT}[test]", "beartype>=0.22", "orbax-checkpoint>=0.11", "pytest-xdist>=3.8")
 TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests/each_framework")
+LANES = tuple(f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes)
 PARITY = ("-c", "from loss_balancers.parity.cli import main; main()", "parity", "--json")
 
-#: The columns of a quick run.
-QUICKLY = ("f32", "bf16")
+#: The columns of a quick run, and the lanes that it leaves out: `jax-cpu-jit` and `-vmap` compile the same step.
+QUICKLY, LEFT_OUT = ("f32", "bf16"), ("jax-cpu-scan", "jax-cpu-sharded")
 
 
 class Pair(NamedTuple):
@@ -62,8 +64,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pair", action="append", choices=[pair.name for pair in PAIRS], help="this pair only; may be given again")
     parser.add_argument(
-        "--vectors-only", action="store_true", help="no unit tests, vectors in float32 and bfloat16 alone, and nothing is written"
+        "--vectors-only",
+        action="store_true",
+        help=f"no unit tests, vectors in float32 and bfloat16 alone, not on {' and '.join(LEFT_OUT)}, and nothing is written",
     )
+    parser.add_argument("--install-only", action="store_true", help="make the environments, and measure nothing")
     parser.add_argument("--discard", action="store_true", help="remove each environment after use")
     given = parser.parse_args()
     chosen = [pair for pair in PAIRS if not given.pair or pair.name in given.pair]
@@ -71,8 +76,12 @@ def main() -> int:
     for number, pair in enumerate(chosen, 1):
         begun = time.monotonic()
         say(f"[{number}/{len(chosen)}] {pair.name}: Python {pair.python}, {', '.join(pair.packages)}")
+        if given.install_only:
+            good &= (interpreter := find_python(pair.python)) is not None and environment(pair, interpreter) is not None
+            continue
         found = measure(pair, given.vectors_only)
-        good &= found["good"]
+        # A Python that is not here is no fault, unless just this pair was asked for.
+        good &= found["good"] and not (given.pair and found["why"])
         say(f"{pair.name}: {found['why'] or 'measured'} ({time.monotonic() - begun:.0f} s)")
         if not given.vectors_only:
             keep(found)
@@ -87,10 +96,11 @@ def say(text: str) -> None:
 
 
 def keep(found: dict[str, Any]) -> None:
-    """Writes what was found of a pair where the kit and the page have it. What was measured earlier stays, where nothing is now."""
+    """Writes what was found of a pair where the kit and the page have it. Where nothing was, what was measured earlier stays."""
     earlier = {pair["name"]: pair for pair in (measurements() if RESULTS.exists() else [])}
-    if found["results"] or found["name"] not in earlier:
-        earlier[found["name"]] = found
+    before = earlier.get(found["name"])
+    stays = before is not None and before["results"] and not found["results"]
+    earlier[found["name"]] = {**before, "why": found["why"]} if stays else found
     ordered = [earlier[pair.name] for pair in PAIRS if pair.name in earlier]
     write_json(RESULTS, ordered)
     write_text(FILE, page(ordered))
@@ -112,8 +122,9 @@ def measure(pair: Pair, quickly: bool) -> dict[str, Any]:
         return {**found, "why": "pip cannot install it", "good": False}
     file = FOLDER / f"{pair.name}.json"
     file.unlink(missing_ok=True)
-    labels = [word for label in QUICKLY if quickly for word in ("--label", label)]
-    status = subprocess.run([python, *PARITY, str(file), *labels], cwd=ROOT, check=False).returncode
+    few = [word for label in QUICKLY for word in ("--label", label)]
+    few += [word for lane in LANES if lane not in LEFT_OUT for word in ("--lane", lane)]
+    status = subprocess.run([python, *PARITY, str(file), *(few if quickly else ())], cwd=ROOT, check=False).returncode
     if not file.exists():
         return {**found, "why": f"`loss-balancers parity` ended with {status}", "good": False}
     found |= of_matrix(json.loads(file.read_text("utf-8"))) | {"good": status == 0}

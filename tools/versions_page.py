@@ -18,7 +18,8 @@ TOP = """\
 # Versions
 
 Written by `make versions`, from what it measured. Each row of the first table is an environment of its own, in which the golden
-vectors ran on every lane of a CPU, in all formats ({labels}), and the unit tests of the spec and of both twins.
+vectors ran on every lane of a CPU, in all formats ({labels}), and, where the table says so, the unit tests of the spec and of both
+twins.
 
 Supported are {supported}, and all later versions: nothing is pinned from above. A version that is not in
 the table was not measured. `loss-balancers lanes` says whether yours was, and `loss-balancers parity` measures it.
@@ -38,13 +39,15 @@ What older versions lack, in every function and every module:
   uncompiled to read them. The process crashes where a program calls `torch.compiler.set_stance("eager_then_compile")` and has
   called `torch.compiler.reset()` before.
 
-A cell shows how many results had the bits of the exact reference, and how many results there were. In the unit tests the warnings
-of the frameworks are ignored, since each version has its own; `make test` takes none.
+A cell shows how many results had the bits of the exact reference, and how many results there were: vectors that were added since a
+pair was measured are not among them. In the unit tests the warnings of the frameworks are ignored, since each version has its own;
+`make test` takes none. What the command costs stands in [decision 0017](../decisions/0017-what-the-versions-cost.md).
 
 `make versions` takes whichever interpreters are on `PATH` as `python3.11`, `python3.12` and `python3.13`, and installs each pair
-with pip into `.venv-versions`. The registry's PyTorch for Linux x86-64 is built for CUDA and does not import without NVIDIA's
-libraries, so pip installs these too: 3 GB to download, 5 to 7 GB on disk and about three minutes for a pair (`--discard` removes
-each after use). Where pip finds a build for the CPU, it takes that. Only the lanes of the CPU ran, whatever the build.
+with pip into `.venv-versions`, which is kept: remove it to find a newer "newest". The registry's PyTorch for Linux x86-64 is built
+for CUDA and does not import without NVIDIA's libraries, so pip installs these too: 3 GB to download, 5 to 7 GB on disk and about
+three minutes for a pair (`--discard` removes each after use). Where pip finds a build for the CPU, it takes that. Only the lanes of
+the CPU ran, whatever the build.
 """
 
 
@@ -52,14 +55,14 @@ def page(measured: Sequence[dict[str, Any]]) -> str:
     """The page as text."""
     supported = ", ".join(f"{TITLES[name]} {version}" for name, version in OLDEST.items())
     text = TOP.format(labels=", ".join(LABELS), supported=f"{supported}, Python 3.11")
-    rows = [[*(_version(pair, name) for name in TITLES), _vectors(pair), _tests(pair)] for pair in measured]
-    text += table([*TITLES.values(), "golden vectors, bit-identical", "unit tests"], rows)
+    rows = [[*(_version(pair, name) for name in TITLES), _vectors(pair), _tests(pair), _date(pair)] for pair in measured]
+    text += table([*TITLES.values(), "golden vectors, bit-identical", "unit tests", "measured on"], rows)
     for framework, modes in MODES.items():
         ordered = sorted(measured, key=lambda pair: release(_version(pair, framework)))
         cells = [[_version(pair, framework), *(_cell(pair, f"{framework}-cpu-{mode}") for mode in modes)] for pair in ordered]
         text += "\n" + table([TITLES[framework], *modes], cells)
-    ran = next((pair for pair in measured if pair["results"]), None)
-    made = f"\nMeasured on {ran['processor']}, {ran['system']}.\n" if ran else ""
+    hosts = dict.fromkeys(f"{pair['processor']}, {pair['system']}" for pair in measured if pair["results"])
+    made = f"\nMeasured on {'; '.join(hosts)}.\n" if hosts else ""
     return text + made + END
 
 
@@ -73,11 +76,18 @@ def _version(pair: dict[str, Any], name: str) -> str:
 
 
 def _vectors(pair: dict[str, Any]) -> str:
-    return f"{pair['identical']:,} of {pair['results']:,}" if pair["results"] else f"not measured: {pair['why']}"
+    missing = f"not measured: {pair['why']}" if pair["why"] else ""
+    if not pair["results"]:
+        return missing
+    return f"{pair['identical']:,} of {pair['results']:,}" + (f"; since then {missing}" if missing else "")
 
 
 def _tests(pair: dict[str, Any]) -> str:
     return pair["tests"] or "not run"
+
+
+def _date(pair: dict[str, Any]) -> str:
+    return pair.get("created", "")[:10]
 
 
 def _cell(pair: dict[str, Any], lane: str) -> str:

@@ -40,6 +40,32 @@ def test_a_jax_that_is_too_old_is_said_before_flax_fails_on_it(error):
     assert "ImportError: `loss_balancers.jax` needs jax 0.6.2 or newer. Found jax 0.5.3." in result.stderr
 
 
+def test_a_flax_that_is_too_old_to_be_imported_is_said():
+    """On a later JAX it fails in its own words; the version of the package is read where it is installed."""
+    result = run(
+        "import jax, sys, importlib.metadata as metadata\njax.__version__ = '0.8.3'\nmetadata.version = lambda name: '0.10.6'\n"
+        "class Flax:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'flax': raise AttributeError('no such name in JAX')\n"
+        "sys.meta_path.insert(0, Flax())\nimport loss_balancers.jax"
+    )
+    assert (
+        "ImportError: `loss_balancers.jax` needs flax 0.10.7 or newer. Found flax 0.10.6. "
+        "Run `pip install 'flax>=0.10.7' 'jax==0.8.3'`." in result.stderr
+    )
+
+
+@pytest.mark.parametrize("error", ["AttributeError('no such name')", "ModuleNotFoundError('No module named optax', name='optax')"])
+def test_what_an_installed_flax_says_is_handed_on(error):
+    result = run(
+        "import jax, sys\nclass Flax:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'flax': raise {error}\n"
+        "sys.meta_path.insert(0, Flax())\nimport loss_balancers.jax"
+    )
+    assert result.stderr.splitlines()[-1].startswith(error.partition("(")[0])
+    assert "no such name" in result.stderr or "No module named optax" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("framework", "version", "oldest"), [("jax", "0.6.1", "0.6.2"), ("jax", "0.5.3", "0.6.2"), ("flax", "0.10.6", "0.10.7")]
 )
@@ -49,7 +75,7 @@ def test_says_which_version_it_needs(framework, version, oldest):
     )
     assert (
         f"ImportError: `loss_balancers.jax` needs {framework} {oldest} or newer. Found {framework} {version}. "
-        f"Run `pip install '{framework}>={oldest}'`." in result.stderr
+        f"Run `pip install '{framework}>={oldest}'" in result.stderr
     )
 
 

@@ -349,7 +349,21 @@ def test_the_command_lists_every_lane_with_the_reason_for_each_that_is_absent(
 def test_the_command_says_what_is_known_of_this_machine() -> None:
     result = _command("lanes")
     assert result.exit_code == 0, result.output
-    assert all(lane.name in result.output for lane in known_lanes())
+    assert all(lane.name in result.output for lane in known_lanes() if lane.here)
+    assert {f"{lane.framework}-{lane.device}-*" in result.output for lane in known_lanes() if not lane.here} == {True}
+
+
+def test_lanes_that_are_absent_for_one_reason_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = known_lanes()
+    in_torch = [lane for lane in known if lane.framework == "torch"]
+    missing = [lane._replace(why_absent=lambda: "no JAX") for lane in known if lane.framework == "jax"]
+    monkeypatch.setattr(module, "known_lanes", lambda: [*in_torch[:2], *missing, *in_torch[2:]])
+    result = _command("lanes")
+    rows = {line.split()[0]: _words(line).partition(" ")[2] for line in result.output.splitlines() if "-" in line}
+    assert {name for name in rows if name.startswith("jax-")} == {"jax-*"}
+    assert rows["jax-*"] == "absent: no JAX"
+    assert {lane.name for lane in in_torch if lane.here} <= rows.keys()
+    assert f"of {len(known)} lanes present" in result.output
 
 
 def test_a_lane_asked_for_on_a_device_that_is_not_here_is_wrong_usage() -> None:

@@ -74,3 +74,20 @@ def test_every_row_is_run_on_demand(rows: Callable[..., list[str]]) -> None:
     left_out = sorted(set(every) - set(rows()))[0]
     assert rows(file=f"test_it.py::{left_out}") == [left_out]
     assert len(rows("-k", "test_one")) == 5
+
+
+def test_make_test_all_runs_every_row(tmp_path: Path) -> None:
+    """With stand-ins for what it calls, which write down their arguments."""
+    for name in ("python", "pyright", "ruff"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>"{tmp_path}/called"\n', "utf-8")
+        program.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    for target in ("test", "test-all"):
+        (tmp_path / "called").unlink(missing_ok=True)
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        command = ["make", "--no-print-directory", target, f"VENV={tmp_path}"]
+        subprocess.run(command, cwd=ROOT, env=own, check=True, capture_output=True, timeout=600)
+        (called,) = (line for line in (tmp_path / "called").read_text("utf-8").splitlines() if "pytest" in line)
+        assert ("--every-row" in called.split()) == (target == "test-all"), called

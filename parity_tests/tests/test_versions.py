@@ -61,9 +61,11 @@ def test_the_audit_pins_a_compiler_with_its_framework(extra: str, compiler: str,
 
 #: A registry in a folder: the newest of everything that could move, and all that the extras ask for.
 REGISTRY = {
-    **{"torch": "99.0.0", "jax": "99.0.0", "jaxlib": "99.0.0", "flax": "99.0.0", "numpy": "99.0.0"},
+    **{"torch": "99.0.0", "jax": "99.0.0", "jaxlib": "99.0.0", "numpy": "99.0.0"},
     **{"optax": "99.0.0", "jaxtyping": "99.0.0", "safetensors": "99.0.0"},
 }
+#: From a version of Flax to the JAX that it asks for.
+FLAX = {"0.10.7": "0.6.0", "0.12.6": "0.8.1", "99.0.0": "99"}
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "numpy"}
 
 
@@ -85,11 +87,13 @@ def wheel(folder: Path, name: str, version: str, *lines: str) -> Path:
 def moved(tmp_path: Path):
     """What `pip install --dry-run 'loss-balancers[EXTRA]'` would install beside packages that are there, as pip itself says."""
 
-    def moved(extra: str, installed: dict[str, str]) -> dict[str, str]:
+    def moved(extra: str, installed: dict[str, str], *asked_too: str) -> dict[str, str]:
         registry, environment = tmp_path / "registry", tmp_path / "environment"
         registry.mkdir()
         for name, version in REGISTRY.items():
             wheel(registry, name, version)
+        for version, jax in FLAX.items():
+            wheel(registry, "flax", version, f"Requires-Dist: jax>={jax}")
         asked = [f"Requires-Dist: {one}" for one in PROJECT["dependencies"]]
         asked += [f'Requires-Dist: {one}; extra == "{extra}"' for one in EXTRAS[extra]]
         ours = wheel(tmp_path, "loss_balancers", PROJECT["version"], f"Provides-Extra: {extra}", *asked)
@@ -101,6 +105,7 @@ def moved(tmp_path: Path):
         report = tmp_path / "report.json"
         pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet", "--dry-run"]
         pip += ["--no-index", "--find-links", str(registry), "--report", str(report), f"loss-balancers[{extra}] @ {ours.as_uri()}"]
+        pip += asked_too
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         run = subprocess.run(
             pip, env={**own, "PIP_CONFIG_FILE": os.devnull}, capture_output=True, text=True, check=False, timeout=600
@@ -134,13 +139,25 @@ def test_no_framework_moves(moved, extra: str, installed: dict[str, str]) -> Non
     [
         ("torch", {"torch": "2.7.1", "numpy": "2.3.5"}, {"torch"}),
         ("jax", {"jax": "0.6.1", "jaxlib": "0.6.1", "flax": "0.10.7", "numpy": "2.3.5"}, {"jax"}),
-        ("jax", {"jax": "0.6.2", "jaxlib": "0.6.2", "flax": "0.10.6", "numpy": "2.3.5"}, {"flax"}),
+        ("jax", {"jax": "0.6.2", "jaxlib": "0.6.2", "flax": "0.10.6", "numpy": "2.3.5"}, {"flax", "jax"}),
         ("torch", {"torch": "2.8.0", "numpy": "1.25.2"}, {"numpy"}),
     ],
     ids=["torch", "jax", "flax", "numpy"],
 )
 def test_one_below_the_floor_does(moved, extra: str, installed: dict[str, str], moves: set[str]) -> None:
     assert FRAMEWORKS & moved(extra, installed).keys() == moves
+
+
+@pytest.mark.parametrize(
+    ("installed", "flax"),
+    [({"jax": "0.8.3"}, "0.12.6"), ({"jax": "0.6.2", "flax": "0.10.6"}, "0.10.7")],
+    ids=["without Flax", "an old Flax"],
+)
+def test_a_jax_that_is_named_stays_where_flax_is_missing_or_old(moved, installed: dict[str, str], flax: str) -> None:
+    """As README and the error say: the newest Flax asks for a new JAX."""
+    jax = installed["jax"]
+    found = moved("jax", {**installed, "jaxlib": jax, "numpy": "2.3.5"}, f"jax=={jax}")
+    assert {name: version for name, version in found.items() if name in FRAMEWORKS} == {"flax": flax}
 
 
 # --- what was measured ----------------------------------------------------------------------------------------------
@@ -160,18 +177,47 @@ def test_the_pairs_cover_the_floors_and_three_pythons() -> None:
 def test_a_measured_pair_ran_every_lane_of_a_cpu_or_says_why_not() -> None:
     lanes = {f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes}
     for pair in measurements():
-        assert bool(pair["results"]) != bool(pair["why"])
+        assert pair["results"] or pair["why"]
         if pair["results"]:
             assert pair["lanes"].keys() | pair["absent"].keys() == lanes, pair["name"]
             assert sum(results for _, results in pair["lanes"].values()) == pair["results"]
             assert sum(identical for identical, _ in pair["lanes"].values()) == pair["identical"]
 
 
+def test_what_was_measured_is_identical_and_passed() -> None:
+    for pair in measurements():
+        assert pair["good"], pair["name"]
+        assert pair["identical"] == pair["results"]
+        assert "failed" not in (pair["tests"] or "")
+
+
+def test_a_pair_that_is_not_measured_again_keeps_what_was_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "RESULTS", tmp_path / "versions.json")
+    monkeypatch.setattr(versions, "FILE", tmp_path / "versions.md")
+    monkeypatch.setattr(versions, "measurements", lambda: json.loads((tmp_path / "versions.json").read_text("utf-8")))
+    before = measurements()[0]
+    versions.keep(before)
+    versions.keep({**before, "identical": 0, "results": 0, "lanes": {}, "why": "pip cannot install it", "good": False})
+    (kept,) = versions.measurements()
+    assert kept == {**before, "why": "pip cannot install it"}
+    assert f"{before['results']:,}; since then not measured: pip cannot install it" in (tmp_path / "versions.md").read_text("utf-8")
+
+
+def test_a_pair_that_is_asked_for_and_has_no_python_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "find_python", lambda version: None)
+    for arguments, status in (["--vectors-only"], 0), (["--vectors-only", "--pair", "oldest"], 1):
+        monkeypatch.setattr(sys, "argv", ["versions.py", *arguments])
+        assert versions.main() == status
+
+
 def test_a_version_with_a_difference_is_not_said_to_be_identical() -> None:
-    pair = {"versions": {"torch": "2.9.1+cu128", "jax": "0.8.3"}, "identical": 12, "results": 12}
-    later = {"versions": {"torch": "2.10.0", "jax": "0.9.0"}, "identical": 12, "results": 12}
+    pair = {"versions": {"torch": "2.9.1+cu128", "jax": "0.8.3"}, "identical": 12, "results": 12, "created": "2026-11-28T01:02:03Z"}
+    later = {**pair, "versions": {"torch": "2.10.0", "jax": "0.9.0"}}
     assert versions_of("torch", [later, pair]) == ["2.9.1", "2.10.0"]
-    assert "torch 2.9.1+cpu: on a CPU all golden vectors were bit-identical" in said_of("torch", "2.9.1+cpu", [pair])
+    assert said_of("torch", "2.9.1+cpu", [pair, later]) == (
+        "torch 2.9.1+cpu: on a CPU all golden vectors of 2026-11-28 were bit-identical on this version, beside jax 0.8.3 "
+        "(docs/evidence/versions.md)"
+    )
     for other in ({**pair, "identical": 11}, {**pair, "identical": 0, "results": 0}, {**pair, "versions": {}, "results": 0}):
         said = said_of("torch", "2.9.1", [other, later])
         assert said.startswith(

@@ -41,6 +41,23 @@ def test_names_the_extra_without_pytorch():
     assert "Install loss-balancers with its extra `[torch]`, in a checkout by `pip install '.[torch]'`." in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("ImportError('libcudart.so.13: cannot open shared object file')", "ImportError: libcudart.so.13: cannot open"),
+        ("ModuleNotFoundError('No module named sympy', name='sympy')", "ModuleNotFoundError: No module named sympy"),
+    ],
+)
+def test_what_an_installed_pytorch_says_is_handed_on(error, words):
+    """It is there and does not import: that it is not installed would be wrong."""
+    result = run(
+        "import sys\nclass Torch:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'torch': raise {error}\n"
+        "sys.meta_path.insert(0, Torch())\nimport loss_balancers.torch"
+    )
+    assert result.stderr.splitlines()[-1].startswith(words)
+
+
 @pytest.mark.parametrize("version", ["2.7.1", "2.7.1+cu126", "1.13.1"])
 def test_says_which_version_it_needs(version):
     result = run(f"import torch\ntorch.__version__ = {version!r}\nimport loss_balancers.spec\nimport loss_balancers.torch")

@@ -6,13 +6,21 @@ try:
     from loss_balancers.spec.versions import check_version
 
     check_version("jax", "jax", _jax.__version__)  # before Flax, which fails in its own words on a JAX that is too old
-    import flax as _flax
+    try:
+        import flax as _flax
+    except Exception:
+        from loss_balancers.spec.versions import check_installed
+
+        check_installed("jax", "flax", beside=f"jax=={_jax.__version__}")  # a Flax that is too old fails on a later JAX
+        raise
 except ModuleNotFoundError as error:
+    if error.name not in ("jax", "jaxlib", "flax"):
+        raise  # both are there, and one lacks something
     from loss_balancers.spec import missing_framework
 
     raise ImportError(missing_framework("jax", "JAX and Flax", "jax")) from error
 else:
-    check_version("jax", "flax", _flax.__version__)
+    check_version("jax", "flax", _flax.__version__, beside=f"jax=={_jax.__version__}")
 
 from loss_balancers.jax import functional
 from loss_balancers.jax.base import DistillationLossBalancer

@@ -63,6 +63,19 @@ def _round(x: Array, *, dtype: np.dtype[Any]) -> Array:
     return x if dtype == np.float32 else _representable(x, dtype).astype(dtype)
 
 
+def _round_on_cpu(x: Array, *, dtype: np.dtype[Any]) -> Array:
+    """The same on a CPU. A number that bfloat16 holds is converted as bits: since JAX 0.11 LLVM may take half a minute otherwise.
+
+    It does so where what is converted comes from the integers of `portable.exp`, for a vector.
+    """
+    if dtype != jnp.bfloat16 or x.dtype == dtype:
+        return _round(x, dtype=dtype)
+    x = _round(x, dtype=np.dtype(np.float32))
+    bits = lax.bitcast_convert_type(_representable(x, dtype), np.uint32)
+    bits = jnp.where(x == x, bits, np.uint32(0x7FC00000))  # NaN may have no bit in the upper half  # noqa: PLR0124
+    return lax.bitcast_convert_type((bits >> 16).astype(np.uint16), dtype)
+
+
 def _flush(x: Array) -> Array:
     return lax.select(lax.le(lax.abs(x), TINY[x.dtype]), lax.full_like(x, 0), x)
 
@@ -97,5 +110,6 @@ round_p = Primitive("loss_balancers_round")
 round_p.def_impl(partial(jax.jit, static_argnames="dtype")(_round))
 round_p.def_abstract_eval(lambda x, *, dtype: x.update(dtype=dtype, weak_type=False))
 mlir.register_lowering(round_p, mlir.lower_fun(_round, multiple_results=False))
+mlir.register_lowering(round_p, mlir.lower_fun(_round_on_cpu, multiple_results=False), platform="cpu")
 ad.deflinear2(round_p, _transpose)
 batching.defvectorized(round_p)

@@ -2,7 +2,9 @@
 
 try:
     import torch as _torch
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise  # PyTorch is there, and lacks something
     from loss_balancers.spec import missing_framework
 
     raise ImportError(missing_framework("torch", "PyTorch", "torch")) from error

@@ -33,7 +33,13 @@ def lines_here() -> list[str]:
 def said_of(framework: str, version: str, measured: list[dict[str, Any]]) -> str:
     """Whether a version is one of those measured, in a line."""
     found = versions_of(framework, measured)
-    if version.partition("+")[0] in found:
-        return f"{framework} {version}: on a CPU all golden vectors were bit-identical on this version ({PAGE})"
+    if (release_here := version.partition("+")[0]) in found:
+        pairs = [pair for pair in measured if release_here in versions_of(framework, [pair])]
+        beside = ", ".join(
+            f"{other} {pair['versions'][other]}" for pair in pairs for other in ("torch", "jax") if other != framework
+        )
+        when = max(pair["created"] for pair in pairs)[:10]
+        which = f"on a CPU all golden vectors of {when} were bit-identical on this version"
+        return f"{framework} {version}: {which}, beside {beside} ({PAGE})"
     others = f"but on {', '.join(found)} ({PAGE})" if found else "nor on any other"
     return f"{framework} {version}: golden vectors were not measured on this version, {others}; `loss-balancers parity` measures it"

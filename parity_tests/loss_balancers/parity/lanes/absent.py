@@ -12,7 +12,7 @@ from functools import cache, partial
 
 from loss_balancers.parity.golden.result import Result
 from loss_balancers.parity.lanes.lane import Lane
-from loss_balancers.spec import Format, Group
+from loss_balancers.spec import Format, Group, errors
 
 #: Devices whose lanes are listed even where they are absent. Any other appears where a framework reports it.
 KNOWN_DEVICES = ("cpu", "cuda", "rocm", "mps", "tpu")
@@ -20,11 +20,12 @@ KNOWN_DEVICES = ("cpu", "cuda", "rocm", "mps", "tpu")
 
 @cache
 def why_no_framework(framework: str) -> str | None:
-    """Why a framework cannot be used here, found by trying: it is not installed, or too old. None if it can."""
+    """Why a framework cannot be used here, found by trying: it is not installed, or too old, or broken. None if it can."""
     try:
         importlib.import_module(f"loss_balancers.{framework}")
-    except ImportError as error:
-        return str(error)
+    except Exception as error:  # PyTorch for CUDA without NVIDIA's libraries raises a ValueError
+        ours = isinstance(error, ImportError) and str(error).startswith(f"`loss_balancers.{framework}` needs")
+        return str(error) if ours else errors.framework_broken(framework, error)
     return None
 
 

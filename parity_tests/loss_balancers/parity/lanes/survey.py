@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -39,16 +39,30 @@ def _entry(lane: Lane, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def print_survey(found: dict[str, Any], console: Console) -> None:
-    """A table with a row for each lane, and a line that counts them."""
+    """A table with a row for each lane, one row for those of a device, or a framework, that is not here; a line that counts all."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("lane", no_wrap=True)
     table.add_column("on this host")
-    for entry in found["lanes"]:
-        text, style = _state(entry)
-        table.add_row(Text(entry["name"]), Text(text, style))
+    for name, (text, style) in _rows(found["lanes"]):
+        table.add_row(Text(name), Text(text, style))
     console.print(table)
     present = sum(entry["present"] for entry in found["lanes"])
     console.print(f"{present} of {len(found['lanes'])} lanes present", highlight=False)
+
+
+def _rows(entries: Sequence[dict[str, Any]], *known: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The names of rows and what they say. ``torch-*``, or ``torch-cuda-*``, stands for all such lanes, absent for one reason."""
+    if len(known) == 2:
+        yield from ((entry["name"], _state(entry)) for entry in entries)
+        return
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault(entry[("framework", "device")[len(known)]], []).append(entry)
+    for name, group in groups.items():
+        if group[0]["why_absent"] is not None and len({entry["why_absent"] for entry in group}) == 1 < len(group):
+            yield "-".join((*known, name, "*")), _state(group[0])
+        else:
+            yield from _rows(group, *known, name)
 
 
 def _state(entry: dict[str, Any]) -> tuple[str, str]:

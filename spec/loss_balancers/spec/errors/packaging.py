@@ -23,9 +23,15 @@ def keras_backend(received: str) -> ImportError:
     )
 
 
-def framework_too_old(part: str, package: str, found: str, oldest: str) -> ImportError:
+def framework_too_old(part: str, package: str, found: str, oldest: str, beside: str | None = None) -> ImportError:
+    kept = "" if beside is None else f" '{beside}'"
     return ImportError(
         f"`loss_balancers.{part}` needs {package} {oldest} or newer. Found {package} {found}. "
-        f"Run `pip install '{package}>={oldest}'`.",
+        f"Run `pip install '{package}>={oldest}'{kept}`.",
         name=package,
     )
+
+
+def framework_broken(part: str, error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"`loss_balancers.{part}` cannot be imported: {type(error).__name__}: {first}"
