@@ -125,7 +125,7 @@ def torch_sides(balancer: str, kd: int, dtype: str, compiled: bool) -> dict[str,
         forward = compile_(lambda given: torch.stack(given).dot(weights))
         return Side(lambda: forward(before), lambda aggregate: torch.autograd.grad(aggregate, before), lambda: None)
 
-    peers = {} if compiled else _peers(balancer, kd, losses)
+    peers = {} if compiled else _peers(balancer, kd, dtype, losses)
     return {OURS: ours, FLOOR: floor, BY_HAND: method, **peers}
 
 
@@ -152,8 +152,8 @@ def _written(method: Method, before: list[torch.Tensor], after: list[torch.Tenso
     return Side(forward, lambda found: torch.autograd.grad(found, leaves), commit)
 
 
-def _peers(balancer: str, kd: int, losses: Callable[[], Any]) -> dict[str, Callable[[], Side]]:
-    """Classes of other libraries, of those that are installed."""
+def _peers(balancer: str, kd: int, dtype: str, losses: Callable[[], Any]) -> dict[str, Callable[[], Side]]:
+    """Classes of other libraries, of those that are installed. TorchJD's side has float32 alone."""
     found: dict[str, Callable[[], Side]] = {}
     try:
         from modelopt.torch.distill import loss_balancers as modelopt
@@ -171,7 +171,7 @@ def _peers(balancer: str, kd: int, losses: Callable[[], Any]) -> dict[str, Calla
         import against_torchjd
     except ImportError:
         return found
-    if (peer := against_torchjd.peer_of(balancer)) is not None:
+    if dtype == "float32" and (peer := against_torchjd.peer_of(balancer)) is not None:
         found["TorchJD"] = lambda: Side(*against_torchjd.there(peer, kd + 1))
     return found
 

@@ -98,8 +98,8 @@ def say(text: str) -> None:
 def keep(found: dict[str, Any]) -> None:
     """Writes what was found of a pair where the kit and the page have it. Where nothing was, what was measured earlier stays."""
     earlier = {pair["name"]: pair for pair in (measurements() if RESULTS.exists() else [])}
-    before = earlier.get(found["name"])
-    stays = before is not None and before["results"] and not found["results"]
+    before = earlier.get(found["name"], found)
+    stays = before["results"] and not found["results"]
     earlier[found["name"]] = {**before, "why": found["why"]} if stays else found
     ordered = [earlier[pair.name] for pair in PAIRS if pair.name in earlier]
     write_json(RESULTS, ordered)

@@ -48,9 +48,7 @@ def run(tmp_path: Path):
 def test_parity_runs_and_names_what_is_missing(run, tmp_path: Path, framework: str) -> None:
     without, lane, words = ALONE[framework]
     files = tmp_path / "certificate.json", tmp_path / "matrix.json"
-    few = ("--balancer", "StaticLossBalancer", "--balancer", "EMANormalizedLossBalancer")
-    files_of_run = ("--certificate", str(files[0]), "--json", str(files[1]))
-    written = run(MAIN, "parity", "--lane", lane, *few, *files_of_run, without=without)
+    written = run(MAIN, "parity", "--lane", lane, "--certificate", str(files[0]), "--json", str(files[1]), without=without)
     assert written.returncode == 0, written.stderr
     assert words in written.stdout
     matrix = json.loads(files[1].read_text("utf-8"))
@@ -95,14 +93,17 @@ def test_a_framework_that_is_too_old_is_absent_too(run, tmp_path: Path) -> None:
     )
 
 
-def test_a_framework_that_cannot_be_imported_is_absent_too(run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("framework", ALONE)
+@pytest.mark.parametrize("error", ["ValueError", "ImportError"])
+def test_a_framework_that_cannot_be_imported_is_absent_too(run, tmp_path: Path, framework: str, error: str) -> None:
     """As PyTorch for CUDA without NVIDIA's libraries."""
-    (tmp_path / "torch.py").write_text("raise ValueError('libcudart.so.*[0-9] not found in the system path')\n", "utf-8")
+    (other,) = ALONE.keys() - {framework}
+    (tmp_path / f"{other}.py").write_text(f"raise {error}('libcudart.so.*[0-9] not found in the system path')\n", "utf-8")
     result = run(MAIN, "lanes", without=())
     assert result.returncode == 0, result.stderr
     words = " ".join(result.stdout.split())
-    assert "torch-* absent: `loss_balancers.torch` cannot be imported: ValueError: libcudart.so.*[0-9] not found" in words
-    assert "jax-cpu-jit present" in words
+    assert f"{other}-* absent: `loss_balancers.{other}` cannot be imported: {error}: libcudart.so.*[0-9] not found" in words
+    assert f"{ALONE[framework][1]} present" in words
 
 
 def test_without_any_framework_nothing_is_compared(run) -> None:

@@ -64,9 +64,9 @@ def _round(x: Array, *, dtype: np.dtype[Any]) -> Array:
 
 
 def _round_on_cpu(x: Array, *, dtype: np.dtype[Any]) -> Array:
-    """The same on a CPU. A number that bfloat16 holds is converted as bits: since JAX 0.11 LLVM may take half a minute otherwise.
+    """The same on a CPU, where a number that bfloat16 holds is converted as bits.
 
-    It does so where what is converted comes from the integers of `portable.exp`, for a vector.
+    Since JAX 0.11, LLVM takes half a minute to compile the conversion of a vector that comes from the integers of `portable.exp`.
     """
     if dtype != jnp.bfloat16 or x.dtype == dtype:
         return _round(x, dtype=dtype)
