@@ -108,7 +108,7 @@ drawn-runs: $(STAMP) ## whole runs of every balancer whose weights follow from l
 
 bench: $(STAMP) ## every balancer next to its peers, as a table, out/bench.json and out/bench.png (long; on a quiet machine)
 	@mkdir -p out
-	@$(BIN)/python benchmarks/bench.py --json out/bench.json --png out/bench.png $(BENCH)
+	@PYTHONPATH=parity_tests/helpers $(BIN)/python benchmarks/bench.py --json out/bench.json --png out/bench.png $(BENCH)
 	@$(BIN)/python benchmarks/against_modelopt.py
 	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/cost_of_counts.py

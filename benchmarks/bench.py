@@ -410,6 +410,7 @@ def main(
             found["compilation"] += compile_costs(name, compilations)
             progress.advance(task)
         found["imports"] = list(import_costs(max(3, compilations)))
+        progress.advance(task)
     Console().print(shown(found["times"]))
     if json is not None:
         write_json(json, found)

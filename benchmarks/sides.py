@@ -155,18 +155,14 @@ def _written(method: Method, before: list[torch.Tensor], after: list[torch.Tenso
 def _peers(balancer: str, kd: int, dtype: str, losses: Callable[[], Any]) -> dict[str, Callable[[], Side]]:
     """Classes of other libraries, of those that are installed. TorchJD's side has float32 alone."""
     found: dict[str, Callable[[], Side]] = {}
-    try:
-        from modelopt.torch.distill import loss_balancers as modelopt
-    except ImportError:
-        modelopt = None
-    if modelopt is not None and balancer == "StaticLossBalancer":
+    if (aggregate := _in_modelopt(balancer, kd)) is not None:
 
-        def static() -> Side:
-            made_, (leaves, _) = modelopt.StaticLossBalancer([1 / (kd + 1)] * kd), losses()
+        def theirs() -> Side:
+            leaves, _ = losses()
             before = dict(zip(names_of(kd), leaves, strict=True))
-            return Side(lambda: made_(before), lambda aggregate: torch.autograd.grad(aggregate, leaves), lambda: None)
+            return Side(lambda: aggregate(before), lambda value: torch.autograd.grad(value, leaves), lambda: None)
 
-        found["ModelOpt"] = static
+        found["ModelOpt"] = theirs
     try:
         import against_torchjd
     except ImportError:
@@ -174,6 +170,21 @@ def _peers(balancer: str, kd: int, dtype: str, losses: Callable[[], Any]) -> dic
     if dtype == "float32" and (peer := against_torchjd.peer_of(balancer)) is not None:
         found["TorchJD"] = lambda: Side(*against_torchjd.there(peer, kd + 1))
     return found
+
+
+def _in_modelopt(balancer: str, kd: int) -> Callable[[dict[str, torch.Tensor]], torch.Tensor] | None:
+    """The aggregate by ModelOpt's class; None where it has none, or is not installed."""
+    try:
+        from modelopt.torch.distill.loss_balancers import StaticLossBalancer
+        from modelopt_megatron import Theirs
+    except ImportError:
+        return None
+    if balancer == "StaticLossBalancer":
+        return StaticLossBalancer([1 / (kd + 1)] * kd)
+    if balancer == "LogitsAndIntermediatesLossBalancer":
+        made_ = Theirs()
+        return lambda losses: made_(dict(losses))["kd_loss"]  # a copy, since it empties the dict that it gets
+    return None
 
 
 # --- JAX ------------------------------------------------------------------------------------------------------------

@@ -78,3 +78,13 @@ def test_a_row_of_times_and_the_page_that_shows_it(bench):
     found = {"times": rows, "eager": eager, "compilation": [], "imports": [], "rounds": 2, "versions": {}, "date": ""}
     text = bench.bench.page({**found, "device": {"name": "a processor", "cores": 2}})
     assert f"| Geometric | by hand | torch eager | {bench.bench.ratio(rows[4])}" in text
+
+
+@pytest.mark.filterwarnings("ignore:`StaticLossBalancer` weights do not sum")  # ModelOpt's, though there is a student loss
+@pytest.mark.parametrize("name", SETTINGS)
+def test_modelopt_stands_beside_the_two_balancers_that_it_has(bench, name):
+    sides = bench.sides.torch_sides(name, KD, "float32", compiled=False)
+    assert ("ModelOpt" in sides) is (name in {"StaticLossBalancer", "LogitsAndIntermediatesLossBalancer"})
+    if "ModelOpt" in sides:
+        ours, theirs = (sides[peer]().forward().item() for peer in ("ours", "ModelOpt"))
+        assert theirs == pytest.approx(ours, rel=1e-6)

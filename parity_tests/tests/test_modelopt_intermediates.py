@@ -1,14 +1,7 @@
-"""NVIDIA ModelOpt's balancer for Megatron as third witness of `LogitsAndIntermediatesLossBalancer`: values and gradients.
+"""NVIDIA ModelOpt's balancer for Megatron as third witness of `LogitsAndIntermediatesLossBalancer`: values and gradients."""
 
-Its module needs Megatron to import, so the class alone is taken from the text of the installed file.
-"""
-
-import ast
-import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,16 +10,12 @@ import numpy as np
 import pytest
 import torch
 from cases import JAX_DTYPES, TORCH_DTYPES, jitted
+from modelopt_megatron import SOURCE, Theirs
 
 import loss_balancers.jax
 import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits, to_bits, ulp_distance
 from loss_balancers.parity.jax_versions import enable_x64
-
-found = importlib.util.find_spec("modelopt")
-assert found is not None, "the third witness, nvidia-modelopt, is not installed: it comes with the extra `dev`"
-SOURCE = Path((found.submodule_search_locations or [""])[0]) / "torch" / "distill" / "plugins" / "megatron.py"
-NAME = "LogitsAndIntermediatesLossBalancer"
 
 CASES = {"f32": 1000, "f64": 1000}
 ROWS = 100  # cases that share settings and names, and so a compilation
@@ -34,21 +23,8 @@ ROWS = 100  # cases that share settings and names, and so a compilation
 Values = Mapping[str, float]  # of the aggregate, and of the gradient to each loss
 
 
-def _their_class() -> Any:
-    (node,) = [n for n in ast.parse(SOURCE.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name == NAME]
-    stubs = SimpleNamespace(
-        DistillationLossBalancer=torch.nn.Module, loss_balancers=SimpleNamespace(STUDENT_LOSS_KEY="student_loss")
-    )
-    names: dict[str, Any] = {"mtd": stubs, "Tensor": torch.Tensor}
-    exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return names[NAME]
-
-
-THEIRS = _their_class()
-
-
 def _theirs(*settings: Any) -> Callable[[Any], torch.Tensor]:
-    balancer = THEIRS(*settings)
+    balancer = Theirs(*settings)
 
     def aggregate(losses: dict[str, torch.Tensor]) -> torch.Tensor:
         with warnings.catch_warnings():
@@ -116,9 +92,9 @@ def test_the_comparison_sees_an_ulp() -> None:
 
 
 def test_the_witness_is_another_implementation() -> None:
-    assert THEIRS.__name__ == NAME
+    assert Theirs.__name__ == "LogitsAndIntermediatesLossBalancer"
     assert SOURCE.name == "megatron.py"
-    assert not issubclass(THEIRS, loss_balancers.torch.LogitsAndIntermediatesLossBalancer)
+    assert not issubclass(Theirs, loss_balancers.torch.LogitsAndIntermediatesLossBalancer)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +138,7 @@ def test_the_callers_dict_is_left_alone_and_theirs_is_not() -> None:
     losses = {name: torch.tensor(1.0) for name in ("LogitsKLLoss_0", "MSELoss_1", "student_loss")}
     loss_balancers.torch.LogitsAndIntermediatesLossBalancer()(losses)
     assert list(losses) == ["LogitsKLLoss_0", "MSELoss_1", "student_loss"]
-    THEIRS()(losses)
+    Theirs()(losses)
     assert list(losses) == ["MSELoss_1"]
 
 
