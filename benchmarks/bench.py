@@ -31,6 +31,7 @@ import typer
 from harness import compare, environment
 from kernels import kernels
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -48,6 +49,8 @@ STATIC = "StaticLossBalancer"
 KD = (1, 2, 4, 16, 64, 256, 1000)
 WAYS = ("torch eager", "torch compiled", "jax jit")
 DTYPES = ("float32", "bfloat16")
+#: Ratios that a plot names.
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8)
 #: How many KD losses a balancer has in the second table.
 FEW = 3
 
@@ -274,7 +277,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     chosen = [row for row in rows if row["balancer"] == STATIC and row["dtype"] == "float32" and row["what"] == WHATS[1]]
     for way, peer in dict.fromkeys((row["way"], row["peer"]) for row in chosen):
         if len(points := {row["kd"]: row["ratio"] for row in chosen if (row["way"], row["peer"]) == (way, peer)}) > 1:
-            left.plot(list(points), list(points.values()), marker=".", label=f"{way}, {peer}")
+            left.plot(*zip(*sorted(points.items()), strict=True), marker=".", label=f"{way}, {peer}")
     left.set(xscale="log", yscale="log", xlabel="KD losses", ylabel="their time / ours", title=f"{STATIC}, forward and backward")
     names = list(SETTINGS)
     for place, way in enumerate(WAYS):
@@ -295,6 +298,10 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     for panel, line in ((left, left.axhline), (right, right.axvline)):
         line(1, color="black", linewidth=1)
         panel.set_axisbelow(True)
+    for axis, ticks in ((left.xaxis, KD), (left.yaxis, RATIOS), (right.xaxis, RATIOS)):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -336,7 +343,7 @@ Seconds, from nothing: without a cache, a new function each time.
 ## Imports
 
 Processor time, where what a module stands on is imported already. Python's garbage collector may look through all objects of the
-framework once meanwhile, whoever allocates next pays for that: the last column is without it.
+framework once meanwhile, at the cost of whoever allocates next. The last column is without it.
 
 {imports}
 
