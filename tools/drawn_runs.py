@@ -1,7 +1,8 @@
 """`make drawn-runs`: drawn runs of every balancer whose weights follow from the losses, in five ways, against the exact reference.
 
 Of each balancer 52 sequences of 50 steps, shared out among its examples; with ``count=`` and with ``share=`` half as many. The
-tests run the first few of them. It writes docs/evidence/drawn-runs.md, unless only a part was asked for.
+tests run the first few of them. It writes docs/evidence/drawn-runs.md: of the balancers that it ran, unless it ran fewer sequences.
+The rows of the others stay there, so that the command need not be run in one piece.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -34,12 +36,12 @@ is as good as another. The losses are float32, of scales that are far apart, dra
 zero, a NaN, an infinity or another hard loss. Among the sequences are those with `count=` and with `share=`, in which losses are
 absent.
 
-| balancer | way | sequences | steps | results compared | that differ | seconds |
-| --- | --- | --: | --: | --: | --: | --: |
+| balancer | way | sequences | steps | results compared | that differ | seconds | measured on |
+| --- | --- | --: | --: | --: | --: | --: | --- |
 {rows}
 
-On a CPU: {processor}, Python {python}, PyTorch {torch}, JAX {jax}, Flax {flax}, NumPy {numpy}. The seconds are those of one
-process each, compilation included, {workers} at a time.
+The last row to be measured was measured on a CPU: {processor}, Python {python}, PyTorch {torch}, JAX {jax}, Flax {flax}, NumPy
+{numpy}. The seconds are those of one process each, compilation included, {workers} at a time.
 """
 
 
@@ -102,17 +104,28 @@ def added(found: Mapping[Job, Row]) -> dict[tuple[str, str], Row]:
     return total
 
 
-def table(total: Mapping[tuple[str, str], Row]) -> list[list[str]]:
-    """The cells of the page's table."""
-    return [
-        [balancer, way, f"{row.sequences}", f"{drawn.STEPS}", f"{row.results:,}", f"{len(row.different):,}", f"{row.seconds:.0f}"]
-        for (balancer, way), row in total.items()
-    ]
+Cells = dict[tuple[str, str], list[str]]
 
 
-def page(total: Mapping[tuple[str, str], Row], workers: int) -> str:
-    """The page as text."""
-    rows = "\n".join(f"| `{balancer}` | {' | '.join(cells)} |" for balancer, *cells in table(total))
+def table(total: Mapping[tuple[str, str], Row]) -> Cells:
+    """By balancer and way, the other cells of the page's table."""
+    today = datetime.now(UTC).date().isoformat()
+    return {
+        of: [f"{row.sequences}", f"{drawn.STEPS}", f"{row.results:,}", f"{len(row.different):,}", f"{row.seconds:.0f}", today]
+        for of, row in total.items()
+    }
+
+
+def measured_before(text: str) -> Cells:
+    """The same, of the page as it was."""
+    rows = [[cell.strip("` ") for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| `")]
+    return {(balancer, way): cells for balancer, way, *cells in rows}
+
+
+def page(cells: Cells, workers: int) -> str:
+    """The page as text: the registry's balancers, in its order."""
+    ordered = [(of, cells[of]) for of in itertools.product(drawn.BALANCERS, drawn.WAYS) if of in cells]
+    rows = "\n".join(f"| `{balancer}` | {way} | {' | '.join(others)} |" for (balancer, way), others in ordered)
     here = host()
     words = {"processor": here["processor"], "python": here["python"], "workers": workers, **frameworks()}
     return TOP.format(seed=drawn.SEED, rows=rows, **words)
@@ -140,10 +153,11 @@ def main() -> int:
     total = added(found)
     bad = sum(len(row.different) for row in total.values())
     print(f"{sum(row.results for row in total.values()):,} results compared with the exact reference, {bad:,} differ.")
-    if arguments.balancer or arguments.sequences < drawn.SEQUENCES:
-        print("This was a part of all runs: the page stays as it was.")
+    if arguments.sequences < drawn.SEQUENCES:
+        print("These were fewer sequences than the page promises: it stays as it was.")
     else:
-        write_text(arguments.page, page(total, workers))
+        before = measured_before(arguments.page.read_text("utf-8")) if arguments.page.exists() else {}
+        write_text(arguments.page, page(before | table(total), workers))
     return int(bad > 0)
 
 

@@ -52,12 +52,29 @@ def test_what_differs_is_on_the_page_and_is_exit_status_1(
     assert drawn_runs.main() == 0
 
 
-@pytest.mark.parametrize("part", [["--sequences", "4"], ["--balancer", "EMANormalizedLossBalancer"]])
-def test_a_part_leaves_the_page_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: list[str]) -> None:
+def test_fewer_sequences_leave_the_page_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn_runs, "ran", lambda todo, workers: [(job, drawn_runs.Row(1, 9, [], 2.0)) for job in todo])
-    monkeypatch.setattr("sys.argv", ["drawn_runs.py", "--page", str(tmp_path / "page.md"), *part])
+    monkeypatch.setattr("sys.argv", ["drawn_runs.py", "--page", str(tmp_path / "page.md"), "--sequences", "4"])
     assert drawn_runs.main() == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_balancer_that_is_measured_alone_replaces_its_rows_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, (first, second, *_) = tmp_path / "page.md", drawn.BALANCERS
+
+    def measured(results: int, *asked: str) -> dict[tuple[str, str], str]:
+        monkeypatch.setattr(drawn_runs, "ran", lambda todo, workers: [(job, drawn_runs.Row(26, results, [], 2.0)) for job in todo])
+        monkeypatch.setattr("sys.argv", ["drawn_runs.py", "--page", str(page), *asked])
+        assert drawn_runs.main() == 0
+        return {of: cells[2] for of, cells in drawn_runs.measured_before(page.read_text("utf-8")).items()}
+
+    before = measured(1, "--balancer", second)
+    assert before == {(second, way): "3" for way in drawn.WAYS}
+    both = measured(2, "--balancer", first)
+    assert both == {(first, way): "6" for way in drawn.WAYS} | before
+    assert list(both) == [(balancer, way) for balancer in (first, second) for way in drawn.WAYS]
+    assert set(measured(3, "--balancer", first).values()) == {"9", "3"}
+    assert set(measured(4).values()) == {"12"}
 
 
 def test_the_page_in_the_documents_says_that_nothing_differs() -> None:
