@@ -100,7 +100,7 @@ audit-evidence: audit ## the same, written where the documents show it
 evidence: $(STAMP) ## the certificate of this machine into docs/evidence, and the README's matrix from it
 	@$(BIN)/python tools/evidence.py
 
-exhaustive: $(STAMP) ## exp, log and sqrt of all 2^32 float32 numbers on every lane of a CPU (an hour; resumable; PART=256: one in 256)
+exhaustive: $(STAMP) ## exp, log and sqrt of all 2^32 float32 numbers on every lane of a CPU (5 minutes and more; resumable; PART=256: one in 256)
 	@PYTHONPATH=parity_tests/helpers $(BIN)/python tools/exhaustive.py --part $(or $(PART),1)
 
 drawn-runs: $(STAMP) ## whole runs of every balancer whose weights follow from losses, against the exact reference (BALANCER=, SEQUENCES=: a part)
