@@ -106,7 +106,7 @@ exhaustive: $(STAMP) ## exp, log and sqrt of all 2^32 float32 numbers on every l
 drawn-runs: $(STAMP) ## whole runs of every balancer whose weights follow from losses, against the exact reference (BALANCER=, SEQUENCES=: a part)
 	@PYTHONPATH=parity_tests/helpers $(BIN)/python tools/drawn_runs.py $(if $(BALANCER),--balancer $(BALANCER)) $(if $(SEQUENCES),--sequences $(SEQUENCES))
 
-bench: $(STAMP) ## every balancer next to its peers, as a table, out/bench.json and out/bench.png (long; on a quiet machine)
+bench: $(STAMP) ## every balancer next to its peers, as a table, out/bench.json and out/bench.png (half an hour, on a quiet machine)
 	@mkdir -p out
 	@PYTHONPATH=parity_tests/helpers $(BIN)/python benchmarks/bench.py --json out/bench.json --png out/bench.png $(BENCH)
 	@$(BIN)/python benchmarks/against_modelopt.py

@@ -40,8 +40,8 @@ absent.
 | --- | --- | --: | --: | --: | --: | --: | --- |
 {rows}
 
-The last row to be measured was measured on a CPU: {processor}, Python {python}, PyTorch {torch}, JAX {jax}, Flax {flax}, NumPy
-{numpy}. The seconds are those of one process each, compilation included, {workers} at a time.
+The latest rows were measured on a CPU: {processor}, Python {python}, PyTorch {torch}, JAX {jax}, Flax {flax}, NumPy {numpy}. The
+seconds are those of one process each, compilation included, {workers} at a time.
 """
 
 

@@ -80,6 +80,14 @@ def test_a_row_of_times_and_the_page_that_shows_it(bench):
     assert f"| Geometric | by hand | torch eager | {bench.bench.ratio(rows[4])}" in text
 
 
+def test_a_line_of_the_plot_goes_from_few_losses_to_many(bench):
+    """The balancers' own table has three losses, and comes after the thousand."""
+    row = {"balancer": "StaticLossBalancer", "way": "torch eager", "dtype": "float32", "what": "forward, backward", "peer": "floor"}
+    figure = bench.bench.plot([{**row, "kd": kd, "ratio": 1.0 + kd} for kd in (1, 1000, bench.bench.FEW)])
+    (line,) = (line for line in figure.axes[0].lines if line.get_label() == "torch eager, floor")
+    assert line.get_xydata().tolist() == [[1, 2], [3, 4], [1000, 1001]]
+
+
 @pytest.mark.filterwarnings("ignore:`StaticLossBalancer` weights do not sum")  # ModelOpt's, though there is a student loss
 @pytest.mark.parametrize("name", SETTINGS)
 def test_modelopt_stands_beside_the_two_balancers_that_it_has(bench, name):
