@@ -3,9 +3,10 @@
 import atexit
 import gc
 import os
+import signal
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -70,6 +71,17 @@ def in_turn(rows: Sequence[Any]) -> list[Any]:
             run.append(row)
             seen |= values(row)
     return run
+
+
+@pytest.fixture
+def signals_of_a_terminal() -> Iterator[None]:
+    """What the test starts can be asked to end. Under `nohup`, or in the background of a shell, it would inherit that it cannot."""
+    ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @pytest.hookimpl(trylast=True)

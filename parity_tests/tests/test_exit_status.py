@@ -173,6 +173,7 @@ def _wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers by Linux's /proc")
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as-the-terminal-does", "the-command-alone"])
 def test_ctrl_c_is_130_at_once_and_leaves_nobody_behind(whole_group: bool, tmp_path: Path) -> None:
     """Workers, and the process that a worker starts for the sharded lane, end too."""
@@ -202,8 +203,8 @@ def test_ctrl_c_is_130_at_once_and_leaves_nobody_behind(whole_group: bool, tmp_p
         assert _wait_for(lambda: not [pid for pid in family if Path(f"/proc/{pid}/cmdline").exists() and _alive(pid)], 10)
     finally:
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()  # which closes the pipes: else a later test is blamed for them
     assert list(tmp_path.iterdir()) == []
 
 

@@ -249,6 +249,7 @@ def test_a_file_that_cannot_be_written_ends_no_other_job(
         assert all(f"{job}: failed: [Errno 28] No space left on device" in printed.out for job in only)
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("asked", [["HUP"], ["TERM", "TERM"], ["INT", "HUP", "TERM"]], ids="-".join)
 def test_who_asks_it_to_end_gets_the_summary(kit: Path, tmp_path: Path, asked: list[str]) -> None:
     process = start(kit, tmp_path, 8, ONLY="host-torch torch-cpu-vmap")
