@@ -7,7 +7,7 @@ DEMO   ?= out/distill_digits
 
 TARGETS ?= tpu:v4 tpu:v5e tpu:v5p tpu:v6e tpu:tpu7x cuda:sm_80 cuda:sm_90 cuda:sm_100 cuda-torch:sm_80 cuda-torch:sm_90 cuda-torch:sm_100 cpu
 
-.PHONY: help host test-integrations demo gallery test test-all lint ruff unit browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
+.PHONY: help host test-integrations demo gallery test test-all lint ruff unit test-tools browser-test parity versions audit audit-evidence bench new check golden evidence exhaustive drawn-runs release-check gpu-kit clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -31,12 +31,17 @@ gallery: $(STAMP) ## the digits distilled with every balancer in both frameworks
 	@PYTHONPATH=examples $(BIN)/python tools/gallery.py $(if $(BALANCER),--balancer $(BALANCER))
 
 # pyright has one thread and takes a minute: it runs beside the tests, and says at once what it finds.
-test: ruff ## lint, types and the tests
+test: ruff ## lint, types, and the tests of the library and of the parity kit
 	@$(BIN)/pyright & types=$$!; $(MAKE) --no-print-directory unit; tests=$$?; \
 		wait $$types || { echo "==> pyright found errors: see above, or run make lint"; exit 1; }; exit $$tests
 
-test-all: ## the same, with every row of the tests that compile much (half an hour; before a release)
+test-tools: $(STAMP) ## the tests of the audit, the GPU kit, the demo, installs, releases, and of what make itself runs
+	@echo "==> Running the tests of the audit and of the tools"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ROWS) tools/tests parity_tests/audit_tests
+
+test-all: ## both, with every row of the tests that compile much (an hour; before a release)
 	@$(MAKE) --no-print-directory test ROWS=--every-row
+	@$(MAKE) --no-print-directory test-tools ROWS=--every-row
 
 lint: ruff ## ruff and pyright
 	@$(BIN)/pyright

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests")
 #: Words in the names of test files that compile, or that run other programs: lanes, minutes, or no balancer of their own.
 LEFT_OUT = (
-    *("compiled", "audit", "certificate", "cuda", "ddp", "golden", "gpu_kit"),
+    *("compiled", "certificate", "cuda", "ddp", "golden"),
     *("lanes", "ranks", "resume", "schedules", "switches"),
 )
 

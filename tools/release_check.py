@@ -136,7 +136,7 @@ def metadata_faults() -> list[str]:
 
 def contents_faults() -> list[str]:
     """What the tests of packaging say of the built files, in place of files that they build."""
-    command = [sys.executable, "-m", "pytest", "-q", "parity_tests/tests/test_packaging.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "tools/tests/test_packaging.py"]
     return faults_of_run(command, LOSS_BALANCERS_DIST=str(DIST))
 
 

@@ -48,7 +48,9 @@ def run(tmp_path: Path):
 def test_parity_runs_and_names_what_is_missing(run, tmp_path: Path, framework: str) -> None:
     without, lane, words = ALONE[framework]
     files = tmp_path / "certificate.json", tmp_path / "matrix.json"
-    written = run(MAIN, "parity", "--lane", lane, "--certificate", str(files[0]), "--json", str(files[1]), without=without)
+    balancers = ("--balancer", "StaticLossBalancer", "--balancer", "DWALossBalancer")
+    chosen = ("--lane", lane, *balancers, "--certificate", str(files[0]), "--json", str(files[1]))
+    written = run(MAIN, "parity", *chosen, without=without)
     assert written.returncode == 0, written.stderr
     assert words in written.stdout
     matrix = json.loads(files[1].read_text("utf-8"))

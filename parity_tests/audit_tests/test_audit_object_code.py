@@ -15,7 +15,7 @@ from loss_balancers.audit.dumps.llvm_blocks import blocks
 from loss_balancers.audit.dumps.roundings import round_alike
 from loss_balancers.audit.prescribed import reference
 
-EXCERPTS = Path(__file__).parent / "audit_excerpts"
+EXCERPTS = Path(__file__).parent / "excerpts"
 HLO = (EXCERPTS / "kernel.hlo").read_text("utf-8").replace("NAME", "compare_select_fusion")
 IR = (EXCERPTS / "x86_64.ll").read_text("utf-8")
 # One kernel for each, with the bytes of the instructions as each disassembler shows them.

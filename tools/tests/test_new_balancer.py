@@ -54,7 +54,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "audit_excerpts", "evidence"))
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "audit_tests", "evidence"))
         else:
             shutil.copy(source, root / name)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}

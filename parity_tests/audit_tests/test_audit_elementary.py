@@ -22,7 +22,7 @@ from loss_balancers.audit.prescribed.nodes import Nodes
 from loss_balancers.spec import arithmetic, hard_inputs
 
 # `exp` of a scalar: as XLA compiles it for sm_90 and for x86-64, and as Triton does for sm_90.
-EXCERPTS = Path(__file__).parent / "audit_excerpts"
+EXCERPTS = Path(__file__).parent / "excerpts"
 HLO = """\
 ENTRY %main.2 (x.1: f32[]) -> f32[] {
   %x.1 = f32[] parameter(0), metadata={op_name="x"}

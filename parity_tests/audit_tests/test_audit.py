@@ -29,7 +29,7 @@ SETTINGS = spec.StaticLossBalancerSettings([0.01])
 
 # StaticLossBalancer([0.01]) of one KD loss and the student's: as compiled for sm_90; for a TPU v6e, without address checks and
 # barriers; and for an x86-64 CPU.
-EXCERPTS = Path(__file__).parent / "audit_excerpts"
+EXCERPTS = Path(__file__).parent / "excerpts"
 HLO = (EXCERPTS / "kernel.hlo").read_text("utf-8")
 PTX = (EXCERPTS / "sm_90.ptx").read_text("utf-8")
 BUNDLES = (EXCERPTS / "v6e.bundles").read_text("utf-8")

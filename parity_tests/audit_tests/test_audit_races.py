@@ -19,7 +19,7 @@ from loss_balancers.audit.prescribed.torch_cases import torch_cases
 from loss_balancers.torch import known
 
 # The `step()` of a ScheduledLossBalancer whose state is written by one operation, as Inductor compiles it for an H100.
-EXCERPTS = Path(__file__).parent / "audit_excerpts"
+EXCERPTS = Path(__file__).parent / "excerpts"
 FUSED = (EXCERPTS / "fused_write.triton").read_text("utf-8")
 CALLS = (EXCERPTS / "fused_write.calls").read_text("utf-8")
 

@@ -24,7 +24,7 @@ from loss_balancers.spec import arithmetic
 from loss_balancers.spec.call import Call
 
 # `div` of two scalars: as compiled for sm_90; for a TPU v6e, without address checks and barriers; and for an x86-64 CPU.
-EXCERPTS = Path(__file__).parent / "audit_excerpts"
+EXCERPTS = Path(__file__).parent / "excerpts"
 HLO = (EXCERPTS / "kernel.hlo").read_text("utf-8")
 PTX = (EXCERPTS / "div_sm_90.ptx").read_text("utf-8")
 BUNDLES = (EXCERPTS / "div_v6e.bundles").read_text("utf-8")
