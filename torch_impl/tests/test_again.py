@@ -50,7 +50,7 @@ def test_a_call_like_the_last_one_takes_the_short_way(long_ways):
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[::-1]], ids=["in-order", "reversed"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=["f32", "f64", "bf16", "f16"])
 def test_both_ways_give_the_same_bits(names, dtype, long_ways):
     balancer = StaticLossBalancer(WEIGHTS)
     first, second = (bits(balancer, losses_of(names, dtype)) for _ in range(2))

@@ -11,7 +11,7 @@ import torch
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
-from loss_balancers.torch import DWALossBalancer, StaticLossBalancer, functional, known
+from loss_balancers.torch import DWALossBalancer, EMANormalizedLossBalancer, StaticLossBalancer, functional, known
 from loss_balancers.torch.functional import sum_of_vector, sum_terms
 from loss_balancers.torch.portable import flushed, log, logsumexp, rmul, softmax
 from loss_balancers.torch.portable.random_bits import BLOCK, integers, normal, normals
@@ -71,6 +71,34 @@ def test_autocast_stacks_any_format(dtype, autocast):
     with torch.autocast("cpu", autocast):
         aggregate = balancer(losses)
     assert_same_bits(aggregate, balancer(losses))
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=["to-bf16", "to-f16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_autocast_stacks_any_format_for_a_balancer_with_state(dtype, autocast):
+    names = ("M_0", "M_1", "M_2", "M_3", "student_loss")
+    losses = {name: torch.tensor(0.3 + i, dtype=dtype) for i, name in enumerate(names)}
+    aggregates = []
+    for enabled in (True, False):
+        balancer = EMANormalizedLossBalancer(names)
+        for _ in range(2):
+            with torch.autocast("cpu", autocast, enabled=enabled):
+                aggregates.append(balancer(losses))
+                balancer.step()
+    assert_same_bits(torch.stack(aggregates[:2]), torch.stack(aggregates[2:]))
+
+
+@pytest.mark.parametrize("kd_loss_weight", [0.5, [0.05] * 16], ids=["one-weight", "weights"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_losses_of_a_narrow_format_are_converted_as_one_vector(dtype, kd_loss_weight):
+    balancer = StaticLossBalancer(kd_loss_weight)
+    losses = {f"M_{i}": torch.tensor(1.0 + i, dtype=dtype, requires_grad=True) for i in range(16)}
+    losses["student_loss"] = torch.tensor(3.0, dtype=dtype, requires_grad=True)
+    balancer(losses)
+    with torch.profiler.profile() as profile:
+        balancer(losses).backward()
+    (conversions,) = (event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
+    assert conversions <= (7 if kd_loss_weight == 0.5 else 4)  # of 17 losses: with one weight, those of the student beside them
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -19,7 +19,7 @@ from torch import Tensor
 from loss_balancers.spec import Plan
 from loss_balancers.torch.autograd import LinearMap, total_in_eager
 from loss_balancers.torch.functional import weights_on_device
-from loss_balancers.torch.rounding import TINY, can_keep_tensors
+from loss_balancers.torch.rounding import can_keep_tensors, one_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Again:
 def repeatable(loss: Mapping[str, Any], plan: Plan, terms: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> Again | None:
     """How to do this call again, for losses that were checked; None if they do not qualify, or tensors cannot be kept now."""
     x = terms[0]
-    plain = x.dtype in TINY and dtypes.count(x.dtype) == len(dtypes) == len(plan.factors)
-    if not plain or x.ndim or not x.is_cpu or type(x) is not Tensor or not can_keep_tensors(x.device):
+    alike = one_dtype(dtypes) and len(dtypes) == len(plan.factors)
+    if not alike or x.ndim or not x.is_cpu or type(x) is not Tensor or not can_keep_tensors(x.device):
         return None
     return Again(tuple(loss), plan.names, x.dtype, weights_on_device(plan.factors, dtypes, None, x.device, True))

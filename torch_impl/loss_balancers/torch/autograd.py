@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, hardshrink
 from torch.autograd import Function
 
-from loss_balancers.torch.rounding import narrow, widen
+from loss_balancers.torch.rounding import can_stack, narrow, one_dtype, stacked, widen
 from loss_balancers.torch.transforms import differentiated, refuse_dual_level_outside, transformable, transformed
 
 
@@ -38,21 +38,20 @@ class LinearMap(NamedTuple):
     large: bool = False
     #: Where one kernel adds in order: a zero vector of length 1 and, for each term, its index.
     adder: tuple[Tensor, Tensor] | None = None
-    #: Where these are all that a sum and its gradient need: weights, tiny and adder.
+    #: Where these are all that a sum of scalars and its gradient need: weights, tiny and adder.
     scalar: tuple[Tensor, float, Tensor, Tensor] | None = None
 
 
 def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
     """RN of the sum of keep(RN(w_i x_i)), added in order (spec A4 to A7). ``weights`` are the map's own if None."""
     factors = linear.weights if weights is None else weights
-    if not linear.plain:
-        # Each by itself, not their stack: autocast refuses to stack float16 where it is set to bfloat16, and the reverse.
+    one_vector = isinstance(factors, Tensor) and terms[0].ndim == 0
+    if not linear.plain and not (one_vector and linear.adder):
         terms = [widen(x, linear.compute) for x in terms]
-    stacked = isinstance(factors, Tensor) and terms[0].ndim == 0
-    if linear.large and not (stacked and linear.adder):
+    if linear.large and not (one_vector and linear.adder):
         terms = [x if w is None else hardshrink(x, linear.tiny) for w, x in zip(factors, terms, strict=True)]
-    if stacked:
-        vector = torch.stack(terms)  # type: ignore[reportArgumentType]
+    if one_vector:
+        vector = stacked(terms, linear.compute)
         if linear.large and linear.adder:
             vector = hardshrink(vector, linear.tiny)
         products = hardshrink(vector * factors, linear.tiny)  # type: ignore[reportArgumentType]
@@ -85,7 +84,10 @@ def spread(linear: LinearMap, weights: Tensor | None, g: Tensor) -> Sequence[Ten
     if linear.large:
         g = hardshrink(g, linear.tiny)
     if isinstance(factors, Tensor) and g.ndim == 0:
-        products: Sequence[Tensor] = hardshrink(g * factors, linear.tiny).unbind(0)
+        vector = hardshrink(g * factors, linear.tiny)
+        if one_dtype(linear.terms):
+            return (vector if linear.plain else narrow(vector, linear.terms[0])).unbind(0)
+        products: Sequence[Tensor] = vector.unbind(0)
     else:
         products = [_product(linear, w, g) for w in factors]
     if linear.plain:
@@ -111,30 +113,38 @@ class _Total(Function):
 
 
 class _ScalarTotal(Function):
-    """`_Total` of scalars that one kernel adds in order: the same operations, with nothing left to decide.
+    """`_Total` of scalars of one dtype that one kernel adds in order: the same operations, with nothing left to decide.
 
-    Of the most frequent call; there what Python decides takes as long as a kernel.
+    Of the most frequent call; there what Python decides takes as long as a kernel. A narrow format is widened, and gradients are
+    rounded to it, as one vector.
     """
 
     @staticmethod
     def forward(ctx: Any, linear: LinearMap, *terms: Tensor) -> Tensor:
         ctx.linear = linear
         weights, tiny, zero, index = linear.scalar  # type: ignore[reportGeneralTypeIssues]
-        stacked = torch.stack(terms)
+        vector = torch.stack(terms)
+        if not linear.plain:
+            vector = widen(vector, linear.compute)
         if linear.large:
-            stacked = hardshrink(stacked, tiny)
-        products = hardshrink(stacked * weights, tiny)
-        return hardshrink(zero.index_add(0, index, products).squeeze(), tiny)
+            vector = hardshrink(vector, tiny)
+        products = hardshrink(vector * weights, tiny)
+        s = hardshrink(zero.index_add(0, index, products).squeeze(), tiny)
+        return s if linear.plain else narrow(s, linear.result)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (g,) = grad_outputs
         if differentiated():
             return None, *_spread_again(ctx.linear, None, g)
-        weights, tiny, _, _ = ctx.linear.scalar
-        if ctx.linear.large:
+        linear = ctx.linear
+        weights, tiny, _, _ = linear.scalar
+        if not linear.plain:
+            g = widen(g, linear.compute)
+        if linear.large:
             g = hardshrink(g, tiny)
-        return None, *hardshrink(g * weights, tiny).unbind(0)
+        products = hardshrink(g * weights, tiny)
+        return None, *(products if linear.plain else narrow(products, linear.terms[0])).unbind(0)
 
 
 class _VectorTotal(Function):
@@ -262,7 +272,7 @@ def total_in_eager(linear: LinearMap, weights: Tensor | None, terms: Sequence[Te
     """`total`, differentiable in whatever way is asked for."""
     if transformed():
         return _transformable_total(linear, weights, *terms)
-    if linear.scalar is not None:
+    if linear.scalar is not None and (linear.plain or can_stack(terms)):
         return _eager_scalar_total(linear, *terms)
     return _eager_total(linear, weights, *terms)
 

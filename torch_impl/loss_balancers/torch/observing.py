@@ -13,7 +13,7 @@ from torch.nn.functional import pad, threshold
 from loss_balancers import spec
 from loss_balancers.torch.amounts import on_device, presence, validity, without_absent
 from loss_balancers.torch.portable import div_of_kept, rmul_of_kept
-from loss_balancers.torch.rounding import FLOAT, TINY, all_finite, beside, chosen, keep, kept, narrow, widen
+from loss_balancers.torch.rounding import FLOAT, TINY, all_finite, beside, chosen, keep, kept, narrow, stacked
 
 State = dict[str, Tensor]
 
@@ -49,8 +49,7 @@ def without_losses(names: tuple[str, ...]) -> Inputs:
 
 def as_observed(terms: Sequence[Tensor]) -> Tensor:
     """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
-    detached = [x.detach() for x in terms]
-    return keep(torch.stack([narrow(x, FLOAT) if x.dtype == torch.float64 else widen(x, FLOAT) for x in detached]))
+    return keep(stacked([narrow(x, FLOAT) if x.dtype == torch.float64 else x for x in (x.detach() for x in terms)], FLOAT))
 
 
 def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:

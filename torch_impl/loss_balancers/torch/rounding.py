@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -132,6 +133,23 @@ def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype not in TINY:
         x = _representable(x, x.dtype).to(torch.float32)
     return x if dtype == torch.float32 else keep(x).to(dtype)
+
+
+def stacked(terms: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`widen` of each, as one tensor: of terms of one dtype in one conversion, which a compiler would fuse anyway."""
+    if terms[0].dtype != dtype and not compiling() and one_dtype([x.dtype for x in terms]) and can_stack(terms):
+        return widen(torch.stack(terms), dtype)  # type: ignore[reportArgumentType]
+    return torch.stack([widen(x, dtype) for x in terms])
+
+
+def one_dtype(dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether all are one."""
+    return dtypes.count(dtypes[0]) == len(dtypes)
+
+
+def can_stack(terms: Sequence[Tensor]) -> bool:
+    """Whether terms of one dtype can be stacked: autocast refuses float16 where it is set to bfloat16, and the reverse."""
+    return terms[0].dtype in TINY or not torch.is_autocast_enabled(terms[0].device.type)
 
 
 def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
