@@ -16,7 +16,7 @@ class Foreign:
 @pytest.mark.parametrize(
     ("loss", "word"),
     [
-        pytest.param(np.int32(1), "Received int32.", id="numpy-int"),
+        pytest.param(np.int32(1), "Received numpy.int32.", id="numpy-int"),
         pytest.param(Foreign(), "Received Foreign", id="array-of-another-framework"),
     ],
 )

@@ -16,7 +16,7 @@ from flax import nnx
 from runs import BALANCERS, FRAMEWORKS, NAMES, as_bytes, make, state_of
 
 from loss_balancers.parity.bits import assert_same_bits
-from loss_balancers.spec import EMANormalizedLossBalancerSettings, StaticLossBalancerSettings
+from loss_balancers.spec import EMANormalizedLossBalancerSettings, StaticLossBalancerSettings, registry
 from loss_balancers.spec.amounts import Amounts
 from loss_balancers.spec.reference import Step, run
 
@@ -231,6 +231,28 @@ def test_without_any_loss_the_aggregate_is_zero(name: str, framework: str) -> No
     state = balancer.export_state()["state"]
     assert (state["steps"], state["skipped"]) == (1, 0)
     assert not state.get("total", np.zeros(1)).any()
+
+
+@pytest.mark.in_turn(3)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("absent", [NAMES, NAMES[:1], NAMES[-1:]], ids=["all", "first", "last"])
+@pytest.mark.parametrize("name", registry.examples())
+def test_who_looks_for_nans_finds_none(name: str, absent: tuple[str, ...], framework: str) -> None:
+    """Nor on the way to a result that has none: what finds NaNs looks at every operation."""
+    balancer = make(framework, registry.examples()[name])
+    count = {each: 0 if each in absent else 2 for each in NAMES}
+    if framework == "torch":
+        losses = {each: torch.tensor(1.5 + i, requires_grad=True) for i, each in enumerate(NAMES)}
+        with torch.autograd.detect_anomaly():
+            balancer(losses, count=count).backward()
+        gradients: dict[str, Any] = {each: x.grad for each, x in losses.items()}
+    else:
+        with jax.debug_nans(True):
+            values = {each: jnp.float32(1.5 + i) for i, each in enumerate(NAMES)}
+            gradients = nnx.grad(lambda losses, balancer: balancer(losses, count=count))(values, balancer)
+    for each in absent:
+        assert_same_bits(gradients[each], np.float32(0.0))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

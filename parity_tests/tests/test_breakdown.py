@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import loss_balancers.jax
 import loss_balancers.torch
@@ -58,3 +59,36 @@ def test_the_parts_add_up_in_order(kind: str) -> None:
     for name in weights:
         total = total + parts[f"{name}/weighted"]
     assert_same_bits(total, parts["total"])
+
+
+@pytest.mark.parametrize("hooks", ["offloaded", "checkpointed", "their-own"])
+@pytest.mark.parametrize("kind", BALANCERS)
+def test_where_hooks_take_what_is_saved_for_a_backward(kind: str, hooks: str) -> None:
+    """`torch.func` refuses to differentiate there. The hooks see nothing of it, and a forward of a checkpoint is repeated once."""
+    balancer, seen = registry.make(BALANCERS[kind], loss_balancers.torch).eval(), []
+    losses = {name: torch.tensor(value, requires_grad=True) for name, value in VALUES.items()}
+    expected = balancer.breakdown(losses)
+
+    def logged(losses):
+        seen.append(balancer.breakdown(losses))
+        return balancer(losses)
+
+    def fail(x):
+        raise AssertionError("a hook was called")
+
+    if hooks == "checkpointed":
+        checkpoint(logged, losses, use_reentrant=False).backward()
+        assert len(seen) <= 2  # once where a backward needs nothing that was saved
+    elif hooks == "offloaded":
+        with torch.autograd.graph.save_on_cpu():
+            logged(losses).backward()
+    else:
+        balancer.requires_grad_(requires_grad=False)
+        losses = {name: x.detach() for name, x in losses.items()}
+        with torch.autograd.graph.saved_tensors_hooks(fail, fail):
+            seen.append(balancer.breakdown(losses))
+    for parts in seen:
+        assert list(parts) == list(expected)
+        for name, part in parts.items():
+            assert not part.requires_grad
+            assert_same_bits(part, expected[name].detach())

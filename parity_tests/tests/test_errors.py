@@ -280,7 +280,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], type[Exception], str]] = {
             "time": (np.datetime64("2020-01-01"), "datetime64 of datetime64[D]"),
             "duration": (np.timedelta64(3, "ns"), "timedelta64 of timedelta64[ns]"),
             "objects": (np.array(None), "ndarray of object"),
-            "int64": (np.int64(3), "int64"),
+            "int64": (np.int64(3), "numpy.int64"),
             "int64-array": (np.array(3), "ndarray of int64"),
             "swapped-bytes": (np.array(1, ">f4"), "ndarray of >f4"),
             "masked": (np.ma.masked_array(1.0), "MaskedArray of float64"),

@@ -13,7 +13,7 @@ ONE = torch.tensor(1.0)
 def test_a_scalar_of_numpy(call):
     with pytest.raises(TypeError) as caught:
         getattr(StaticLossBalancer(), call)({"M": np.float32(1)})
-    for word in ("'M'", "Received float32"):
+    for word in ("'M'", "Received numpy.float32"):
         assert word in str(caught.value)
 
 

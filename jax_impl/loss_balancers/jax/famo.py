@@ -88,6 +88,7 @@ def aggregate_of(
     levels = levels if present is None else chosen(present, levels, 1.0)
     valid = lax.stop_gradient(levels)
     norm = summed(div_of_kept(shares, chosen(valid > 0, valid, jnp.nan)))
+    norm = norm if present is None else chosen(present.any(), norm, 1.0)
     factors = div_of_kept(shares, jnp.broadcast_to(norm, shares.shape))
     return finished(summed(log(levels), factors), settings.factor, dtypes, present)
 

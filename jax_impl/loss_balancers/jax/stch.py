@@ -31,9 +31,9 @@ def aggregate_of(settings: Any, dtypes: tuple[Any, ...], terms: Sequence[Array],
         levels = flushed(levels)
         levels = levels - jnp.asarray(settings.offsets, FLOAT)
     weighted = rmul(levels, jnp.asarray(settings.rounded_weights, FLOAT))
-    weighted = weighted if present is None else chosen(present, weighted, -jnp.inf)
+    if present is not None:  # where all are absent, all count: a logarithm of 0 would give NaNs that no result has
+        weighted = chosen(present | ~present.any(), weighted, -jnp.inf)
     most = lax.stop_gradient(weighted).max()
-    most = most if present is None else chosen(present.any(), most, 0.0)
     exponents = weighted - most
     if inverse != 1.0:
         exponents = rmul(exponents, jnp.full_like(exponents, inverse))

@@ -188,5 +188,6 @@ class FAMOLossBalancer(StatefulLossBalancer):
         levels = levels if present is None else torch.where(present, levels, 1.0)
         valid = levels.detach()
         norm = summed(div_of_kept(shares, chosen(valid > beside(0.0, valid), valid, torch.nan)))
+        norm = norm if present is None else torch.where(present.any(), norm, 1.0)
         factors = div_of_kept(shares, norm.expand_as(shares))
         return finished(summed(log(levels), factors), number(self._factor), inputs)

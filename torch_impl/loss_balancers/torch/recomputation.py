@@ -5,10 +5,15 @@ Compiled code knows that when it runs, not when it is traced. There the question
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 from torch.compiler import is_dynamo_compiling
 from torch.nn.functional import pad
+
+from loss_balancers.torch.transforms import transformed
 
 
 def recomputing() -> bool:
@@ -29,6 +34,31 @@ def saved_for_backward(vector: Tensor) -> Tensor:
     costs nothing. Checkpointing within the graph, and settings for more recomputation, still do so (docs/state.md).
     """
     return pad(vector, (0, 1))[:-1] if is_dynamo_compiling() else vector
+
+
+def saved_tensors_have_hooks() -> bool:
+    """Whether hooks take what is saved for a backward, as checkpointing and offloading do: `torch.func` refuses to work there."""
+    if is_dynamo_compiling() or transformed() or torch.is_inference_mode_enabled():
+        return False
+    try:
+        with disable_saved_tensors_hooks("there are hooks"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def derivatives_under_hooks(function: Callable[[tuple[Tensor, ...]], Tensor], terms: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The derivative of a function by each term, detached, where hooks take what is saved for a backward.
+
+    They are kept out: those of checkpointing would repeat the whole forward, those of offloading copy to the host.
+    """
+    with saved_tensors_hooks(_as_it_is, _as_it_is), torch.enable_grad():
+        terms = tuple(x.detach().requires_grad_() for x in terms)
+        return torch.autograd.grad(function(terms), terms, materialize_grads=True)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _on_device(device: torch.device) -> Tensor:

@@ -92,9 +92,9 @@ class STCHLossBalancer(WeighedLossBalancer):
             levels = flushed(levels)
             levels = levels - vector_of(runs(self._offsets), device)
         weighted = rmul(levels, vector_of(runs(self._weights_as_text), device))
-        weighted = weighted if present is None else torch.where(present, weighted, -torch.inf)
+        if present is not None:  # where all are absent, all count: a logarithm of 0 would give NaNs that no result has
+            weighted = torch.where(present | ~present.any(), weighted, -torch.inf)
         most = weighted.detach().amax()
-        most = most if present is None else torch.where(present.any(), most, 0.0)
         exponents = weighted - most
         if inverse != 1.0:
             exponents = rmul(exponents, torch.full_like(exponents, inverse))

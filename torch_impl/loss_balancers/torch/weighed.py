@@ -17,7 +17,7 @@ from loss_balancers.torch.amounts import without_absent
 from loss_balancers.torch.base import DistillationLossBalancer, broken_down
 from loss_balancers.torch.functional import KnownFactors, balance
 from loss_balancers.torch.observing import Inputs, State, as_observed, expanded, with_amounts
-from loss_balancers.torch.recomputation import saved_for_backward
+from loss_balancers.torch.recomputation import derivatives_under_hooks, saved_for_backward, saved_tensors_have_hooks
 from loss_balancers.torch.rounding import FLOAT
 
 
@@ -162,6 +162,6 @@ def derivatives(aggregate: Callable[[Inputs], Tensor], inputs: Inputs) -> list[T
         x = inputs  # entry by entry: Dynamo of PyTorch 2.8 traces neither `_replace` nor a slice of a named tuple
         return aggregate(Inputs(x.names, list(terms), x.dtypes, x.losses, x.sums, x.amounts, x.present, x.valid, x.shares))
 
-    # Not `torch.autograd.grad`: it raises within a transform of `torch.func`, and Dynamo does not trace it (PyTorch 2.13).
-    found = grad(of_terms)(terms)
+    # Not always `torch.autograd.grad`: it raises within a transform of `torch.func`, and Dynamo does not trace it (PyTorch 2.13).
+    found = derivatives_under_hooks(of_terms, terms) if saved_tensors_have_hooks() else grad(of_terms)(terms)
     return list(found) if inputs.present is None else without_absent(found, inputs.present)

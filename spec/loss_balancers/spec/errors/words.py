@@ -44,9 +44,11 @@ def shown(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What ``value`` is, for a message about what is not an array of the framework: its type, and its dtype if that says more."""
+    """What ``value`` is, for a message about what is not an array of the framework: its type, and its dtype or whose it is."""
     name, dtype = type(value).__name__, getattr(value, "dtype", None)
-    return name if dtype is None or str(dtype) == name else f"{name} of {dtype}"
+    if dtype is not None and str(dtype) == name:  # a NumPy scalar
+        return f"{type(value).__module__}.{name}"
+    return name if dtype is None else f"{name} of {dtype}"
 
 
 def instead_of_a_number(received: Any) -> str:
