@@ -48,9 +48,13 @@ def run(tmp_path: Path):
 def test_parity_runs_and_names_what_is_missing(run, tmp_path: Path, framework: str) -> None:
     without, lane, words = ALONE[framework]
     files = tmp_path / "certificate.json", tmp_path / "matrix.json"
-    balancers = ("--balancer", "StaticLossBalancer", "--balancer", "DWALossBalancer")
-    chosen = ("--lane", lane, *balancers, "--certificate", str(files[0]), "--json", str(files[1]))
-    written = run(MAIN, "parity", *chosen, without=without)
+    # A certificate is of all balancers, which XLA compiles for two minutes. What writes it is the same for both frameworks.
+    some = (
+        ("--certificate", str(files[0]))
+        if framework == "torch"
+        else ("--balancer", "StaticLossBalancer", "--balancer", "DWALossBalancer")
+    )
+    written = run(MAIN, "parity", "--lane", lane, *some, "--json", str(files[1]), without=without)
     assert written.returncode == 0, written.stderr
     assert words in written.stdout
     matrix = json.loads(files[1].read_text("utf-8"))
@@ -60,8 +64,9 @@ def test_parity_runs_and_names_what_is_missing(run, tmp_path: Path, framework: s
     assert {name for name, version in host["frameworks"].items() if version == "absent"} <= {*TORCH, *JAX}
     other = "torch." if framework == "jax" else "jax."
     assert {value for name, value in host["flags"].items() if name.startswith(other)} == {None}
-    merged = subprocess.run([sys.executable, "-c", MAIN, "merge", str(files[0])], capture_output=True, text=True, check=False)
-    assert merged.returncode == 0, merged.stderr  # with the schema
+    if framework == "torch":
+        merged = subprocess.run([sys.executable, "-c", MAIN, "merge", str(files[0])], capture_output=True, text=True, check=False)
+        assert merged.returncode == 0, merged.stderr  # with the schema
 
 
 @pytest.mark.parametrize("framework", ALONE)
