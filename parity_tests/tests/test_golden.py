@@ -29,12 +29,12 @@ def test_there_are_enough_vectors_in_every_column() -> None:
 
 
 LANES = [lane.name for lane in find_lanes()]
-#: The lanes that run all vectors here.
-IN_FULL = ("torch-cpu-eager", "jax-cpu-jit")
+#: The lanes that run all vectors here. JAX has so many lanes that each vector is run on one or two of them.
+IN_FULL = ("torch-cpu-eager",)
 
 
 def chosen(lane: Lane, label: str) -> list[Group]:
-    """The vectors of a column that are run here: of all but two lanes, each balancer has one label, and on the next lane the next.
+    """The vectors of a column that are run here: on all lanes but one, each balancer has one label, and on the next lane the next.
 
     `make parity` and `make evidence` run them all, which takes the compilers a quarter of an hour.
     """
