@@ -11,7 +11,14 @@ import torch
 
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
-from loss_balancers.torch import DWALossBalancer, EMANormalizedLossBalancer, StaticLossBalancer, functional, known
+from loss_balancers.torch import (
+    DWALossBalancer,
+    EMANormalizedLossBalancer,
+    GeometricLossBalancer,
+    StaticLossBalancer,
+    functional,
+    known,
+)
 from loss_balancers.torch.functional import sum_of_vector, sum_terms
 from loss_balancers.torch.portable import flushed, log, logsumexp, rmul, softmax
 from loss_balancers.torch.portable.random_bits import BLOCK, integers, normal, normals
@@ -99,6 +106,17 @@ def test_losses_of_a_narrow_format_are_converted_as_one_vector(dtype, kd_loss_we
         balancer(losses).backward()
     (conversions,) = (event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
     assert conversions <= (7 if kd_loss_weight == 0.5 else 4)  # of 17 losses: with one weight, those of the student beside them
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("make", [GeometricLossBalancer, EMANormalizedLossBalancer], ids=["function-of-losses", "state"])
+def test_losses_of_a_narrow_format_enter_a_balancer_of_tensors_as_one_vector(make, dtype):
+    losses = {f"M_{i}": torch.tensor(1.0 + i, dtype=dtype, requires_grad=True) for i in range(16)}
+    balancer = make(list(losses))
+    with torch.profiler.profile() as profile:
+        balancer(losses).backward()
+    (conversions,) = (event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
+    assert conversions < 16
 
 
 @pytest.mark.parametrize("count", [1, 4])

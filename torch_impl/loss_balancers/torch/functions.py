@@ -7,7 +7,8 @@ from torch import Tensor
 
 from loss_balancers.torch.functional import common_dtype, sum_of_vector, sum_terms
 from loss_balancers.torch.observing import Inputs
-from loss_balancers.torch.rounding import FLOAT
+from loss_balancers.torch.portable import flushed
+from loss_balancers.torch.rounding import FLOAT, can_stack, compiling, one_dtype, stacked
 
 
 def entered(inputs: Inputs) -> Tensor:
@@ -15,8 +16,12 @@ def entered(inputs: Inputs) -> Tensor:
 
     A float32 loss is flushed by what comes next, and its gradient is flushed by what came before: it needs no sum of its own.
     """
-    terms = zip(inputs.terms, inputs.dtypes, strict=True)
-    vector = torch.stack([x if dtype == FLOAT else sum_terms([x], (dtype,), (1.0,), FLOAT) for x, dtype in terms])
+    terms, dtypes = inputs.terms, inputs.dtypes
+    if dtypes[0] != FLOAT and one_dtype(dtypes) and not compiling() and can_stack(terms):
+        vector = flushed(stacked(terms, FLOAT))  # what the sums below give
+    else:
+        sums = (x if dtype == FLOAT else sum_terms([x], (dtype,), (1.0,), FLOAT) for x, dtype in zip(terms, dtypes, strict=True))
+        vector = torch.stack(list(sums))
     return vector if inputs.present is None else torch.where(inputs.present, vector, 1.0)
 
 
