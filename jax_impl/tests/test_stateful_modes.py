@@ -51,7 +51,7 @@ def marks_of(switch):
 each_switch = pytest.mark.parametrize("switch", [pytest.param(switch, marks=marks_of(switch)) for switch in SWITCHES])
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.in_turn(5)
 @pytest.mark.parametrize("norm", [False, True], ids=["alone", "with-batch-norm"])
 @each_switch
 def test_each_switch_of_modes(make, draw, values, assert_same_state, switch, norm):
@@ -103,7 +103,7 @@ def test_discard_drops_what_is_pending_and_moves_no_counter(make, draw, values, 
     assert (balancer.steps[...], balancer.skipped[...]) == (2, 0)
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.in_turn(5)
 @pytest.mark.parametrize("mode", ["eager", "jit"])
 def test_counters_stay_at_their_ends(make, mode):
     """Of int32 the largest; and what float32 cannot count any more is left out."""

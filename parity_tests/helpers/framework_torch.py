@@ -13,8 +13,6 @@ from loss_balancers.spec import FORMATS
 
 #: The class of an array, the method that a subclass implements, and the dtype of a Python int.
 ARRAY, CALL, INTEGER = "Tensor", "forward", "int64"
-#: How the NaN of a gradient is compared: by bits.
-NAN = "bits"
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 balancers = loss_balancers.torch
 Module = torch.nn.Module

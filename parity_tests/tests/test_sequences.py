@@ -50,7 +50,7 @@ def test_balancers_whose_weights_follow_from_losses_are_run() -> None:
     assert all(registry.observes(settings) <= drawn.follows_losses(settings) for settings in registry.examples().values())
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.in_turn(5)
 @pytest.mark.parametrize("way", drawn.WAYS)
 def test_no_bit_differs(way: str, groups: list[Group]) -> None:
     chosen = sample(way, groups)

@@ -144,7 +144,7 @@ FROM_INFERENCE_MODE = [
 ]
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.in_turn(5)
 @pytest.mark.parametrize(("make", "origin", "mode"), FROM_INFERENCE_MODE, indirect=["make"])
 def test_a_balancer_from_inference_mode_is_trained(make, draw, origin, mode, assert_same_state):
     with torch.inference_mode():
