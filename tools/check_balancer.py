@@ -20,10 +20,10 @@ from loss_balancers.spec.golden.files import FILES
 from loss_balancers.spec.registry import SETTINGS, stem
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests")
+TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests", "tools/tests")
 #: Words in the names of test files that compile, or that run other programs: lanes, minutes, or no balancer of their own.
 LEFT_OUT = (
-    *("compiled", "certificate", "cuda", "ddp", "golden"),
+    *("compiled", "certificate", "cuda", "ddp", "golden", "gpu_kit"),
     *("lanes", "ranks", "resume", "schedules", "switches"),
 )
 

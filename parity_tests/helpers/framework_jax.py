@@ -17,6 +17,8 @@ from loss_balancers.spec import FORMATS
 
 #: The class of an array, the method that a subclass implements, and the dtype of a Python int.
 ARRAY, CALL, INTEGER = "ArrayImpl", "__call__", "int32"
+#: How the NaN of a gradient is compared, but for bfloat16: as a class, since XLA chooses its bits.
+NAN = "class"
 DTYPES = {name: jnp.dtype(fmt.dtype) for name, fmt in FORMATS.items()}
 balancers = loss_balancers.jax
 Module = nnx.Module

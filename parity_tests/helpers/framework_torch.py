@@ -13,6 +13,8 @@ from loss_balancers.spec import FORMATS
 
 #: The class of an array, the method that a subclass implements, and the dtype of a Python int.
 ARRAY, CALL, INTEGER = "Tensor", "forward", "int64"
+#: How the NaN of a gradient is compared, but for bfloat16: of a vector PyTorch converts it to another than of a scalar.
+NAN = "bits"
 DTYPES = {name: getattr(torch, fmt.dtype) for name, fmt in FORMATS.items()}
 balancers = loss_balancers.torch
 Module = torch.nn.Module

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
+from loss_balancers.spec import registry
 from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
+from loss_balancers.spec.keys import EXAMPLE_NAMES
 from loss_balancers.torch import (
     DWALossBalancer,
     EMANormalizedLossBalancer,
@@ -93,6 +96,17 @@ def test_autocast_stacks_any_format_for_a_balancer_with_state(dtype, autocast):
                 aggregates.append(balancer(losses))
                 balancer.step()
     assert_same_bits(torch.stack(aggregates[:2]), torch.stack(aggregates[2:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("name", registry.examples())
+def test_losses_of_a_narrow_format_on_a_device_that_autocast_does_not_know(name, dtype):
+    balancer = registry.make(registry.examples()[name], loss_balancers.torch).to("meta")
+    losses = {each: torch.ones((), dtype=dtype, device="meta", requires_grad=True) for each in EXAMPLE_NAMES}
+    aggregate = balancer(losses)
+    aggregate.backward()
+    assert (aggregate.dtype, aggregate.device.type) == (dtype, "meta")
+    assert balancer.breakdown(losses)["total"].dtype == dtype
 
 
 @pytest.mark.parametrize("kd_loss_weight", [0.5, [0.05] * 16], ids=["one-weight", "weights"])

@@ -49,7 +49,8 @@ def without_losses(names: tuple[str, ...]) -> Inputs:
 
 def as_observed(terms: Sequence[Tensor]) -> Tensor:
     """The losses as state sees them: a float32 vector, detached, rounded and flushed (spec T2)."""
-    return keep(stacked([narrow(x, FLOAT) if x.dtype == torch.float64 else x for x in (x.detach() for x in terms)], FLOAT))
+    detached = [x.detach() for x in terms]
+    return keep(stacked([narrow(x, FLOAT) if x.dtype == torch.float64 else x for x in detached], FLOAT))
 
 
 def with_amounts(inputs: Inputs, amounts: spec.Amounts) -> Inputs:

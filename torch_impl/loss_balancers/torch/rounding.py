@@ -149,7 +149,9 @@ def one_dtype(dtypes: Sequence[torch.dtype]) -> bool:
 
 def can_stack(terms: Sequence[Tensor]) -> bool:
     """Whether terms of one dtype can be stacked: autocast refuses float16 where it is set to bfloat16, and the reverse."""
-    return terms[0].dtype in TINY or not torch.is_autocast_enabled(terms[0].device.type)
+    device = terms[0].device.type
+    # Of a device that autocast does not know, "meta" for one, PyTorch does not say whether it is enabled, but raises.
+    return terms[0].dtype in TINY or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
 
 
 def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
