@@ -342,6 +342,27 @@ def test_a_parameter_that_was_made_in_inference_mode_can_be_trained(how: str) ->
     assert (parameter_of(balancer) != (1.0 if how == "loaded" else 0.0)).all()
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_state_dict_that_is_wrong_changes_nothing(name: str, assign: bool) -> None:
+    balancer = make("torch", EXAMPLES[name])
+    entry, parameter = EXAMPLES[name].parameter, balancer.parameter
+    set_parameter(balancer, (0.5, 0.25, 2.0))
+    begun, good = parameter_of(balancer), {entry: torch.ones(3)}
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(RuntimeError, match=f"{entry}: The entry '{entry}' of the state must hold finite numbers"):
+            balancer.load_state_dict({entry: torch.tensor([1.0, value, 1.0])}, assign=assign)
+    for wrong in ({}, {entry: torch.ones(2)}, {entry: "text"}, {**good, "more": torch.ones(3)}):
+        with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict"):
+            balancer.load_state_dict(wrong, assign=assign)
+    with pytest.raises(RuntimeError, match=r"load_state_dict\(\)` must be called outside"):
+        torch.func.vmap(lambda x: balancer.load_state_dict({entry: x}, assign=assign))(torch.ones(2, 3))
+    assert balancer.parameter is parameter
+    assert_same_bits(parameter_of(balancer), begun)
+    balancer.load_state_dict(good, assign=assign)
+    assert parameter_of(balancer).tolist() == [1.0] * 3
+
+
 def test_a_parameter_that_is_frozen_draws_no_warning() -> None:
     balancer = loss_balancers.torch.IMTLLossBalancer(NAMES).requires_grad_(False)
     with warnings.catch_warnings():

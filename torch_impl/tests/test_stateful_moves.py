@@ -144,7 +144,7 @@ FROM_INFERENCE_MODE = [
 ]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("make", "origin", "mode"), FROM_INFERENCE_MODE, indirect=["make"])
 def test_a_balancer_from_inference_mode_is_trained(make, draw, origin, mode, assert_same_state):
     with torch.inference_mode():
@@ -221,6 +221,24 @@ def test_loading_is_strict(make, draw, values, assert_same_state):
         partly.load_state_dict({"pending": torch.ones(9)}, strict=False)
     assert_same_state(partly, make())
     train(partly, draw)  # and it still works
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_with_one_wrong_entry_changes_no_other(make, draw, assign, values, assert_same_state):
+    """PyTorch's own loading writes what it finds before it says what is wrong."""
+    trained, balancer = train(make(), draw), make()
+    saved = trained.state_dict()
+    balancer(draw(7))
+    before, buffers = values(balancer), dict(balancer.named_buffers())
+    for name in saved:
+        missing = {other: x for other, x in saved.items() if other != name}
+        for wrong in (missing, {**saved, name: torch.ones(99)}, {**saved, name: "text"}, {**saved, "more": torch.ones(())}):
+            with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict"):
+                balancer.load_state_dict(wrong, assign=assign)
+            assert_same_state(balancer, before)
+            assert all(x is buffers[other] for other, x in balancer.named_buffers())
+    balancer.load_state_dict(saved, assign=assign)
+    assert_same_state(balancer, trained)
 
 
 @pytest.mark.parametrize("assign", [False, True])

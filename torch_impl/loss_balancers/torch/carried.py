@@ -124,40 +124,8 @@ class CarriesState(nn.Module):
         self._make_lasting()
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        try:
-            check_not_transformed("load_state_dict()")
-        except RuntimeError as error:
-            error_msgs.append(str(error))
-            return
-        wrong = []
-        in_place = not local_metadata.get("assign_to_params_buffers", False)
-        for entry in self._settings.state:
-            value: Any = state_dict.get(prefix + entry.name)
-            if type(value) not in (Tensor, Parameter) or value.is_meta:
-                continue
-            if in_place and getattr(self, entry.name).is_meta:
-                wrong.append(f"{prefix}{entry.name}: {on_meta()}")
-            if entry.name == "pending" and entry.named and value.shape == (entry.named + 2,):  # from before there were counts
-                state_dict[prefix + entry.name] = value = torch.cat([value[:-2], value[-2:-1].expand(entry.named), value[-2:]])
-            if value.shape == entry.shape:
-                try:
-                    spec.check_values(entry, value.detach().to("cpu", torch.float64).numpy())
-                except ValueError as error:
-                    wrong.append(f"{prefix}{entry.name}: {error}")
-        error_msgs += wrong
-        if wrong:
-            return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         for name, dtype in self._dtypes.items():  # ``assign=True`` accepts any dtype
             setattr(self, name, getattr(self, name).to(dtype))
         self._make_lasting()

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Parameter
 
 from loss_balancers import spec
 from loss_balancers.torch.carried import on_meta
@@ -27,7 +28,7 @@ def copy_all(state: list[Tensor], values: list[Tensor]) -> None:
         torch._foreach_copy_(state, values)  # type: ignore[reportPrivateImportUsage]
 
 
-class MovesState:
+class MovesState(nn.Module):
     """What all balancers share that hold something from call to call: it moves to balancers of either framework."""
 
     _settings: Any
@@ -74,3 +75,55 @@ class MovesState:
             raise on_meta()
         with torch.no_grad():  # a parameter may not be written to otherwise
             copy_all(list(state.values()), [torch.from_numpy(arrays[name]) for name in state])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes over all of it or, with an error, nothing. PyTorch by itself would write every entry but the wrong one."""
+        wrong = _what_is_wrong(self, state_dict, prefix, not local_metadata.get("assign_to_params_buffers", False))
+        if wrong:
+            error_msgs += wrong
+            return
+        held = [(tensors, name, x, x.detach().clone()) for tensors in (self._parameters, self._buffers) for name, x in _all(tensors)]
+        found = (error_msgs, missing_keys, unexpected_keys) if strict else (error_msgs,)
+        before = sum(map(len, found))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if sum(map(len, found)) > before:
+            with torch.no_grad():
+                for tensors, name, x, values in held:
+                    tensors[name] = x  # ``assign=True`` puts another there
+                    x.copy_(values)
+
+
+def _all(tensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, x) for name, x in tensors.items() if x is not None]
+
+
+def _what_is_wrong(balancer: Any, state_dict: dict[str, Any], prefix: str, in_place: bool) -> list[str]:
+    """Messages about what only a balancer knows to be wrong. What is from before there were counts is made as it is now."""
+    try:
+        check_not_transformed("load_state_dict()")
+    except RuntimeError as error:
+        return [str(error)]
+    wrong = []
+    for entry in balancer._settings.entries:
+        value: Any = state_dict.get(prefix + entry.name)
+        if type(value) not in (Tensor, Parameter) or value.is_meta or value.layout is not torch.strided:
+            continue
+        if in_place and getattr(balancer, entry.name).is_meta:
+            wrong.append(f"{prefix}{entry.name}: {on_meta()}")
+        if entry.name == "pending" and entry.named and value.shape == (entry.named + 2,):
+            state_dict[prefix + entry.name] = value = torch.cat([value[:-2], value[-2:-1].expand(entry.named), value[-2:]])
+        if value.shape == entry.shape:
+            try:
+                spec.check_values(entry, value.detach().to("cpu", torch.float64).numpy())
+            except ValueError as error:
+                wrong.append(f"{prefix}{entry.name}: {error}")
+    return wrong
