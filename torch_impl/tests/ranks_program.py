@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from loss_balancers.torch import EMANormalizedLossBalancer, ScheduledLossBalancer
+from loss_balancers.torch import EMANormalizedLossBalancer, ScheduledLossBalancer, UncertaintyLossBalancer
 
 NAMES = ("KL_0", "MSE_1", "student_loss")
 BATCH, STEPS = 64, 5
@@ -86,6 +87,24 @@ def sharded(model):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     fully_shard(model.scale, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+
+def warnings_in_fsdp2(kind):
+    """Warnings of `step()`, for each of three steps, of a learned balancer in FSDP2, and whether its parameter was trained."""
+    model = sharded(Model(UncertaintyLossBalancer(NAMES)))
+    parameters = list(model.parameters()) if "then" in kind or kind == "trained" else list(model.scale.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    seen = []
+    for step in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.zero_grad()
+            model(per_sample(step, exact=True)).backward()
+            if not (kind.startswith("skipped") and step == 0):
+                optimizer.step()
+            model.balancer.step()
+        seen.append(sum("did not change in a training step" in str(each.message) for each in caught))
+    return seen, bool(model.balancer.parameter.full_tensor().ne(0).any())
 
 
 def checkpointed(model):
@@ -280,6 +299,7 @@ def main(folder, rank, world):
     model = wrapped(sharded, EMANormalizedLossBalancer(NAMES), rank, world)
     seen["FSDP2"] = in_bits(model.balancer.state_dict())
     seen["checkpoint"] = in_bits(checkpointed(model))
+    seen["FSDP2, learned"] = {kind: warnings_in_fsdp2(kind) for kind in ("trained", "skipped, then trained", "never trained")}
     dist.barrier()
     dist.destroy_process_group()
     Path(folder, f"{world}-{rank}.json").write_text(json.dumps(seen))

@@ -166,6 +166,15 @@ def test_a_distributed_checkpoint_goes_to_all_ranks(ranks):
         assert seen["checkpoint"] == seen["FSDP2"] | pending
 
 
+def test_a_learned_balancer_in_fsdp2_is_looked_at_in_parts(ranks):
+    """A forward has the whole parameter, `step()` this rank's part of it, which may be empty."""
+    for rank, seen in enumerate(ranks):
+        learned = seen["FSDP2, learned"]
+        assert learned["trained"] == [[0, 0, 0], True]
+        assert learned["skipped, then trained"] == [[0, 0, 0], True]
+        assert learned["never trained"] == [[0, int(rank < len(program.NAMES)), 0], False]
+
+
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_a_compiled_step_reduces(ranks):
     balancer = EMANormalizedLossBalancer(program.NAMES)

@@ -58,8 +58,8 @@ def total(linear: LinearMap, weights: Tensor | None, terms: Sequence[Tensor]) ->
     else:
         products = [hardshrink(x if w is None else x * w, linear.tiny) for w, x in zip(factors, terms, strict=True)]
     if linear.adder is None:
-        s = products[0]
-        for p in products[1:]:
+        s, *others = products.unbind(0) if isinstance(products, Tensor) else products
+        for p in others:
             s = s + p
     else:
         zero, index = linear.adder  # a product is never -0, so that 0 + p_0 is p_0

@@ -17,7 +17,7 @@ from loss_balancers.torch.functions import entered, finished, summed
 from loss_balancers.torch.host import as_text, number, numbers, runs
 from loss_balancers.torch.observing import Inputs, State
 from loss_balancers.torch.portable import div_of_kept, flushed, log, rmul, rmul_of_kept, softmax, sqrt
-from loss_balancers.torch.recomputation import saved_for_backward
+from loss_balancers.torch.recomputation import recomputing, saved_for_backward
 from loss_balancers.torch.rounding import beside, chosen, compiling, finite, keep, vector_of
 from loss_balancers.torch.stateful import StatefulLossBalancer
 
@@ -154,7 +154,7 @@ class FAMOLossBalancer(StatefulLossBalancer):
         super()._observe(inputs, stacklevel + 1, after)
         if after:
             self._forwards_alone = -1
-        elif not is_dynamo_compiling() and self._forwards_alone >= 0:
+        elif not is_dynamo_compiling() and self._forwards_alone >= 0 and not recomputing():
             self._forwards_alone += 1
 
     def _committed(self, state: State, mean: Tensor, present: Tensor) -> State:

@@ -56,8 +56,8 @@ class LearnedLossBalancer(MovesState, WeighedLossBalancer):
         self._make_lasting()
         #: Training forwards since the last `step()`; -1 once it is known whether something trains the parameter.
         self._forwards = 0
-        #: The parameter's version at the first of them, and its values.
-        self._first: tuple[int, Tensor] | None = None
+        #: The parameter's version at the first of them, its class, and its values.
+        self._first: tuple[int, type, Tensor] | None = None
 
     @property
     def parameter(self) -> Parameter:
@@ -151,20 +151,23 @@ class LearnedLossBalancer(MovesState, WeighedLossBalancer):
         """Counts a training forward."""
         parameter = self.parameter
         # `functional_call` puts other tensors there, which the optimizer of whoever calls it need not write to.
-        if self._forwards < 0 or not (isinstance(parameter, Parameter) and parameter.requires_grad) or parameter.is_meta:
+        if self._forwards < 0 or not (isinstance(parameter, Parameter) and parameter.requires_grad) or not _can_look(parameter):
             return
         if self._first is None:
-            self._first = parameter._version, parameter.detach().clone()
+            self._first = _seen(parameter)
         self._forwards += 1
         if self._forwards > _PATIENCE:
             self._warn_if_unchanged(stacklevel=6)  # past two frames of nn.Module
 
     def _warn_if_unchanged(self, stacklevel: int) -> None:
-        if self._first is None:
+        if self._first is None or not _can_look(self.parameter):
             return
-        parameter, (version, values) = self.parameter, self._first
-        moved = (parameter.device, parameter.dtype) != (values.device, values.dtype)
-        written = parameter._version != version or moved or not torch.equal(parameter, values)
+        (version, kind, values), (now, kind_now, here) = self._first, _seen(self.parameter)
+        if kind is not kind_now or here.shape != values.shape:  # FSDP2 has the whole of it in a forward, and parts between: look again
+            self._first = now, kind_now, here
+            return
+        moved = (here.device, here.dtype) != (values.device, values.dtype)
+        written = now != version or moved or here.numel() == 0 or not torch.equal(here, values)
         self._forwards, self._first = -1, None
         if not written:
             warnings.warn(spec.errors.never_learned(self._settings.parameter), UserWarning, stacklevel=stacklevel)
@@ -195,3 +198,14 @@ class LearnedLossBalancer(MovesState, WeighedLossBalancer):
         if parameter.dtype is not FLOAT:  # ``assign=True`` accepts any dtype
             setattr(self, self._settings.parameter, Parameter(parameter.detach().to(FLOAT), parameter.requires_grad))
         self._make_lasting()
+
+
+def _can_look(parameter: Tensor) -> bool:
+    """Whether it has values, and no mode such as FakeTensorMode stands in for them."""
+    return not parameter.is_meta and not torch._C._len_torch_dispatch_stack()
+
+
+def _seen(parameter: Any) -> tuple[int, type, Tensor]:
+    """The version of a parameter, the class of its data, and a copy of its values, of a sharded one those of this rank."""
+    x = parameter.detach()
+    return parameter._version, type(x), (x.to_local() if hasattr(x, "to_local") else x).clone()

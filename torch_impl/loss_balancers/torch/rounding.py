@@ -12,6 +12,7 @@ from torch._guards import TracingContext
 from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
+from loss_balancers.torch.host import traced_as_constant
 from loss_balancers.torch.transforms import transformable, transformed
 
 #: The format of state.
@@ -33,7 +34,13 @@ def keep(x: Tensor) -> Tensor:
 
     The barrier is the select: no compiler may contract a multiply and an add through it.
     """
-    return hardshrink(x, TINY[x.dtype])
+    return hardshrink(x, _tiny_in_graph(x.dtype) if is_dynamo_compiling() else TINY[x.dtype])
+
+
+@traced_as_constant
+def _tiny_in_graph(dtype: torch.dtype) -> float:
+    """``TINY[dtype]``, which Dynamo makes a symbol under ``dynamic=True``; within an autograd function it then fails."""
+    return TINY[dtype]
 
 
 def finite(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from torch import distributed as dist
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 from torch.distributed.algorithms.join import Join
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -90,7 +91,12 @@ def _watch(wrapper: DistributedDataParallel, model: nn.Module) -> None:
 
 
 def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """What PyTorch calls when a module gets a submodule: whatever module, so here is nothing that could fail for one."""
+    """What PyTorch calls when a module gets a submodule: whatever module, so here is nothing that could fail for one.
+
+    Dynamo traces it for a module that it is making itself. No wrapper is made there, and such a module cannot be looked at yet.
+    """
+    if is_dynamo_compiling():
+        return
     if name == "module" and child is not None and isinstance(parent, DistributedDataParallel):
         _watch(parent, child)
 

@@ -42,6 +42,16 @@ def lowering(compute: Callable[..., Array]) -> Any:
     return sealed
 
 
+# `jnp.where` and `jnp.clip` would be functions of their own in the program. Where it is exported for two platforms, or for any batch,
+# each of them gets an index too, of 64 bits in here and of 32 around it.
+def _where(condition: Array, x: Array | int, y: Array | int) -> Array:
+    return lax.select(condition, *(value if isinstance(value, Array) else lax.full_like(condition, value, np.int64) for value in (x, y)))
+
+
+def _clip(x: Array, low: int, high: int) -> Array:
+    return lax.clamp(np.int64(low), x, np.int64(high))
+
+
 def _bits(x: Array) -> Array:
     return lax.bitcast_convert_type(x, np.int32).astype(np.int64)
 
@@ -80,9 +90,9 @@ def exp(x: Array) -> Array:
     """RN(e^x), +0 at and below 2^-126."""
     bits = _bits(x)
     exponent = _exponent(bits)
-    m = jnp.where(bits < 0, -_significand(bits), _significand(bits))
+    m = _where(bits < 0, -_significand(bits), _significand(bits))
     # x in units of 2^-50, exactly. What is below 2^-27 counts as 0: the result is 1.
-    fixed = jnp.where(exponent < 100, 0, m << jnp.clip(exponent - 100, 0, 33))
+    fixed = _where(exponent < 100, 0, m << _clip(exponent - 100, 0, 33))
     # x = k ln 2 + r. k is x / ln 2 rounded, to within 1/2 + 2^-20; r, in units of 2^-64 and 2 of them off at most, is below 0.3466.
     k = ((fixed >> 30) * 1549082005 + (1 << 49)) >> 50
     r = (fixed << 14) - k * ((LN2 >> 64) - (1 << 64)) - ((k * ((LN2 >> 32) & LOW)) >> 32)
@@ -91,9 +101,9 @@ def exp(x: Array) -> Array:
     big = y >> 62  # 1 where e^r is at least 1
     q = (y + (1 << 37 << big)) >> (38 + big)  # never a tie: e^x is irrational, but for 1, which is exact
     result = ((k + 125 + big) << 23) + q  # q has the leading bit
-    result = jnp.where(result <= TINY, 0, jnp.minimum(result, INFINITY))
-    result = jnp.where(exponent >= 134, jnp.where(bits < 0, 0, INFINITY), result)  # |x| is 128 or more
-    return _number(jnp.where(_magnitude(bits) > INFINITY, NAN, result))
+    result = _where(result <= TINY, 0, jnp.minimum(result, INFINITY))
+    result = _where(exponent >= 134, _where(bits < 0, 0, INFINITY), result)  # |x| is 128 or more
+    return _number(_where(_magnitude(bits) > INFINITY, NAN, result))
 
 
 def log(x: Array) -> Array:
@@ -112,24 +122,24 @@ def log(x: Array) -> Array:
     g = (d << 7) + ((d * d) >> 48)
     y = (y << 31) + ((y * (g >> 3)) >> 28)  # in units of 2^-62, 2^-58 of itself off
     # s = t / w times 2^n, in units of 2^-62: where e is 0, all the digits of a small t count.
-    n = jnp.where(e == 0, lax.clz(jnp.abs(t).astype(np.int32) | 1).astype(np.int64) - 9, 0)
+    n = _where(e == 0, lax.clz(jnp.abs(t).astype(np.int32) | 1).astype(np.int64) - 9, 0)
     s = _high(t << (n + 39), y) << 1
     z = _high(s << 1, s << 1) >> (2 * n) << 2  # its square, below 0.0295, in units of 2^-64
     # artanh(s) = s + s z (1/3 + z (1/5 + ...)), 2^-60 of itself short of the series.
     s = s + (_high(s << 1, _high(z, _series(z, range(3, 22, 2))) << 5) >> 4)
     # ln x in units of 2^-58, or of 2^-56 where |e| is 32 or more, 4 units off at most. Where e is 0, 2 s in units of 2^-(61 + n).
-    j = jnp.where(jnp.abs(e) < 32, 0, 2)
+    j = _where(jnp.abs(e) < 32, 0, 2)
     v = ((e * (LN2 >> 72)) << (2 - j)) + ((e * ((LN2 >> 40) & LOW)) >> (30 + j)) + (s >> (3 + j))
-    v = jnp.where(e == 0, s, v)
-    unit = jnp.where(e == 0, 61 + n, 58 - j)
+    v = _where(e == 0, s, v)
+    unit = _where(e == 0, 61 + n, 58 - j)
     magnitude = jnp.abs(v) | 1
     leading = lax.clz(magnitude) - 1
     q = (((magnitude << leading) >> 1) + (1 << 37)) >> 38  # halved, not to overflow
     result = ((188 - leading - unit) << 23) + q
-    result = jnp.where(v == 0, 0, result + ((v >> 63) << 31))  # with the sign
-    result = jnp.where(bits < 0, NAN, jnp.where(bits == INFINITY, INFINITY, result))
-    result = jnp.where(_magnitude(bits) <= TINY, INFINITY - SIGN, result)
-    return _number(jnp.where(_magnitude(bits) > INFINITY, NAN, result))
+    result = _where(v == 0, 0, result + ((v >> 63) << 31))  # with the sign
+    result = _where(bits < 0, NAN, _where(bits == INFINITY, INFINITY, result))
+    result = _where(_magnitude(bits) <= TINY, INFINITY - SIGN, result)
+    return _number(_where(_magnitude(bits) > INFINITY, NAN, result))
 
 
 def _floor(x: Array) -> Array:
@@ -153,15 +163,15 @@ def sqrt(x: Array, estimate: Callable[[Array], Array] = lax.sqrt) -> Array:
     q, rest = q + more, rest - more * (q + q + more)
     q = q + (rest > q).astype(np.int64) - (rest <= -q).astype(np.int64)  # (q + 1/2)^2 = q^2 + q + 1/4: never a tie
     result = (((exponent - 127) >> 1) + 126 << 23) + q
-    result = jnp.where(_magnitude(bits) > INFINITY, NAN, jnp.where(exponent == 255, bits, result))
-    return _number(jnp.where(_magnitude(bits) <= TINY, 0, jnp.where(bits < 0, NAN, result)))
+    result = _where(_magnitude(bits) > INFINITY, NAN, _where(exponent == 255, bits, result))
+    return _number(_where(_magnitude(bits) <= TINY, 0, _where(bits < 0, NAN, result)))
 
 
 def total(x: Array) -> Array:
     """RN(2^-40 times the sum of floor(2^40 x_k)) along the last axis, of numbers in [0, 1]: integers, so in any order."""
     bits = _bits(x)
     m, shift = _significand(bits), _exponent(bits) - 110  # x 2^40 = m 2^shift
-    units = jnp.where(shift >= 0, m << jnp.maximum(shift, 0), m >> jnp.clip(-shift, 0, 63))
+    units = _where(shift >= 0, m << jnp.maximum(shift, 0), m >> _clip(-shift, 0, 63))
     n = jnp.sum(units, -1, keepdims=True)
     leading = lax.clz(n) - 2
     v = n << leading  # the leading bit at 61

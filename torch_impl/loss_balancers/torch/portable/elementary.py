@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loss_balancers.spec import errors
 from loss_balancers.spec.hard_inputs import NEAREST_LOG, number
+from loss_balancers.torch.host import traced_as_constant
 from loss_balancers.torch.portable.division import MAPS, Map, apply, div, div_of_kept, kind_of, rmul, rmul_of_kept
 from loss_balancers.torch.rounding import can_keep_tensors, compiling, keep, kept, readable
 from loss_balancers.torch.transforms import differentiated, sum_of_tangents
@@ -153,13 +154,20 @@ def _log(x: Tensor, _: None) -> Tensor:
     if x.numel() <= _FEW and readable(x) and _LOGARITHM_OF.keys().isdisjoint(x.flatten().tolist()):  # 3 us; what follows, 20
         return y
     on_cpu = x.device.type == "cpu"
-    if compiling() or not (on_cpu or can_keep_tensors(x.device)):  # a compiler fuses the selects
-        for near, logarithm in NEAREST:
+    # A compiler fuses the selects. A dispatch mode may refuse tensors that it did not make.
+    if compiling() or torch._C._len_torch_dispatch_stack() or not (on_cpu or can_keep_tensors(x.device)):
+        for near, logarithm in _nearest_in_graph():
             y = torch.where(x == near, logarithm, y)
         return y
     numbers, logarithms = (_NUMBERS, _LOGARITHMS) if on_cpu else (kept(runs, x.device) for runs in _RUNS)
     listed = torch.where(x.unsqueeze(-1) == numbers, logarithms, 0.0).sum(-1)  # 0 for a number that is not listed
     return torch.where(listed == 0, y, listed)
+
+
+@traced_as_constant
+def _nearest_in_graph() -> tuple[tuple[float, float], ...]:
+    """`NEAREST`, of which Dynamo makes symbols under ``dynamic=True`` (`rounding.keep`)."""
+    return NEAREST
 
 
 def _log_gradient(g: Tensor, x: Tensor, _: None, y: Tensor, *__: Any) -> tuple[Tensor, None]:
