@@ -67,6 +67,7 @@ def test_known_losses_of_a_slope(order):
         assert_same_bits(jax.jit(of)(rows[0]), of(rows[0]))
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("example", "place"), [(example, i % 3) for i, example in enumerate(EXAMPLES)])
 def test_a_balancer_with_one_loss_that_is_not_known(example, place):
     """Its state is known too: the compiled function closes over it."""

@@ -1,5 +1,7 @@
 """`jax.export` of a step with a balancer: for several platforms at once, and for any batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,7 +21,7 @@ def exportable(name):
     form = functional_form(registry.make(EXAMPLES[name], loss_balancers.jax))
 
     def aggregate(state, outputs):
-        losses = dict(zip(NAMES, (outputs.mean(), (outputs * outputs).mean(), jnp.abs(outputs).mean()), strict=True))
+        losses: Any = dict(zip(NAMES, (outputs.mean(), (outputs * outputs).mean(), jnp.abs(outputs).mean()), strict=True))
         return form.apply(state, losses)[0]
 
     return form.init(), aggregate

@@ -21,7 +21,7 @@ CHANGING = [name for name, settings in EXAMPLES.items() if settings.state and se
 EMA = partial(loss_balancers.jax.EMANormalizedLossBalancer, NAMES)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("name", "auto_step", "keyword"), calls(CHANGING))
 def test_jit_has_the_bits_of_eager(name, auto_step, keyword, draw):
     form = functional_form(registry.make(EXAMPLES[name], loss_balancers.jax, auto_step=auto_step))
@@ -40,7 +40,7 @@ def test_jit_has_the_bits_of_eager(name, auto_step, keyword, draw):
         state = found[3] if i % 2 else found[2]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_scan_has_the_bits_of_calls(name, draw):
     form = functional_form(registry.make(EXAMPLES[name], loss_balancers.jax))
@@ -60,7 +60,7 @@ def test_a_scan_has_the_bits_of_calls(name, draw):
         assert_same_bits(end[key], value)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", CHANGING)
 def test_an_ensemble_by_vmap_and_a_recomputed_forward(name, draw):
     form = functional_form(registry.make(EXAMPLES[name], loss_balancers.jax))

@@ -53,7 +53,7 @@ def assert_holds(state, balancer):
         assert_same_bits(state[name], variable[...])
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.needs_linen_methods
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_a_run_has_the_bits_of_nnx(linen, make, draw, compiled):
@@ -88,7 +88,7 @@ def test_a_run_has_the_bits_of_nnx(linen, make, draw, compiled):
     assert len(traces) == (1 if compiled else 4)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_a_run_that_steps_by_itself(make, draw, compiled):
     """Whatever the version of Flax: the call is all that it needs."""

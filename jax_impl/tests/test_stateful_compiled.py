@@ -113,7 +113,7 @@ def test_state_is_replaced_not_scattered_into(make, draw, auto_step):
     assert "scatter" in jax.jit(lambda x: x.at[0].set(1.0)).lower(jnp.zeros(3)).as_text()  # the search can see
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(
     ("make", "way", "auto_step"),
     # Each example eager with one value of `auto_step` and compiled with the other; the next one the other way round.

@@ -51,7 +51,7 @@ def marks_of(switch):
 each_switch = pytest.mark.parametrize("switch", [pytest.param(switch, marks=marks_of(switch)) for switch in SWITCHES])
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("norm", [False, True], ids=["alone", "with-batch-norm"])
 @each_switch
 def test_each_switch_of_modes(make, draw, values, assert_same_state, switch, norm):
@@ -103,7 +103,7 @@ def test_discard_drops_what_is_pending_and_moves_no_counter(make, draw, values, 
     assert (balancer.steps[...], balancer.skipped[...]) == (2, 0)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("mode", ["eager", "jit"])
 def test_counters_stay_at_their_ends(make, mode):
     """Of int32 the largest; and what float32 cannot count any more is left out."""
@@ -153,6 +153,7 @@ def test_a_step_interrupted_before_its_writes_changes_nothing(make, draw, values
         assert balancer.steps[...] == 1
 
 
+@pytest.mark.in_turn(8)
 @pytest.mark.needs_pytrees
 def test_a_module_that_jit_does_not_return_keeps_its_state(make, draw, values, assert_same_state):
     """As of Flax's `BatchNorm`: modules are pytrees, which `jax.jit` copies. Return it too, as docs/state.md says."""

@@ -49,7 +49,7 @@ COPIES = {
 }
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
 def test_a_copy_goes_on_as_the_original_does(make, draw, way, values, assert_same_state):
     balancer = train(make(), draw)
@@ -134,7 +134,7 @@ def test_a_stack_of_balancers_cannot_be_used_as_one(make, draw, use, size):
     assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 def test_a_stack_of_balancers_is_used_within_vmap_or_one_by_one(make, draw, assert_same_state):
     """Each member is as a balancer alone, and the words of the error say how to get it."""
     stack, alone = nnx.vmap(lambda _: make(), axis_size=3)(jnp.arange(3)), [make() for _ in range(3)]
@@ -147,7 +147,7 @@ def test_a_stack_of_balancers_is_used_within_vmap_or_one_by_one(make, draw, asse
         assert_same_state(nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)), balancer)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 def test_orbax(make, draw, tmp_path, assert_same_state):
     balancer, other = train(make(), draw), make()
     with ocp.StandardCheckpointer() as checkpointer:
@@ -212,7 +212,7 @@ def test_nothing_is_allocated_at_a_call(make, draw):
 # --- x64 ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 def test_x64_changes_no_bit_and_no_format(make, draw, assert_same_state):
     exported = train(make(), draw).export_state()
     with enable_x64(True):
@@ -230,7 +230,7 @@ def test_x64_changes_no_bit_and_no_format(make, draw, assert_same_state):
     balancer.load_state(back)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 def test_float64_losses(make, draw):
     with enable_x64(True):
         balancer = make()

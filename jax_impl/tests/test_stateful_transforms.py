@@ -146,7 +146,7 @@ def scaled(balancer, scale, losses):
     return balancer({name: x * scale for name, x in losses.items()})
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @of_each_sort
 @pytest.mark.parametrize("auto_step", [None, 1], ids=["step", "auto-step"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])

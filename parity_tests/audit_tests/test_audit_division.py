@@ -185,7 +185,7 @@ def called(names, losses):
     return Call(tuple(names), ("f32",) * len(names), tuple(losses))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", balancers())
 def test_what_is_prescribed_computes_what_the_reference_does(name):
     """The reference computed with nodes, then executed, against the reference computed with numbers."""

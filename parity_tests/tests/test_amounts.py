@@ -109,7 +109,7 @@ def forms(framework: str, value: float) -> dict[str, Any]:
     }
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("keyword", ["count", "share"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("name", BALANCERS)
@@ -198,7 +198,7 @@ ABSENT = [
 ]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("name", "absent", "compiled"), ABSENT)
 def test_an_absent_loss_may_be_anything(name: str, absent: str, compiled: bool) -> None:
     """NaN, infinity or zero: the same aggregate, a gradient of +0, and the same state, which is that of the exact reference."""
@@ -233,7 +233,7 @@ def test_without_any_loss_the_aggregate_is_zero(name: str, framework: str) -> No
     assert not state.get("total", np.zeros(1)).any()
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("absent", [NAMES, NAMES[:1], NAMES[-1:]], ids=["all", "first", "last"])
@@ -270,7 +270,7 @@ def test_a_count_on_the_device_that_is_none_leaves_the_call_out(name: str, frame
 STATIC = {"shared": 0.25, "sequence": [0.5, 0.125], "mapping": {"LogitsKL_0": 0.5, "MSE_1": 0.25}}
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("absent", NAMES)
 @pytest.mark.parametrize("weight", STATIC)

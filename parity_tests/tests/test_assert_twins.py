@@ -38,7 +38,7 @@ def _message(torch_balancer, jax_balancer, **options) -> str:
 # --- twins that are -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("lane", LANES)
 def test_the_library_s_own_twins_agree_on_every_lane(lane: str) -> None:
     weights, names = [0.1, 0.3], ["B_10", "student_loss", "A_2"]

@@ -28,7 +28,7 @@ def breakdowns(kind: str, dtypes: dict[str, str]):
     return of_torch.breakdown(given), of_jax.breakdown({n: jnp.asarray(x) for n, x in losses.items()}), of_torch.weights(given)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("kind", BALANCERS)
 @pytest.mark.parametrize(
     "dtypes",

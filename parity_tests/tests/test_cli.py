@@ -56,8 +56,8 @@ def test_a_difference_is_exit_status_1_with_hex_and_ulp(monkeypatch: pytest.Monk
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:
     file = tmp_path / "matrix.json"
-    chosen = ["--lane", "torch-cpu-eager", "--label", "bf16", "--label", "f32", "--json", str(file)]
-    result = CliRunner().invoke(app, ["parity", *chosen], env={"COLUMNS": "120"})
+    chosen = ["--balancer", "StaticLossBalancer", "--label", "bf16", "--label", "f32", "--json", str(file)]
+    result = CliRunner().invoke(app, [*QUICK, *chosen], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert {cell["label"] for cell in json.loads(file.read_text())["cells"]} == {"bf16", "f32"}
 

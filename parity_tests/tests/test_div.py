@@ -63,7 +63,7 @@ def test_the_spec_says_the_same_in_fractions(fmt: FormatName) -> None:
 Quotient = Callable[[Any, Any], Any]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @each_format
 @pytest.mark.parametrize("lane", JAX_LANES)
 def test_jax_differs_in_none(lane: str, fmt: FormatName) -> None:

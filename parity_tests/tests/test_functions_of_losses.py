@@ -62,7 +62,7 @@ def test_a_second_derivative_is_the_formula_s():
             np.testing.assert_allclose([float(x) for x in found], wanted, rtol=2e-5)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_one_graph_serves_all_losses(example):
     of_torch, of_jax = twins(example)

@@ -76,7 +76,7 @@ def _exact(seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(normals, np.float32), np.array(random_bits.happens(seed, step, LOOK_BACK, 0.5))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_draw_has_the_bits_of_the_reference(lane: str, seed: int) -> None:

@@ -125,7 +125,7 @@ def _by_jax(settings: Any) -> Run:
     return Run(*(np.asarray(x) for x in outcome))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_thousand_steps(name: str) -> None:
     settings = RUNS[name]

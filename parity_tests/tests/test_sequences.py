@@ -1,7 +1,7 @@
 """Drawn runs of every balancer whose weights follow from the losses: a sample of those of `make drawn-runs`.
 
-Of each example 3 sequences of 50 steps without a keyword, with ``count=`` and with ``share=``; of those fewer where a step or a
-compilation is slow: one of the keywords there, in turn. Aggregates, gradients, weights and state after each step, as bits.
+Of each example a sequence of 50 steps without a keyword, with ``count=`` and with ``share=``; where a step or a
+compilation is slow, one of the three, in turn. Aggregates, gradients, weights and state after each step, as bits.
 """
 
 import math
@@ -20,13 +20,18 @@ from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import EMANormalizedLossBalancerSettings, Group, reference, registry
 
 NAMES = ("student_loss", "MSELoss_1", "LogitsLoss_0")
-SEQUENCES = 3
+SEQUENCES = 1
 
 
 @pytest.fixture(scope="module", params=drawn.BALANCERS)
 def groups(request: pytest.FixtureRequest) -> list[Group]:
     """Each example of a balancer with each keyword."""
-    return [group for keyword in drawn.KEYWORDS for group in drawn.groups(request.param, keyword, SEQUENCES)]
+    return sequences(request.param, SEQUENCES)
+
+
+def sequences(balancer: str, count: int) -> list[Group]:
+    """So many of each example with each keyword."""
+    return [group for keyword in drawn.KEYWORDS for group in drawn.groups(balancer, keyword, count)]
 
 
 def sample(way: str, groups: list[Group]) -> list[Group]:
@@ -50,7 +55,7 @@ def test_balancers_whose_weights_follow_from_losses_are_run() -> None:
     assert all(registry.observes(settings) <= drawn.follows_losses(settings) for settings in registry.examples().values())
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("way", drawn.WAYS)
 def test_no_bit_differs(way: str, groups: list[Group]) -> None:
     chosen = sample(way, groups)
@@ -61,7 +66,10 @@ def test_no_bit_differs(way: str, groups: list[Group]) -> None:
     assert not found.different, f"{len(found.different)} of {found.results}, first {found.different[0]}"
 
 
-def test_hard_losses_are_among_them_and_are_left_out_of_the_state(groups: list[Group]) -> None:
+@pytest.mark.in_turn(3)
+@pytest.mark.parametrize("balancer", drawn.BALANCERS)
+def test_hard_losses_are_among_them_and_are_left_out_of_the_state(balancer: str) -> None:
+    groups = sequences(balancer, 3)
     vectors = [vector for group in groups for vector in group.vectors]
     losses = [x for vector in vectors for x in vector.losses.values()]
     assert {repr(x) for x in drawn.HARD} <= {repr(x) for x in losses}
@@ -73,6 +81,7 @@ def test_hard_losses_are_among_them_and_are_left_out_of_the_state(groups: list[G
         assert all(map(math.isfinite, numbers))
 
 
+@pytest.mark.in_turn(3)
 def test_one_bit_in_one_step_is_found(groups: list[Group]) -> None:
     few = drawn.beginning(groups, 1, 20)
     # A NaN with another bit is as good as before.

@@ -66,7 +66,7 @@ def unmoved() -> dict[str, list[Outcome]]:
 MOVES = [(name, way, FRAMEWORKS[(i + j) % 2]) for i, name in enumerate(BALANCERS) for j, way in enumerate(("in-memory", "by-file"))]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("name", "way", "start"), MOVES)
 def test_there_and_back_mid_way(name: str, way: str, start: str, unmoved: Any, by_file: Move) -> None:
     """Once after a commit, once with an observation pending."""

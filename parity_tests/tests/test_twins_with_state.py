@@ -81,7 +81,7 @@ def test_cases_of_twins_with_state_begin_afresh_in_both(lane: str) -> None:
     assert_twins(Mean(), JaxMean(), cases=[{"a": x} for x in (1.0, 2.0, 3.0, 0.5)], lanes=_both(lane))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", BALANCERS)
 def test_cases_of_the_library_s_twins_with_state(name: str) -> None:
     """More of them than forwards after which a balancer warns that nobody commits."""
@@ -104,7 +104,7 @@ def test_sequences_of_somebody_s_twins(lane: str) -> None:
 EVERY_THIRD = {name: [lane for j, lane in enumerate(QUICK) if j % 3 == i % 3] for i, name in enumerate(BALANCERS)}
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", BALANCERS)
 def test_sequences_of_the_library_s_twins(name: str) -> None:
     twins = make("torch", BALANCERS[name]), make("jax", BALANCERS[name])
@@ -153,6 +153,7 @@ def _wrong_every_second_time(framework: str):
     return Torch(framework == "torch"), Jax(framework == "jax")
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("lane", LANES)
 def test_a_balancer_that_is_wrong_every_second_time_is_found(lane: str, framework: str) -> None:
@@ -225,7 +226,7 @@ def _cubed(loss):
     return loss["a"] * loss["a"] * loss["a"] * loss["b"]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("lane", [lane for lane in LANES if lane != "torch-cpu-eager"])
 def test_second_derivatives_agree(lane: str) -> None:
     cases = [{"a": 2.0, "b": 3.0}, {"a": 0.5, "b": -1.0}]

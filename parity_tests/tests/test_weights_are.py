@@ -88,7 +88,7 @@ def test_cases_have_the_weights_of_every_step(settings: Any) -> None:
     assert len({value.bits for case in found for value in case.values if value.what == wanted[0]}) > 1
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", LANES)
 def test_every_lane_has_the_bits_of_the_reference(name: str) -> None:
     cells = run_lane(LANES[name], [group for settings in TRIALS for group in vectors(settings)])

@@ -135,7 +135,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("cls", FIELDS, ids=lambda cls: cls.balancer)
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_malformed_json_is_an_error_in_words(cls, data):
     """One field at a time made into any JSON: an error of `errors`, with what was received, or settings."""

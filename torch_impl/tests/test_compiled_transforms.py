@@ -149,7 +149,7 @@ FEW = several(
 EACH_TRANSFORM = [*((name, "bf16") for name in TRANSFORMS), *((name, "f32") for name in list(TRANSFORMS)[::2])]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(
     ("name", "fmt"), [pytest.param(*row, marks=by_several if row[0] in BY_SEVERAL else ()) for row in EACH_TRANSFORM]
 )
@@ -170,7 +170,7 @@ def test_each_format(formats, backend):
     assert_compiled_gives_what_eager_gives(FEW, by_sequence, formats, backend)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_each_balancer_with_state(name, draw):
     balancer = registry.make(EXAMPLES[name], loss_balancers.torch)

@@ -70,7 +70,7 @@ def assert_compiled_as_eager(backend, name, auto_step, keywords, draw):
         state = tree_map(torch.Tensor.detach, found["commit"] if i % 2 else found["apply"])
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("name", "auto_step", "keyword"), calls(CHANGING))
 def test_one_graph_has_the_bits_of_eager(name, auto_step, keyword, draw):
     assert_compiled_as_eager("aot_eager", name, auto_step, KEYWORDS[keyword], draw)
@@ -100,7 +100,7 @@ def test_gradients_by_a_transform_with_the_state_beside_them(form, draw):
         assert not any(is_functorch_wrapped_tensor(x) for x in state.values())
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(
     ("form", "compiled"),
     [*((name, False) for name in CHANGING), *((name, True) for name in CHANGING if name in FIRST)],

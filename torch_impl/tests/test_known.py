@@ -156,7 +156,7 @@ def assert_as_fresh(balancer, make, losses):
         assert_same_bits(result, wanted)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_written_state_gives_its_own_factors(way, make, draw):
     balancer = train(make(), draw)

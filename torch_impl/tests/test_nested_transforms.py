@@ -73,7 +73,7 @@ def derivatives_of_a_square(f, x):
     return torch.stack([torch.autograd.grad(f(leaf), leaf, 2 * w)[0] for w in weights])
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @in_turn(0)
 def test_second_derivatives(balancer, wrap, draw):
     losses = draw(7)
@@ -91,7 +91,7 @@ def test_second_derivatives(balancer, wrap, draw):
     assert_same_bits(forward_of_forward, torch.zeros(len(x), len(x)))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @in_turn(1)
 def test_forward_mode_twice(balancer, wrap, draw):
     """Of losses that are squares: the second tangent of each is 2, and of all others 0."""
@@ -103,7 +103,7 @@ def test_forward_mode_twice(balancer, wrap, draw):
     assert_same_bits(wrap(jacfwd(jacfwd(lambda x: f(x * x))))(x), expected)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @each_curved
 def test_second_derivatives_of_a_function_of_the_losses(balancer, wrap, draw):
     """Reverse mode twice has the bits of plain autograd. Forward mode adds in an order of its own (spec A12)."""
@@ -124,7 +124,7 @@ def test_second_derivatives_of_a_function_of_the_losses(balancer, wrap, draw):
         torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @each_example
 def test_forward_mode_around_a_batch(balancer, wrap, draw):
     names = list(draw())

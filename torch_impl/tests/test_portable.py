@@ -201,7 +201,7 @@ def test_one_tensor_as_both_operands():
     assert_same_bits(torch.compile(lambda x: rmul(x, x), fullgraph=True, backend="aot_eager")(x), torch.tensor(9.0))
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @each_function
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True), (True, True)], ids=str)

@@ -71,7 +71,7 @@ def test_an_ensemble_cannot_be_used_as_one(make, training):
     assert all(torch.equal(x, before[name]) for name, x in buffers.items())
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_torch_export(make, draw, training, strict, assert_same_state, values):
@@ -202,7 +202,7 @@ def test_discard_drops_what_is_pending_and_moves_no_counter(make, draw, values, 
     assert (balancer.steps, balancer.skipped) == (2, 0)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_counters_stay_at_their_ends(make, draw, mode):
     """Of int32 the largest; and what float32 cannot count any more is left out."""

@@ -75,7 +75,7 @@ def graphs_of(function, *args):
     return graphs
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("make", "auto_step"), list(zip(EXAMPLES, cycle([None, 2]), strict=False)), indirect=["make"])
 def test_no_compiled_graph_has_a_fused_write(make, draw, auto_step):
     """Inductor makes a fused write one kernel, whose blocks read what another overwrites: steps were lost on an H100."""
@@ -153,7 +153,7 @@ def test_a_training_step(make, backend, assert_same_state):
 
 
 # Dynamo begins in the middle of an eager call there, and asks losses that are results for their `.grad`.
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.parametrize(("make", "stance"), list(zip(EXAMPLES, cycle(STANCES), strict=False)), indirect=["make"], ids=lambda x: x)
 def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert_same_state):
@@ -185,7 +185,7 @@ def test_a_stance_that_mixes_eager_and_compiled_steps(make, draw, stance, assert
 
 
 # Of the other examples Inductor compiles the forward in golden vectors and drawn runs.
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @needs_compiler
 @pytest.mark.parametrize("make", [name for name in EXAMPLES if name in FIRST], indirect=True)
 def test_compiled_gives_what_eager_gives(make, draw, assert_same_state):
@@ -232,7 +232,7 @@ def two_forwards(balancer, losses, others):
     return forward_alone(balancer, losses, others) + balancer(others)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @needs_compiler
 @pytest.mark.parametrize(
     ("kind", "run", "auto_step"),

@@ -33,7 +33,7 @@ def training_step(balancer, losses):
     balancer.step()
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("auto_step", [None, 2], ids=["step", "auto-step"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_no_copy_and_no_read(make, draw, device, auto_step):

@@ -126,7 +126,7 @@ def test_a_training_forward_under_a_transform_is_refused(make, draw, transform, 
     assert_same_state(balancer, before)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # PyTorch's own, in eval mode
 @pytest.mark.parametrize("auto_step", [None, 1])
 def test_linearize_of_a_training_forward_is_refused(make, draw, auto_step, assert_same_state):
@@ -278,7 +278,7 @@ def test_inference_mode(make, draw):
     assert balancer.steps == 2
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
 def test_a_training_forward_within_a_transform_that_is_compiled_is_refused(make, draw, transform, told_in_a_graph):
     """As it is where nothing is compiled: a transform that is traced would observe once, or nothing."""

@@ -104,7 +104,7 @@ def check(framework, weighted_sum):
     return check
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("result", spec.FORMATS)
 @pytest.mark.parametrize("fmt", spec.FORMATS)
 def test_dtype(framework, check, fmt, result):

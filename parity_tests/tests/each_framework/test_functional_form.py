@@ -64,7 +64,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("balancers", "kind"), ROWS, indirect=["balancers"])
 def test_the_bits_are_those_of_the_module(framework, balancers, kind, draw):
     balancer, form = balancers

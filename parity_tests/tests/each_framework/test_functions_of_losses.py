@@ -66,7 +66,7 @@ def test_the_geometric_mean_is_the_paper_s(framework, make_geometric, weights):
         np.testing.assert_allclose(gradients, derivatives, rtol=1e-5)
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("form", ["linear", "log"])
 @pytest.mark.parametrize("mu", [0.3, 1.0])
 @pytest.mark.parametrize("given", [False, True], ids=["default", "given"])
@@ -157,7 +157,7 @@ def test_amounts_that_are_not_zero_change_no_bit(framework, make_geometric, make
             assert found[1].tolist() == wanted[1].tolist()
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("balancer", BALANCERS)
 def test_if_all_are_absent_value_and_gradients_are_0(framework, balancer, dtype):

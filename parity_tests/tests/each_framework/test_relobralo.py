@@ -63,7 +63,7 @@ def papers(losses, alpha, beta, temperature, seed):
 SETTINGS = [(0.95, 0.99, 1.0), (0.5, 0.5, 2.0), (0.0, 1.0, 1.0), (1.0, 0.0, 4.0), (0.999, 0.9, 0.5)]
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("alpha", "beta", "temperature"), SETTINGS)
 def test_the_balance_is_the_paper_s(make_relobralo, of, train, alpha, beta, temperature):
     for seed in range(4):

@@ -239,7 +239,7 @@ def model_of(framework, balancer):
     return model
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("way", ["call", "inside-a-model", "observe"])
 def test_who_never_steps_is_warned_once_and_by_line(framework, make, draw, way):
     balancer = make()
@@ -260,7 +260,7 @@ def test_who_never_steps_is_warned_once_and_by_line(framework, make, draw, way):
     assert line.strip() == ("return self.balancer(losses)" if way == "inside-a-model" else "call(draw())")
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize("why", ["stepped", "discarded", "eval", "auto-step"])
 def test_who_steps_is_not_warned(make, draw, why):
     balancer = make(auto_step=1000 if why == "auto-step" else None)
@@ -277,7 +277,7 @@ def test_who_steps_is_not_warned(make, draw, why):
 # --- what is logged -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.in_turn(5)
+@pytest.mark.in_turn(8)
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-6), ("bfloat16", 0.01), ("float64", 1e-7)], ids=["f32", "bf16", "f64"])
 def test_breakdown(framework, make, draw, dtype, rtol):
     balancer = make()

@@ -66,23 +66,23 @@ def result_format(formats: Iterable[str]) -> FormatName:
 def round_to(value: Fraction, name: str) -> float:
     """``value`` rounded to nearest, ties to even, with gradual underflow and overflow to infinity (IEEE 754)."""
     fmt = FORMATS[cast(FormatName, name)]
-    magnitude = abs(value)
-    if magnitude == 0:
+    above, below = abs(value.numerator), value.denominator
+    if above == 0:
         return 0.0
-    exponent = _floor_log2(magnitude)
     # The spacing of the format's numbers around value; below the normal range it stops shrinking.
-    ulp_exponent = max(exponent, fmt.min_exponent) - (fmt.precision - 1)
-    count = round(magnitude * Fraction(2) ** -ulp_exponent)  # Python rounds a Fraction half to even
-    if count * Fraction(2) ** ulp_exponent >= Fraction(2) ** (fmt.max_exponent + 1):
-        rounded = math.inf
-    else:
-        rounded = math.ldexp(count, ulp_exponent)
-    return -rounded if value < 0 else rounded
+    ulp_exponent = max(_floor_log2(above, below), fmt.min_exponent) - (fmt.precision - 1)
+    count, rest = divmod(above << max(-ulp_exponent, 0), scaled := below << max(ulp_exponent, 0))
+    if 2 * rest > scaled or (2 * rest == scaled and count % 2 == 1):
+        count += 1
+    overflows = count.bit_length() + ulp_exponent > fmt.max_exponent + 1
+    rounded = math.inf if overflows else math.ldexp(count, ulp_exponent)
+    return -rounded if value.numerator < 0 else rounded
 
 
-def _floor_log2(value: Fraction) -> int:
-    estimate = value.numerator.bit_length() - value.denominator.bit_length()
-    return estimate if Fraction(2) ** estimate <= value else estimate - 1
+def _floor_log2(above: int, below: int) -> int:
+    """The exponent of the largest power of two that is at most ``above / below``."""
+    estimate = above.bit_length() - below.bit_length()
+    return estimate if below << max(estimate, 0) <= above << max(-estimate, 0) else estimate - 1
 
 
 def flush(value: float, name: str) -> float:

@@ -10,12 +10,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
 
 from loss_balancers import spec
 from loss_balancers.torch.observing import State, look_up
 from loss_balancers.torch.rounding import FLOAT
-from loss_balancers.torch.transforms import check_not_transformed
 
 #: What to do about state that is stacked.
 _WITHIN_VMAP = "If `torch.func.stack_module_state` stacked the state of several balancers, use it within `torch.func.vmap`."

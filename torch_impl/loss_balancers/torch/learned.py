@@ -163,7 +163,7 @@ class LearnedLossBalancer(MovesState, WeighedLossBalancer):
         if self._first is None or not _can_look(self.parameter):
             return
         (version, kind, values), (now, kind_now, here) = self._first, _seen(self.parameter)
-        if kind is not kind_now or here.shape != values.shape:  # FSDP2 has the whole of it in a forward, and parts between: look again
+        if kind is not kind_now or here.shape != values.shape:  # FSDP2: it is whole in a forward, in parts between. Look again
             self._first = now, kind_now, here
             return
         moved = (here.device, here.dtype) != (values.device, values.dtype)

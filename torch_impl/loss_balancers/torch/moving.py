@@ -91,7 +91,8 @@ class MovesState(nn.Module):
         if wrong:
             error_msgs += wrong
             return
-        held = [(tensors, name, x, x.detach().clone()) for tensors in (self._parameters, self._buffers) for name, x in _all(tensors)]
+        own: Any = (self._parameters, self._buffers)
+        held = [(tensors, name, x, x.detach().clone()) for tensors in own for name, x in tensors.items() if x is not None]
         found = (error_msgs, missing_keys, unexpected_keys) if strict else (error_msgs,)
         before = sum(map(len, found))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -100,10 +101,6 @@ class MovesState(nn.Module):
                 for tensors, name, x, values in held:
                     tensors[name] = x  # ``assign=True`` puts another there
                     x.copy_(values)
-
-
-def _all(tensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, x) for name, x in tensors.items() if x is not None]
 
 
 def _what_is_wrong(balancer: Any, state_dict: dict[str, Any], prefix: str, in_place: bool) -> list[str]:

@@ -42,10 +42,13 @@ def lowering(compute: Callable[..., Array]) -> Any:
     return sealed
 
 
-# `jnp.where` and `jnp.clip` would be functions of their own in the program. Where it is exported for two platforms, or for any batch,
-# each of them gets an index too, of 64 bits in here and of 32 around it.
+# `jnp.where` and `jnp.clip` would be functions of their own in the program. Where it is exported for two platforms, or for any
+# batch, each of them gets an index too, of 64 bits in here and of 32 around it.
 def _where(condition: Array, x: Array | int, y: Array | int) -> Array:
-    return lax.select(condition, *(value if isinstance(value, Array) else lax.full_like(condition, value, np.int64) for value in (x, y)))
+    def whole(value: Array | int) -> Array:
+        return value if isinstance(value, Array) else lax.full_like(condition, value, np.int64)
+
+    return lax.select(condition, whole(x), whole(y))
 
 
 def _clip(x: Array, low: int, high: int) -> Array:
