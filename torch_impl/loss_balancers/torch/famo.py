@@ -24,7 +24,8 @@ from loss_balancers.torch.stateful import StatefulLossBalancer
 
 def gradient_of(logits: Tensor, levels: Tensor, known: Tensor, weight_decay: float) -> Tensor:
     """The gradient by each logit of a loss that is known, of the levels before and after (spec Q4)."""
-    before, after = log(chosen(known, levels, 1.0))
+    # Not `chosen`: under the stance "eager_then_compile" PyTorch (2.13) compiles it by itself, and fails where it meets two ranks.
+    before, after = log(torch.where(known, levels, beside(1.0, levels)))
     fall = before - after
     shares = softmax(chosen(known, logits, -torch.inf))
     return keep(rmul(shares, fall - summed(fall, shares)) + keep(logits * beside(weight_decay, logits)))
