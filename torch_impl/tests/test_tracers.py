@@ -13,6 +13,7 @@ from with_state import NAMES
 import loss_balancers.torch
 from loss_balancers.parity.bits import assert_same_bits
 from loss_balancers.spec import registry
+from loss_balancers.spec.versions import release
 
 EXAMPLES = registry.examples()
 
@@ -53,7 +54,9 @@ def test_fake_tensors(registered):
                 balancer.step()
 
 
+@pytest.mark.skipif(release(torch.__version__) < (2, 9), reason="PyTorch 2.8 cannot save a program with an infinity in it")
 @pytest.mark.in_turn(3)
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # PyTorch's own, of what it reads (2.9)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_an_exported_program_is_saved_and_read(any_balancer, training, draw):
     exported = torch.export.export(any_balancer.train(training), (draw(),))

@@ -151,6 +151,8 @@ def stacked(terms: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def one_dtype(dtypes: Sequence[torch.dtype]) -> bool:
     """Whether all are one."""
+    if is_dynamo_compiling():  # that of PyTorch 2.8 cannot count
+        return all(dtype == dtypes[0] for dtype in dtypes)
     return dtypes.count(dtypes[0]) == len(dtypes)
 
 
