@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from loss_balancers.parity.certificates import measured
 from loss_balancers.parity.certificates.host import FRAMEWORKS
 from loss_balancers.parity.certificates.measured import measurements
 from loss_balancers.parity.files import write_json, write_text
-from loss_balancers.parity.lanes.known import MODES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(measured.__file__).parent / measured.FILE
@@ -34,11 +34,9 @@ FOLDER = ROOT / ".venv-versions"
 #: What the lanes and the unit tests need besides the frameworks.
 PROJECT = ("-e", f"{ROOT}[test]", "beartype>=0.22", "orbax-checkpoint>=0.11", "pytest-xdist>=3.8")
 TESTS = ("spec/tests", "torch_impl/tests", "jax_impl/tests", "parity_tests/tests/each_framework")
-LANES = tuple(f"{framework}-cpu-{mode}" for framework, modes in MODES.items() for mode in modes)
 PARITY = ("-c", "from loss_balancers.parity.cli import main; main()", "parity", "--json")
-
-#: The columns of a quick run, and the lanes that it leaves out: `jax-cpu-jit` and `-vmap` compile the same step.
-QUICKLY, LEFT_OUT = ("f32", "bf16"), ("jax-cpu-scan", "jax-cpu-sharded")
+#: The golden vectors as `make test` has them: all in eager PyTorch, and shared out among the other lanes of each framework.
+SHARED_OUT = ("parity_tests/tests/test_golden.py",)
 
 
 class Pair(NamedTuple):
@@ -66,7 +64,7 @@ def main() -> int:
     parser.add_argument(
         "--vectors-only",
         action="store_true",
-        help=f"no unit tests, vectors in float32 and bfloat16 alone, not on {' and '.join(LEFT_OUT)}, and nothing is written",
+        help="no unit tests, vectors as `make test` shares them out among the lanes, and nothing is written",
     )
     parser.add_argument("--install-only", action="store_true", help="make the environments, and measure nothing")
     parser.add_argument("--discard", action="store_true", help="remove each environment after use")
@@ -107,7 +105,7 @@ def keep(found: dict[str, Any]) -> None:
 
 
 def measure(pair: Pair, quickly: bool) -> dict[str, Any]:
-    """Runs a pair: all vectors and, if it is one of those that are tested, the unit tests; or, quickly, some vectors.
+    """Runs a pair: all vectors and, if it is one of those that are tested, the unit tests; or, quickly, vectors shared out.
 
     Returns:
         ``versions`` by package; ``identical`` of ``results``, in all and in ``lanes`` by lane; ``absent``, the lanes that did not
@@ -120,16 +118,17 @@ def measure(pair: Pair, quickly: bool) -> dict[str, Any]:
         return {**found, "why": f"there is no Python {pair.python} on PATH"}
     if (python := environment(pair, interpreter)) is None:
         return {**found, "why": "pip cannot install it", "good": False}
+    if quickly:
+        found["tests"], found["good"] = tested(python, SHARED_OUT)
+        return found
     file = FOLDER / f"{pair.name}.json"
     file.unlink(missing_ok=True)
-    few = [word for label in QUICKLY for word in ("--label", label)]
-    few += [word for lane in LANES if lane not in LEFT_OUT for word in ("--lane", lane)]
-    status = subprocess.run([python, *PARITY, str(file), *(few if quickly else ())], cwd=ROOT, check=False).returncode
+    status = subprocess.run([python, *PARITY, str(file)], cwd=ROOT, check=False).returncode
     if not file.exists():
         return {**found, "why": f"`loss-balancers parity` ended with {status}", "good": False}
     found |= of_matrix(json.loads(file.read_text("utf-8"))) | {"good": status == 0}
-    if pair.tested and not quickly:
-        found["tests"], passed = unit_tests(python)
+    if pair.tested:
+        found["tests"], passed = tested(python, TESTS)
         found["good"] &= passed
     return found
 
@@ -182,10 +181,10 @@ def environment(pair: Pair, interpreter: str) -> str | None:
     return str(python)
 
 
-def unit_tests(python: str) -> tuple[str, bool]:
-    """How the tests of spec and twins end, such as "812 passed, 3 skipped", and whether none failed."""
+def tested(python: str, tests: Sequence[str]) -> tuple[str, bool]:
+    """How tests end, such as "812 passed, 3 skipped", and whether none failed."""
     # Warnings of other versions are other ones; that ours raise none, `make test` holds.
-    command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-o", "filterwarnings=", *TESTS]
+    command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-o", "filterwarnings=", *tests]
     # A version is measured with what it compiles itself, not with what it finds compiled (`conftest.py`).
     environment = {**os.environ, "PYTHONPATH": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     last = ""
