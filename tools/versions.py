@@ -119,7 +119,7 @@ def measure(pair: Pair, quickly: bool) -> dict[str, Any]:
     if (python := environment(pair, interpreter)) is None:
         return {**found, "why": "pip cannot install it", "good": False}
     if quickly:
-        found["tests"], found["good"] = tested(python, SHARED_OUT)
+        found["tests"], found["good"] = run_tests(python, SHARED_OUT)
         return found
     file = FOLDER / f"{pair.name}.json"
     file.unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def measure(pair: Pair, quickly: bool) -> dict[str, Any]:
         return {**found, "why": f"`loss-balancers parity` ended with {status}", "good": False}
     found |= of_matrix(json.loads(file.read_text("utf-8"))) | {"good": status == 0}
     if pair.tested:
-        found["tests"], passed = tested(python, TESTS)
+        found["tests"], passed = run_tests(python, TESTS)
         found["good"] &= passed
     return found
 
@@ -181,7 +181,7 @@ def environment(pair: Pair, interpreter: str) -> str | None:
     return str(python)
 
 
-def tested(python: str, tests: Sequence[str]) -> tuple[str, bool]:
+def run_tests(python: str, tests: Sequence[str]) -> tuple[str, bool]:
     """How tests end, such as "812 passed, 3 skipped", and whether none failed."""
     # Warnings of other versions are other ones; that ours raise none, `make test` holds.
     command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-o", "filterwarnings=", *tests]

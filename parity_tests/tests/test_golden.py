@@ -33,7 +33,7 @@ IN_ORDER = [column for name in SETTINGS for label in LABELS if (column := (name,
 JAX = [lane.name for lane in find_lanes() if lane.name in PROMISED and lane.framework == "jax"]
 #: A lane runs every eighth column, from this one on: JAX's eight lanes share them out. Every balancer has four columns at least,
 #: of which Inductor runs one.
-BEGINS = {name: i for i, name in enumerate(JAX)} | {"torch-cpu-compiled": 3, "torch-cpu-vmap": 1, "torch-cpu-step": 7}
+BEGINS = {name.replace("-cpu", ""): i for i, name in enumerate(JAX)} | {"torch-compiled": 3, "torch-vmap": 1, "torch-step": 7}
 
 
 def chosen(lane: Lane, label: str) -> list[Group]:
@@ -41,7 +41,8 @@ def chosen(lane: Lane, label: str) -> list[Group]:
 
     `make parity` and `make evidence` run them all, which takes the compilers a quarter of an hour.
     """
-    its = IN_ORDER if lane.name == "torch-cpu-eager" else IN_ORDER[BEGINS.get(lane.name, 0) :: 8]
+    mode = f"{lane.framework}-{lane.mode}"  # the same columns on whatever device
+    its = IN_ORDER if mode == "torch-eager" else IN_ORDER[BEGINS[mode] :: 8]
     return [group for group in GROUPS if group.label == label and (group.balancer, label) in its]
 
 

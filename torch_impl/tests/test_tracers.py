@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -19,25 +20,29 @@ EXAMPLES = registry.examples()
 
 
 @pytest.fixture(params=EXAMPLES)
-def any_balancer(request):
-    """A new balancer of every registered example, with state or without."""
-    return registry.make(EXAMPLES[request.param], loss_balancers.torch)
+def make_any(request):
+    """Makes a balancer: of every registered example in turn, with state or without."""
+    return partial(registry.make, EXAMPLES[request.param], loss_balancers.torch)
 
 
 @pytest.mark.in_turn(3)
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-def test_numbers_that_are_symbols(any_balancer):
+def test_numbers_that_are_symbols(make_any):
     """`dynamic=True` makes symbols of Python's numbers too, with which an autograd function cannot be traced."""
-    scales = torch.ones(3, requires_grad=True)
+    scales, balancers = torch.ones(3, requires_grad=True), (make_any(), make_any())  # each observes in training mode
 
-    def of(rows):
-        return any_balancer(dict(zip(NAMES, (scales * rows.mean(0)).square().unbind(), strict=True)))
+    def of(balancer, rows):
+        return balancer(dict(zip(NAMES, (scales * rows.mean(0)).square().unbind(), strict=True)))
 
     compiled = torch.compile(of, dynamic=True, fullgraph=True, backend="aot_eager")
-    any_balancer.eval()  # so that each call is of the same state
     for count in (4, 5):
         rows = torch.rand(count, 3) + 0.5
-        assert_same_bits(*(torch.autograd.grad(function(rows), scales)[0] for function in (compiled, of)))
+        aggregates = [function(balancer, rows) for function, balancer in zip((compiled, of), balancers, strict=True)]
+        assert_same_bits(*(aggregate.detach() for aggregate in aggregates))
+        assert_same_bits(*(torch.autograd.grad(aggregate, scales)[0] for aggregate in aggregates))
+        states = [balancer.state_dict() for balancer in balancers]
+        for name, value in states[0].items():
+            assert_same_bits(value, states[1][name])
 
 
 @pytest.mark.parametrize("registered", EXAMPLES)
@@ -58,8 +63,8 @@ def test_fake_tensors(registered):
 @pytest.mark.in_turn(3)
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # PyTorch's own, of what it reads (2.9)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-def test_an_exported_program_is_saved_and_read(any_balancer, training, draw):
-    exported = torch.export.export(any_balancer.train(training), (draw(),))
+def test_an_exported_program_is_saved_and_read(make_any, training, draw):
+    exported = torch.export.export(make_any().train(training), (draw(),))
     file = io.BytesIO()
     torch.export.save(exported, file)
     file.seek(0)

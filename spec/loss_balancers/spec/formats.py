@@ -71,8 +71,9 @@ def round_to(value: Fraction, name: str) -> float:
         return 0.0
     # The spacing of the format's numbers around value; below the normal range it stops shrinking.
     ulp_exponent = max(_floor_log2(above, below), fmt.min_exponent) - (fmt.precision - 1)
-    count, rest = divmod(above << max(-ulp_exponent, 0), scaled := below << max(ulp_exponent, 0))
-    if 2 * rest > scaled or (2 * rest == scaled and count % 2 == 1):
+    above, below = above << max(-ulp_exponent, 0), below << max(ulp_exponent, 0)
+    count, rest = divmod(above, below)
+    if 2 * rest > below or (2 * rest == below and count % 2 == 1):
         count += 1
     overflows = count.bit_length() + ulp_exponent > fmt.max_exponent + 1
     rounded = math.inf if overflows else math.ldexp(count, ulp_exponent)
